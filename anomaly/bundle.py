@@ -1,0 +1,296 @@
+"""A bundle: one folder that is one deployable detector.
+
+::
+
+    bundle.json                what it is: settings, versions, hashes of the other files
+    weights.safetensors        the averaged network, with its closed-form base and intercepts
+    detector.safetensors       density over features, heatmap statistics
+    calibration.safetensors    scores and evidence peaks of held-out normals (once calibrated)
+    seen.json                  hashes of the scans that network and detector have seen
+
+Tensors and JSON only: nothing is unpickled or executed. Loading compares every file with its
+recorded hash and says which one differs. Preprocessing travels with the weights, so scoring cannot
+disagree with training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import anomaly
+from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.config import Config, dump, parse_config
+from anomaly.detection.calibration import Calibration
+from anomaly.detection.detector import Detector
+from anomaly.detection.heatmap import HeatmapModel
+from anomaly.errors import BundleError, ConfigError, NotCalibrated
+
+__all__ = ["FORMAT", "Bundle", "Calibrated", "bundle_problems", "read_bundle", "write_bundle"]
+
+FORMAT = 1
+_MAIN = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What held-out normals scored.
+
+    Attributes
+    ----------
+    scores : Calibration
+        Of whole scans.
+    peaks : Calibration
+        Largest evidence of each heatmap: the region threshold that few normals reach.
+    evidence_ceiling : float
+        Top of the colour scale: twice the region threshold at the configured alpha.
+    manifest_hash : str
+        Of the manifest that they came from.
+    """
+
+    scores: Calibration
+    peaks: Calibration
+    evidence_ceiling: float
+    manifest_hash: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained detector in memory.
+
+    Attributes
+    ----------
+    config : Config
+        What it was made with; preprocessing, levels and features are read from here.
+    levels : NoiseLevels
+    network : LevelClassifier
+        In evaluation mode.
+    detector : Detector
+    heatmap : HeatmapModel
+    manifest_hash : str
+        Of the manifest that it was trained on.
+    seen : frozenset of str
+        `scan_hash` of every scan that network or detector has seen.
+    calibrated : Calibrated or None
+    hash : str
+        SHA-256 of ``bundle.json``; empty before it is written.
+    """
+
+    config: Config
+    levels: NoiseLevels
+    network: LevelClassifier
+    detector: Detector
+    heatmap: HeatmapModel
+    manifest_hash: str
+    seen: frozenset[str]
+    calibrated: Calibrated | None = None
+    hash: str = ""
+
+    def calibration(self) -> Calibrated:
+        """Return the calibration.
+
+        Raises
+        ------
+        NotCalibrated
+            If there is none.
+        """
+        if self.calibrated is None:
+            raise NotCalibrated(
+                "this bundle is not calibrated: it gives scores, but no p-values and no flags. Run "
+                "`anomaly calibrate` on normal scans that it has not seen"
+            )
+        return self.calibrated
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """Write a bundle; ``bundle.json`` comes last, so a half-written one does not load.
+
+    Returns
+    -------
+    Bundle
+        The same with its hash.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous().cpu() for k, v in bundle.network.state_dict().items()}
+    detector = {f"detector.{k}": v for k, v in bundle.detector.arrays().items()}
+    heatmap = {f"heatmap.{k}": v for k, v in bundle.heatmap.arrays().items()}
+    files = {
+        "weights.safetensors": save_tensors(state),
+        "detector.safetensors": save_arrays(_contiguous({**detector, **heatmap})),
+        "seen.json": json.dumps(sorted(bundle.seen)).encode(),
+    }
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "notice": "Research use only. Not a diagnosis.",
+        "config": _json_config(bundle.config),
+        "feature_names": list(bundle.detector.names),
+        "has_base": bundle.network.base is not None,
+        "manifest_hash": bundle.manifest_hash,
+        "versions": {"anomaly": anomaly.__version__, "torch": torch.__version__.split("+")[0]},
+    }
+    if bundle.calibrated is not None:
+        calibrated = bundle.calibrated
+        files["calibration.safetensors"] = save_arrays(
+            {"scores": calibrated.scores.scores, "peaks": calibrated.peaks.scores}
+        )
+        record["calibration"] = {
+            "evidence_ceiling": calibrated.evidence_ceiling,
+            "manifest_hash": calibrated.manifest_hash,
+            "scans": len(calibrated.scores.scores),
+        }
+    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    main = _seal(record)
+    (folder / _MAIN).unlink(missing_ok=True)
+    for name, data in [*files.items(), (_MAIN, main)]:
+        _write(folder / name, data)
+    return replace(bundle, hash=hashlib.sha256(main).hexdigest())
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Load a bundle and check every byte of it.
+
+    Raises
+    ------
+    BundleError
+        If a file is missing or differs from its recorded hash, or the format is another.
+    """
+    main, record = _read_main(folder)
+    problems = bundle_problems(folder)
+    if problems:
+        raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
+    try:
+        config = parse_config(record["config"])
+        levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
+        state = load_tensors((folder / "weights.safetensors").read_bytes())
+        arrays = load_arrays((folder / "detector.safetensors").read_bytes())
+        base = _empty_base(config, levels) if record["has_base"] else None
+        network = LevelClassifier(build_network(config.network, levels), base)
+        network.load_state_dict(state)
+        return Bundle(
+            config=config,
+            levels=levels,
+            network=network.eval().requires_grad_(False),
+            detector=Detector.from_arrays(record["feature_names"], _under("detector.", arrays)),
+            heatmap=HeatmapModel.from_arrays(config.heatmap, _under("heatmap.", arrays)),
+            manifest_hash=record["manifest_hash"],
+            seen=frozenset(json.loads((folder / "seen.json").read_text())),
+            calibrated=_read_calibration(folder, record.get("calibration")),
+            hash=hashlib.sha256(main).hexdigest(),
+        )
+    except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
+        raise BundleError(
+            f"bundle {folder} was written by version {record.get('versions')} and does not fit "
+            f"this one ({anomaly.__version__}): {error}"
+        ) from error
+
+
+def bundle_problems(folder: Path) -> list[str]:
+    """Say what is wrong with a bundle's files; empty if it is intact.
+
+    Raises
+    ------
+    BundleError
+        If there is no readable ``bundle.json`` of this format.
+    """
+    _, record = _read_main(folder)
+    problems = []
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (found := hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
+            problems.append(f"{name} has changed: SHA-256 {found[:12]}, expected {expected[:12]}")
+    return problems
+
+
+def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        main = (folder / _MAIN).read_bytes()
+        record: dict[str, Any] = json.loads(main)
+        found = record["format"]
+        sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is no bundle: it holds no {_MAIN}. Train one first") from error
+    except OSError as error:
+        raise BundleError(f"{folder / _MAIN} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
+        ) from error
+    if found != FORMAT:
+        raise BundleError(f"bundle {folder} has format {found}: this version reads format {FORMAT}")
+    if main != sealed:
+        raise BundleError(f"{folder / _MAIN} has changed since it was written: copy it again")
+    return main, record
+
+
+def _seal(record: Mapping[str, Any]) -> bytes:
+    """Encode the record of a bundle with its own hash: a flipped byte in it shows too."""
+    plain = json.dumps(record, sort_keys=True).encode()
+    sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
+    return json.dumps(sealed, indent=1, sort_keys=True).encode()
+
+
+def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibrated | None:
+    if record is None:
+        return None
+    arrays = load_arrays((folder / "calibration.safetensors").read_bytes())
+    return Calibrated(
+        Calibration(arrays["scores"]),
+        Calibration(arrays["peaks"]),
+        float(record["evidence_ceiling"]),
+        record["manifest_hash"],
+    )
+
+
+def _empty_base(config: Config, levels: NoiseLevels) -> CosineGaussianCDM:
+    """Make a base of the right shape, to be filled by the saved tensors."""
+    size = config.preprocessing.size
+    image = torch.zeros(config.network.channels, size, size)
+    return CosineGaussianCDM(image, torch.ones_like(image), levels)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(f"{path} could not be written: {error.strerror}") from error
+
+
+def _json_config(config: Config) -> Any:
+    """Return the configuration without the folder it was trained from: that is the trainer's."""
+    import yaml
+
+    plain = yaml.safe_load(dump(config))
+    plain["data"]["root"] = "."
+    return plain
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -1,0 +1,150 @@
+r"""Density, score and denoiser of a noise-level classifier: each identity once.
+
+A network :math:`f(x) \to` logits ``(B, T + 2)`` classifies the noise level of ``x``; it sees
+``x_t``, never ``t``. With levels drawn uniformly in training,
+
+.. math::
+    F(x, t) &= f(x)_{T+1} - f(x)_t = \log \frac{N(x; 0, I)}{p_t(x)} \\
+    E[\varepsilon \mid x_t] &= \sigma_t (\nabla_x F(x_t, t) + x_t)  \quad\text{(eq. 8)} \\
+    \log p_t(x) &= \log N(x; 0, I) + f(x)_t - f(x)_{T+1}            \quad\text{(eq. 10)} \\
+    \text{bits/dim} &= -\frac{\log p_0(x)}{d \ln 2} + \log_2 \frac{n - 1}{2}
+
+for ``n`` grey values spread over ``[-1, 1]``. All levels come out of one forward pass; the
+denoiser costs one backward pass more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.errors import ConfigError
+
+__all__ = [
+    "Network",
+    "bits_per_dim",
+    "clean_estimate",
+    "dequantize",
+    "grey_step",
+    "log_density",
+    "log_ratio",
+    "log_reference",
+    "predict_noise",
+    "score",
+]
+
+Network = Callable[[Tensor], Tensor]
+
+
+def log_reference(x: Tensor) -> Tensor:
+    """Log density of pure noise, ``log N(x; 0, I)``: (B,) nats."""
+    flat = x.flatten(1).to(torch.float64)  # d * log(2 pi) / 2 in float32 would eat 1e-3 nats
+    return -0.5 * (flat.square() + math.log(2 * math.pi)).sum(1)
+
+
+def log_ratio(logits: Tensor, t: Tensor) -> Tensor:
+    """``F(x, t) = log N(x; 0, I) - log p_t(x)``: (B,) nats.
+
+    Parameters
+    ----------
+    logits : Tensor (B, T + 2)
+    t : Tensor (B,) int64
+    """
+    return logits[:, -1] - logits.gather(1, t[:, None])[:, 0]
+
+
+def log_density(logits: Tensor, x: Tensor) -> Tensor:
+    """``log p_t(x)`` for every level at once: (B, T + 2) float64 nats (eq. 10).
+
+    Parameters
+    ----------
+    logits : Tensor (B, T + 2)
+        What the network says of `x`.
+    x : Tensor (B, C, H, W)
+    """
+    wide = logits.to(torch.float64)
+    return log_reference(x)[:, None] + wide - wide[:, -1:]
+
+
+def predict_noise(
+    network: Network, x_t: Tensor, t: Tensor, levels: NoiseLevels, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Optimal denoiser ``E[eps | x_t]`` (eq. 8), with the logits it came from.
+
+    Parameters
+    ----------
+    network : callable (B, C, H, W) -> (B, T + 2)
+    x_t : Tensor (B, C, H, W)
+    t : Tensor (B,) int64
+    levels : NoiseLevels
+    create_graph : bool
+        Keep the graph, so that a loss can be differentiated through the gradient.
+
+    Returns
+    -------
+    eps_hat : Tensor (B, C, H, W)
+    logits : Tensor (B, T + 2)
+    """
+    with torch.enable_grad():
+        x = x_t.detach().requires_grad_()
+        logits = network(x)
+        (gradient,) = torch.autograd.grad(log_ratio(logits, t).sum(), x, create_graph=create_graph)
+    return levels.sigma_at(t, x_t) * (gradient + x_t), logits
+
+
+def score(network: Network, x: Tensor, t: Tensor) -> Tensor:
+    """``grad_x log p_t(x) = -(grad_x F(x, t) + x)``: (B, C, H, W); defined at level 0 too."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_ratio(network(leaf), t).sum(), leaf)
+    return -(gradient + x)
+
+
+def clean_estimate(x_t: Tensor, eps_hat: Tensor, t: Tensor, levels: NoiseLevels) -> Tensor:
+    """``E[x_0 | x_t] = (x_t - sigma[t] E[eps | x_t]) / alpha[t]``; not defined at pure noise."""
+    return (x_t - levels.sigma_at(t, x_t) * eps_hat) / levels.alpha_at(t, x_t)
+
+
+def grey_step(grey_levels: int) -> float:
+    """Distance between neighbouring grey values spread over [-1, 1].
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than 2 grey values.
+    """
+    if grey_levels < 2:
+        raise ConfigError(f"{grey_levels} grey levels: expected at least 2")
+    return 2 / (grey_levels - 1)
+
+
+def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
+    """Code length in bits per pixel value, from nats of a density on [-1, 1].
+
+    A code length only for dequantised images (see `dequantize`).
+
+    Parameters
+    ----------
+    log_p : Tensor
+        Log density, nats.
+    dims : int
+        Pixel values per image, ``C * H * W``.
+    grey_levels : int
+        Grey values spread over [-1, 1]; say it wherever the figure is said.
+    """
+    return -log_p / (dims * math.log(2)) - math.log2(grey_step(grey_levels))
+
+
+def dequantize(x: Tensor, grey_levels: int, noise: Tensor) -> Tensor:
+    """Spread each grey value evenly over its cell: ``x + (noise - 1/2) grey_step``.
+
+    Parameters
+    ----------
+    x : Tensor in [-1, 1], on the grid of `grey_levels` values
+    noise : Tensor of the same shape, uniform in [0, 1)
+    """
+    return x + (noise - 0.5) * grey_step(grey_levels)

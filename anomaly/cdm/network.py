@@ -1,0 +1,372 @@
+r"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. They see ``x_t``, never ``t``.
+
+- `Encoder` (the default): residual convolutions without normalisation, going down in resolution;
+  at every scale per-pixel features are *summed* over the image, and level ``t`` reads the sums
+  with its own weights,
+
+  .. math:: f(x)_t = \frac{\alpha_t^2}{\sigma_t} \, w_t \cdot S(x) + \sqrt{d}\, b_t .
+
+  A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` where noise is
+  low, and its difference from pure noise's fades as :math:`\alpha_t^2` where noise is high (for
+  centred data: `anomaly.cdm.gaussian` expanded in alpha): the head has both built in. There is no
+  decoder; the input gradient runs the encoder backwards and is one.
+- `PaperUNet`: the paper's DDPM U-Net without time embedding, mean-pooled, cumulative-sum head.
+- `LevelClassifier`: either of them, with an intercept for every level, and optionally on top of a
+  closed-form Gaussian classifier, so that the network learns what the mean image and the power
+  spectrum do not already say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.errors import ConfigError
+
+__all__ = [
+    "Encoder",
+    "EncoderSettings",
+    "LevelClassifier",
+    "NetworkSettings",
+    "PaperUNet",
+    "UNetSettings",
+    "build_network",
+]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Shape of an `Encoder`.
+
+    Attributes
+    ----------
+    channels : int
+        Of the image, 1 or 3.
+    patch : int
+        Side of the pixel block that becomes one position of the first feature map.
+    widths : tuple of int
+        Feature channels, one entry a resolution; each next one has half the side.
+    blocks : int
+        Residual blocks a resolution.
+    features : int
+        Features summed over the image, a resolution.
+    spectral_base : bool
+        Start from the mean and the power spectrum of the training images (`LevelClassifier`).
+    """
+
+    kind: Literal["encoder"] = "encoder"
+    channels: int = 1
+    patch: int = 2
+    widths: tuple[int, ...] = (32, 48, 64)
+    blocks: int = 1
+    features: int = 32
+    spectral_base: bool = True
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """Shape of a `PaperUNet`; the defaults are the paper's for 32x32 images.
+
+    Attributes
+    ----------
+    channels : int
+        Of the image, 1 or 3.
+    widths : tuple of int
+        Feature channels, one entry a resolution, from the full one.
+    blocks : int
+        Residual blocks a resolution.
+    attention_stride : int
+        Attention where the feature map is this much smaller than the image; the paper's 16x16
+        is 2 for 32x32 images, 4 for 64x64.
+    dropout : float
+    spectral_base : bool
+        As in `EncoderSettings`; not in the paper.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: int = 1
+    widths: tuple[int, ...] = (128, 256, 256, 256)
+    blocks: int = 2
+    attention_stride: int = 2
+    dropout: float = 0.1
+    spectral_base: bool = False
+
+
+NetworkSettings = EncoderSettings | UNetSettings
+
+
+def build_network(settings: NetworkSettings, levels: NoiseLevels) -> Encoder | PaperUNet:
+    """Build the network that the settings describe, with random weights, without its base."""
+    if isinstance(settings, EncoderSettings):
+        return Encoder(settings, levels)
+    return PaperUNet(settings, levels)
+
+
+class LevelClassifier(nn.Module):
+    """A network, the closed-form classifier it corrects if any, and an intercept for every level.
+
+    Parameters
+    ----------
+    network : Encoder or PaperUNet
+    base : CosineGaussianCDM, optional
+        Fixed; computed in float32 whatever the autocast, since its logits span thousands of nats.
+
+    Attributes
+    ----------
+    intercept : Tensor (T + 2,) float32
+        Added to the logits; zero until `anomaly.cdm.intercepts.fit_intercepts`.
+    """
+
+    intercept: Tensor
+
+    def __init__(self, network: Encoder | PaperUNet, base: CosineGaussianCDM | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.base = base
+        self.register_buffer("intercept", torch.zeros(network.level_count))
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this."""
+        stride: int = self.network.stride
+        return stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, T + 2)."""
+        logits: Tensor = self.network(x) + self.intercept
+        if self.base is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                logits = logits + self.base(x)
+        return logits
+
+
+class Encoder(nn.Module):
+    """The default network; see the module's docstring."""
+
+    gain: Tensor
+    embedding: Tensor
+
+    def __init__(self, settings: EncoderSettings, levels: NoiseLevels) -> None:
+        super().__init__()
+        self.patch = settings.patch
+        self.stride = settings.patch * 2 ** (len(settings.widths) - 1)
+        self.level_count = len(levels)
+        inputs = settings.channels * settings.patch**2 + 2
+        self.stem = _convolution(inputs, settings.widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[_Residual(width) for _ in range(settings.blocks)])
+            for width in settings.widths
+        )
+        self.reads = nn.ModuleList(
+            _convolution(width, settings.features, 1) for width in settings.widths
+        )
+        self.downs = nn.ModuleList(
+            _convolution(fine, coarse, 2, stride=2)
+            for fine, coarse in zip(settings.widths[:-1], settings.widths[1:], strict=True)
+        )
+        sums = settings.features * len(settings.widths)
+        self.register_buffer("embedding", _level_embedding(levels))
+        self.register_buffer("gain", _gradient_scale(levels))
+        hidden = 64
+        last = nn.Linear(hidden, sums + 1)
+        # Small, not zero: every level starts near "all noise levels are equally likely".
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+        self.level_weights = nn.Sequential(
+            nn.Linear(self.embedding.shape[1], hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            last,
+        )
+        self.offset = nn.Parameter(torch.zeros(len(levels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, T + 2)."""
+        _check_size(x, self.stride)
+        h = functional.pixel_unshuffle(x, self.patch)
+        h = self.stem(torch.cat([h, _position(h)], 1))
+        sums = []
+        for scale, (stage, read) in enumerate(zip(self.stages, self.reads, strict=True)):
+            h = self.downs[scale - 1](h) if scale else h
+            h = stage(h)
+            sums.append(functional.silu(read(h)).sum((2, 3), dtype=torch.float32))
+        dims = x[0].numel()
+        pooled = torch.cat([*sums, torch.full_like(sums[0][:, :1], dims)], 1)
+        with torch.autocast(x.device.type, enabled=False):  # sums over an image outgrow bfloat16
+            weights: Tensor = self.level_weights(self.embedding)
+            pooled = pooled.to(weights.dtype)
+            return pooled @ weights.T * self.gain + self.offset * math.sqrt(dims)
+
+
+class _Residual(nn.Module):
+    """``h + conv(silu(conv(h)))``, no normalisation: it makes the double backward slow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _convolution(width, width, 3, padding=1)
+        self.second = _convolution(width, width, 3, padding=1)
+        # A branch that starts small keeps the sum's size without a norm layer.
+        self.second.weight.data.mul_(0.3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        branch: Tensor = self.second(functional.silu(self.first(h)))
+        return h + branch
+
+
+def _convolution(
+    inputs: int, outputs: int, side: int, *, stride: int = 1, padding: int = 0
+) -> nn.Conv2d:
+    """Convolution that keeps the features' size (He et al. 2015).
+
+    PyTorch's default shrinks it layer by layer; near zero SiLU is a parabola, the input gradient
+    of its sums is linear in x, and what is not linear in denoising is learned late.
+    """
+    layer = nn.Conv2d(inputs, outputs, side, stride=stride, padding=padding)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
+
+
+class PaperUNet(nn.Module):
+    """The paper's network: DDPM U-Net without time embedding (Ho et al. 2020), cumulative head."""
+
+    def __init__(self, settings: UNetSettings, levels: NoiseLevels) -> None:
+        super().__init__()
+        widths, drop = settings.widths, settings.dropout
+        self.stride = 2 ** (len(widths) - 1)
+        self.level_count = len(levels)
+        self.stem = nn.Conv2d(settings.channels, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, width = [widths[0]], widths[0]
+        for scale, wanted in enumerate(widths):
+            attend = 2**scale == settings.attention_stride
+            for _ in range(settings.blocks):
+                self.down.append(_UNetBlock(width, wanted, drop, attend))
+                width = wanted
+                skips.append(width)
+            if scale + 1 < len(widths):
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        self.middle = nn.Sequential(
+            _UNetBlock(width, width, drop, attend=True),
+            _UNetBlock(width, width, drop, attend=False),
+        )
+        for scale, wanted in reversed(list(enumerate(widths))):
+            attend = 2**scale == settings.attention_stride
+            for _ in range(settings.blocks + 1):
+                self.up.append(_UNetBlock(width + skips.pop(), wanted, drop, attend))
+                width = wanted
+            if scale:
+                self.up.append(
+                    nn.Sequential(
+                        nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)
+                    )
+                )
+        self.head = nn.Sequential(
+            _norm(width), nn.SiLU(), nn.Conv2d(width, 2 * widths[0], 3, padding=1)
+        )
+        self.classify = nn.Linear(2 * widths[0], len(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, T + 2)."""
+        _check_size(x, self.stride)
+        h = self.stem(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h)
+            skips.append(h)
+        h = self.middle(h)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], 1) if isinstance(layer, _UNetBlock) else h)
+        pooled = self.head(h).mean((2, 3), dtype=torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            steps: Tensor = self.classify(pooled.to(self.classify.weight.dtype))
+            return torch.cumsum(steps, 1)
+
+
+class _UNetBlock(nn.Module):
+    """Group norm, SiLU, convolution, twice, with a shortcut; then attention where asked."""
+
+    def __init__(self, width: int, wanted: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, wanted, 3, padding=1),
+            _norm(wanted),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(wanted, wanted, 3, padding=1),
+        )
+        self.shortcut = nn.Identity() if width == wanted else nn.Conv2d(width, wanted, 1)
+        self.attention = _Attention(wanted) if attend else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.shortcut(h) + self.body(h))
+        return out
+
+
+class _Attention(nn.Module):
+    """Single-head self-attention over positions, written out: it must be differentiable twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(h)).flatten(2).chunk(3, dim=1)  # each (B, width, H * W)
+        weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(q.shape[1]), dim=-1)
+        mixed: Tensor = self.out((v @ weights.transpose(1, 2)).reshape(h.shape))
+        return h + mixed
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, width), width)
+
+
+def _check_size(x: Tensor, stride: int) -> None:
+    height, width = x.shape[-2:]
+    if height % stride or width % stride:
+        raise ConfigError(
+            f"images are {height}x{width}: this network needs sides that are multiples of {stride}"
+        )
+
+
+def _position(h: Tensor) -> Tensor:
+    """Row and column of every position, in [-1, 1]: (B, 2, H, W). Anatomy has a place."""
+    rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)
+    columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    return grid.expand(len(h), -1, -1, -1)
+
+
+def _finite_noise_to_signal(levels: NoiseLevels) -> Tensor:
+    """``sigma / alpha`` with the two infinite ends moved one half-step beyond their neighbours."""
+    inner = levels.sigma[1:-1] / levels.alpha[1:-1]
+    return torch.cat([inner[:1] / 2, inner, inner[-1:] * 2])
+
+
+def _gradient_scale(levels: NoiseLevels) -> Tensor:
+    """``alpha^2 / sigma`` (T + 2,) float32, finite at the clean end; 0 at pure noise."""
+    return (levels.alpha / _finite_noise_to_signal(levels)).float()
+
+
+def _level_embedding(levels: NoiseLevels) -> Tensor:
+    """Smooth coordinates of every level (T + 2, 34): cosines of log noise and index, ends."""
+    log_noise = torch.log(_finite_noise_to_signal(levels))
+    log_noise = (log_noise - log_noise[0]) / (log_noise[-1] - log_noise[0])
+    index = torch.linspace(0, 1, len(levels), dtype=torch.float64)
+    waves = torch.arange(1, 17, dtype=torch.float64) * math.pi / 2
+    ends = torch.zeros(len(levels), 2, dtype=torch.float64)
+    ends[0, 0] = ends[-1, 1] = 1
+    smooth = [torch.cos(v[:, None] * waves) for v in (log_noise, index)]
+    return torch.cat([*smooth, ends], 1).float()

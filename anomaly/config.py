@@ -1,0 +1,243 @@
+"""Configuration: YAML in, checked values out. Nothing in a configuration is ever executed.
+
+A configuration is complete in one file. Unknown keys are refused with the nearest valid name;
+``a.b=c`` overrides are parsed as YAML values; `dump` writes what was really used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from anomaly.cdm.levels import SCHEDULES
+from anomaly.cdm.network import EncoderSettings, NetworkSettings
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.transforms import Augmentation, Preprocessing
+from anomaly.detection.features import FeatureSettings
+from anomaly.detection.heatmap import HeatmapSettings
+from anomaly.errors import ConfigError
+from anomaly.training import TrainingSettings
+
+__all__ = [
+    "Config",
+    "DataSettings",
+    "LevelSettings",
+    "dump",
+    "load_config",
+    "override",
+    "parse_config",
+]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataSettings:
+    """Which scans, and who is who.
+
+    Attributes
+    ----------
+    root : Path
+        Folder of scans.
+    labels : dict of str to list of str
+        Label -> glob patterns on the path relative to `root`; the first match wins.
+    normal : str
+        The label that the model learns from.
+    patient_pattern : str or None
+        Regular expression that finds the patient in a file name, for files without DICOM tags.
+    masks : str or None
+        Folder within `root` with a PNG mask a scan, at the scan's path + ``.png``, for evaluation.
+    splits : dict of str to float
+        Share of normal patients in each split.
+    allow_synthetic : bool
+        Learn from images that a computer made; for phantoms only.
+    workers : int
+        Processes that decode.
+    seed : int
+        Of the split.
+    """
+
+    root: Path = Path("data")
+    labels: dict[str, list[str]] = field(default_factory=lambda: {"normal": ["*"]})
+    normal: str = "normal"
+    patient_pattern: str | None = None
+    masks: str | None = None
+    splits: dict[str, float] = field(
+        default_factory=lambda: {
+            "train": 0.55,
+            "validation": 0.15,
+            "calibration": 0.2,
+            "test": 0.1,
+        }
+    )
+    allow_synthetic: bool = False
+    workers: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a normal class that no folder can have."""
+        if self.normal not in self.labels:
+            raise ConfigError(
+                f"data.normal is {self.normal!r}: expected one of the labels {sorted(self.labels)}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"data.seed is {self.seed}: expected 0 or more")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LevelSettings:
+    """The noise ladder: a schedule's name, and how many levels between clean and noise."""
+
+    schedule: str = "log_snr"
+    steps: int = 400
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown schedule."""
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"levels.schedule is {self.schedule!r}: expected one of {sorted(SCHEDULES)}"
+            )
+        if self.steps < 1:
+            raise ConfigError(f"levels.steps is {self.steps}: expected 1 or more")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """One experiment, whole.
+
+    Attributes
+    ----------
+    name : str
+    data, intensity, preprocessing, augmentation, levels, network, training, features, heatmap
+        See their classes.
+    alpha : float
+        Stated false-alarm rate.
+    """
+
+    name: str
+    data: DataSettings = field(default_factory=DataSettings)
+    intensity: IntensityPolicy = field(default_factory=IntensityPolicy)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    levels: LevelSettings = field(default_factory=LevelSettings)
+    network: NetworkSettings = field(default_factory=EncoderSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    heatmap: HeatmapSettings = field(default_factory=HeatmapSettings)
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what no calibration can support."""
+        if not 0 < self.alpha < 1:
+            raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
+        if self.training.seed < 0:
+            raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the resolved configuration."""
+        return hashlib.sha256(dump(self).encode()).hexdigest()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``a.b=c`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"configuration {path} holds no keys: expected `name:` and sections")
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Check plain values against `Config`; see `load_config` for errors."""
+    _refuse_unknown(raw, Config, "")
+    try:
+        return TypeAdapter(Config).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where} is {first['input']!r}: {first['msg']}") from error
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply ``a.b=c`` overrides to a configuration; see `load_config` for errors."""
+    raw = yaml.safe_load(dump(config))
+    for text in overrides:
+        _override(raw, text)
+    return parse_config(raw)
+
+
+def dump(config: Config) -> str:
+    """Write the resolved configuration as YAML; `load_config` reads it back equal."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"--set {override!r}: expected section.key=value, such as training.steps=500"
+        )
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    try:
+        raw[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+
+
+def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
+    """Name the nearest valid key before pydantic says only that one is not permitted."""
+    known = {f.name for f in fields(owner)}
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"expected one of {sorted(known)}"
+            raise ConfigError(f"unknown configuration key {where}{key}: {hint}")
+        section = _section(owner, key, value)
+        if section is not None:
+            _refuse_unknown(value, section, f"{where}{key}.")
+
+
+def _section(owner: type, key: str, value: Any) -> type | None:
+    """Class of a nested section, or None where the key holds a plain value."""
+    if owner is not Config or not isinstance(value, Mapping):
+        return None
+    if key == "network":
+        kinds = {cls.kind: cls for cls in NetworkSettings.__args__}
+        return kinds.get(str(value.get("kind", "encoder")))
+    default = next(f for f in fields(Config) if f.name == key).default_factory
+    return default if isinstance(default, type) and is_dataclass(default) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,1 @@
+"""Scans in: readers, the manifest, transforms, loaders and the phantom."""

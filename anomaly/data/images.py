@@ -1,0 +1,319 @@
+"""Readers of PNG, JPEG, TIFF and NIfTI, giving the same `Scan` as DICOM does.
+
+These formats say little about what they hold, so less can be checked: no patient, no modality, no
+photometric promise beyond "0 is black". Colour is never reduced to grey behind the user's back: an
+RGB image is accepted only where red, green and blue are equal at every pixel.
+
+Two kinds of range. PNG, JPEG and unsigned TIFF of up to 16 bits have the range of their bits. NIfTI
+and other TIFF (float, signed, 32 bits) declare none; theirs is the configured window, or else the
+minimum and maximum of the *whole file*, never of one slice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import tifffile
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from anomaly.data.frames import Frames, check_size, check_varied, decoding
+from anomaly.data.intensity import IntensityPolicy, to_unit, window_range
+from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.types import Scan, ScanIdentity, SpacingSource
+
+__all__ = ["IMAGE_KINDS", "kind_by_name", "open_image", "read_image"]
+
+IMAGE_KINDS: dict[str, tuple[str, ...]] = {
+    "png": (".png",),
+    "jpeg": (".jpg", ".jpeg"),
+    "tiff": (".tif", ".tiff"),
+    "nifti": (".nii", ".nii.gz"),
+}
+
+# A float has no number of grey values; 16 bits is the finest of the integer formats read here.
+_FLOAT_LEVELS = 2**16
+_MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+
+
+def kind_by_name(path: Path) -> str:
+    """Kind of an image file by its extension: a key of `IMAGE_KINDS`, or empty."""
+    name = path.name.lower()
+    for kind, endings in IMAGE_KINDS.items():
+        if name.endswith(endings):
+            return kind
+    return ""
+
+
+def read_image(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
+    """Read every page or slice of an image file; see `open_image`.
+
+    Returns
+    -------
+    list of Scan or ScanError
+        One entry a page or slice; an error stands where one cannot be used.
+    """
+    return list(open_image(path, policy))
+
+
+def open_image(path: Path, policy: IntensityPolicy) -> Frames:
+    """Open a PNG, JPEG, TIFF or NIfTI file, by its extension.
+
+    Parameters
+    ----------
+    path : Path
+    policy : IntensityPolicy
+        PNG, JPEG and unsigned TIFF always use the full range of their bits.
+
+    Returns
+    -------
+    Frames
+        One frame a page or slice; pixels ``(H, W)`` float32 in [0, 1], 0 = black. The identity is
+        empty but for the frame, as these formats hold none. A NIfTI volume is turned to its
+        closest canonical axes and cut along the third, from inferior to superior; a slice is shown
+        in the radiological convention: row 0 anterior, column 0 at the patient's right.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"undecodable"``, ``"unreadable"``, ``"no decoder"``, ``"non-finite"``.
+    UnsupportedScan
+        ``"not an image"``, ``"colour"``, ``"alpha"``, ``"bit depth"``, ``"orientation"``,
+        ``"dimensions"``, ``"too large"``, ``"empty"``; of a frame also ``"constant"``.
+    """
+    openers: dict[str, Callable[[Path, IntensityPolicy], Frames]] = {
+        "png": _open_pillow,
+        "jpeg": _open_pillow,
+        "tiff": _open_tiff,
+        "nifti": _open_nifti,
+    }
+    kind = kind_by_name(path)
+    if kind not in openers:
+        endings = ", ".join(ending for known in IMAGE_KINDS.values() for ending in known)
+        raise UnsupportedScan("not an image", f"{path} is not one of {endings}.")
+    with decoding(path):
+        return openers[kind](path, policy)
+
+
+def _scan(
+    path: Path,
+    index: int,
+    pixels: NDArray[np.float32],
+    levels: int,
+    intensity: str,
+    spacing: tuple[float, float] | None = None,
+) -> Scan:
+    check_varied(path, pixels)
+    source: SpacingSource = "none" if spacing is None else "NIfTI"
+    return Scan(
+        pixels=np.ascontiguousarray(pixels),
+        levels=levels,
+        identity=ScanIdentity("", "", "", "", index),
+        modality=kind_by_name(path).upper(),
+        spacing=spacing,
+        spacing_source=source,
+        intensity=intensity,
+    )
+
+
+# --- PNG and JPEG -----------------------------------------------------------------------------
+
+
+def _open_pillow(path: Path, policy: IntensityPolicy) -> Frames:
+    del policy  # the bits give the range
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        count = int(getattr(image, "n_frames", 1))
+        check_size(path, image.height, image.width, count)
+    return Frames(count, partial(_read_pillow, path), path)
+
+
+def _read_pillow(path: Path, index: int) -> Scan:
+    with decoding(path), Image.open(path, formats=("PNG", "JPEG")) as image:
+        image.seek(index)
+        bits = _png_bits(path) if image.format == "PNG" else 8
+        if bits == 16 and not image.mode.startswith("I"):
+            raise UnsupportedScan(
+                "bit depth", f"{path} has 16 bits and {image.mode}; expected 16-bit grey alone."
+            )
+        grey = _grey(path, ImageOps.exif_transpose(image))
+        # pillow spreads grey of 2 and 4 bits over 0..255 exactly, so 255 stays the white of those
+        white = 2**16 - 1 if bits == 16 else 255
+        levels = 2**bits if image.mode in ("1", "L") or bits == 16 else 256
+        return _scan(path, index, to_unit(grey, 0, white), levels, f"Full range of {bits} bits.")
+
+
+def _png_bits(path: Path) -> int:
+    """Bit depth from the IHDR chunk, which pillow does not tell (PNG specification 11.2.1)."""
+    with path.open("rb") as stream:
+        return stream.read(25)[24]
+
+
+def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
+    """Grey values ``(H, W)`` of a pillow image, 255 or 65535 = white, or a refusal."""
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return np.asarray(image.convert("L"))
+    if image.mode.startswith("I"):
+        return np.asarray(image)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise UnsupportedScan("colour", f"{path} has pixel mode {image.mode}; expected grey.")
+    rgba = np.asarray(image.convert("RGBA"))
+    if (rgba[..., 3] != 255).any():
+        raise UnsupportedScan(
+            "alpha", f"{path} has transparent pixels, whose grey depends on what lies behind."
+        )
+    if (rgba[..., 0] != rgba[..., 1]).any() or (rgba[..., 1] != rgba[..., 2]).any():
+        raise UnsupportedScan(
+            "colour",
+            f"{path} has coloured pixels; expected grey (red, green and blue equal everywhere).",
+        )
+    return rgba[..., 0]
+
+
+# --- TIFF -------------------------------------------------------------------------------------
+
+
+def _open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
+    with tifffile.TiffFile(path) as tiff:
+        pages = list(tiff.pages)
+        first = pages[0].aspage()
+        check_size(path, first.imagelength, first.imagewidth, len(pages))
+    return Frames(
+        len(pages), partial(_read_tiff, path, cache(partial(_tiff_range, path, policy))), path
+    )
+
+
+def _read_tiff(path: Path, file_range: Callable[[], tuple[float, float]], index: int) -> Scan:
+    with decoding(path), tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[index].aspage()
+        check_size(path, page.imagelength, page.imagewidth)
+        values = _tiff_values(path, page, index)
+        bits = int(page.bitspersample)
+        if values.dtype.kind in "bu" and bits <= 16:
+            grey = to_unit(values, 0, 2**bits - 1)
+            levels, intensity = 2**bits, f"Full range of {bits} bits."
+        else:
+            low, high = file_range()  # costs every page, so only where needed, and once
+            grey, levels = to_unit(values, low, high), _FLOAT_LEVELS
+            intensity = f"Values {low:g} to {high:g}."
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            grey, intensity = 1 - grey, intensity[:-1] + ", inverted."
+        return _scan(path, index, grey, levels, intensity)
+
+
+def _tiff_values(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
+    """Values ``(H, W)`` of a page as stored, finite; equal RGB channels count as one."""
+    orientation = page.tags.valueof("Orientation", 1)
+    if orientation != 1:
+        raise UnsupportedScan(
+            "orientation", f"{path} has TIFF orientation {orientation}; expected 1 (row 0 on top)."
+        )
+    kinds = tifffile.PHOTOMETRIC
+    if page.photometric not in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB):
+        raise UnsupportedScan("colour", f"{path} is {kinds(page.photometric).name}; expected grey.")
+    if page.extrasamples:
+        raise UnsupportedScan("alpha", f"{path} has an extra channel; expected grey alone.")
+    values = _tiff_decoded(path, page, index)
+    if page.photometric == kinds.RGB and values.ndim == 3:
+        channels = values if page.planarconfig == 2 else np.moveaxis(values, -1, 0)
+        if any((channel != channels[0]).any() for channel in channels):
+            raise UnsupportedScan("colour", f"{path} has coloured pixels; expected grey.")
+        values = channels[0]
+    if values.ndim != 2:
+        raise UnsupportedScan(
+            "dimensions", f"{path} has pages of shape {values.shape}; expected (H, W)."
+        )
+    if values.dtype.kind not in "buif":
+        raise UnsupportedScan("bit depth", f"{path} holds {values.dtype}; expected real numbers.")
+    _check_finite(path, values)
+    return values
+
+
+def _tiff_decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
+    kinds = tifffile.COMPRESSION
+    simple = (kinds.NONE, kinds.ADOBE_DEFLATE, kinds.DEFLATE, kinds.PACKBITS)
+    if page.compression in simple:
+        return np.asarray(page.asarray())
+    # LZW and the JPEG family need pillow's libtiff. It inverts MINISWHITE at 8 bits and not at
+    # 16, so only MINISBLACK is left to it.
+    if page.photometric != tifffile.PHOTOMETRIC.MINISBLACK:
+        raise UnreadableScan(
+            "no decoder",
+            f"{path} is an inverted or coloured TIFF with {kinds(page.compression).name} "
+            "compression; save it uncompressed or with deflate.",
+        )
+    with Image.open(path, formats=("TIFF",)) as image:
+        image.seek(index)
+        return np.asarray(image)
+
+
+def _tiff_range(path: Path, policy: IntensityPolicy) -> tuple[float, float]:
+    if policy.window is not None:
+        return window_range(*policy.window)
+    with tifffile.TiffFile(path) as tiff:
+        pages = [_tiff_values(path, page.aspage(), k) for k, page in enumerate(tiff.pages)]
+    return float(min(page.min() for page in pages)), float(max(page.max() for page in pages))
+
+
+# --- NIfTI ------------------------------------------------------------------------------------
+
+
+def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
+    image = nibabel.load(path)
+    if not isinstance(image, Nifti1Image) or len(image.shape) != 3:
+        shape = getattr(image, "shape", None)
+        raise UnsupportedScan("dimensions", f"{path} has shape {shape}; expected three dimensions.")
+    header: Any = image.header  # nibabel leaves its headers untyped
+    stored = header.get_data_dtype()
+    if stored.kind not in "buif":
+        raise UnsupportedScan("colour", f"{path} holds {stored}; expected real numbers.")
+    check_size(path, image.shape[1], image.shape[0], image.shape[2])
+    volume: Nifti1Image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]
+    values = np.asarray(volume.dataobj, dtype=np.float32)
+    _check_finite(path, values)
+
+    low, high = float(values.min()), float(values.max())
+    levels = _FLOAT_LEVELS
+    if stored.kind != "f":
+        slope = abs(float(getattr(image.dataobj, "slope", 1.0)))
+        levels = min(max(round((high - low) / slope) + 1, 2), _FLOAT_LEVELS)
+    if policy.window is not None:
+        low, high = window_range(*policy.window)
+    decode = partial(_nifti_slice, path, values, (low, high), levels, _nifti_spacing(volume.header))
+    return Frames(values.shape[2], decode, path)
+
+
+def _nifti_slice(
+    path: Path,
+    values: NDArray[np.float32],
+    span: tuple[float, float],
+    levels: int,
+    spacing: tuple[float, float] | None,
+    index: int,
+) -> Scan:
+    # canonical axes grow to the right, anterior and superior of the patient: (x, y) -> (-y, -x)
+    upright = values[::-1, ::-1, index].T
+    intensity = f"Values {span[0]:g} to {span[1]:g} of the volume."
+    return _scan(path, index, to_unit(upright, *span), levels, intensity, spacing)
+
+
+def _nifti_spacing(header: Any) -> tuple[float, float] | None:
+    unit = _MILLIMETRES.get(header.get_xyzt_units()[0])
+    width, height = (float(zoom) for zoom in header.get_zooms()[:2])
+    if unit is None or not (math.isfinite(width * height) and width > 0 and height > 0):
+        return None
+    return height * unit, width * unit
+
+
+def _check_finite(path: Path, values: NDArray[Any]) -> None:
+    wrong = int(np.count_nonzero(~np.isfinite(values)))
+    if wrong:
+        raise UnreadableScan(
+            "non-finite", f"{path} holds {wrong} value(s) that are NaN or infinite."
+        )

@@ -1,0 +1,100 @@
+"""One door for every kind of file: its content decides first, then its extension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anomaly.data.dicom import is_dicom, open_dicom
+from anomaly.data.frames import Frames, decoding
+from anomaly.data.images import kind_by_name, open_image
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.types import Scan
+
+__all__ = ["kind_of", "open_frames", "read_frames", "read_scan"]
+
+
+def kind_of(path: Path) -> str:
+    """Say what a file is: ``"dicom"`` by content, else ``"png"``, ``"jpeg"``, ... by extension.
+
+    Returns
+    -------
+    str
+        Empty where the file is of no known kind.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"unreadable"``: the operating system refuses the file.
+    UnsupportedScan
+        ``"not a file"``: a device, pipe or socket.
+    """
+    with decoding(path):
+        if path.exists() and not path.is_file():
+            # opening a pipe would wait for ever
+            raise UnsupportedScan("not a file", f"{path} is not a regular file.")
+        if is_dicom(path):
+            return "dicom"
+        # A DICOM file cut off in its preamble still has to be reported as damaged DICOM.
+        return "dicom" if path.suffix.lower() in (".dcm", ".dicom") else kind_by_name(path)
+
+
+def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
+    """Open a scan file of any known kind; its frames decode one at a time.
+
+    Parameters
+    ----------
+    path : Path
+    policy : IntensityPolicy
+
+    Returns
+    -------
+    Frames
+
+    Raises
+    ------
+    ScanError
+        The whole file cannot be used: those of `open_dicom` and `open_image`, and
+        ``"not an image"`` for any other kind of file.
+    """
+    kind = kind_of(path)
+    if kind == "dicom":
+        return open_dicom(path, policy)
+    if kind:
+        return open_image(path, policy)
+    raise UnsupportedScan(
+        "not an image", f"{path} is neither DICOM by content nor a known image by extension."
+    )
+
+
+def read_frames(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
+    """Read every frame of a scan file; see `open_frames`.
+
+    Returns
+    -------
+    list of Scan or ScanError
+        One entry a frame; an error stands where a frame cannot be used.
+    """
+    return list(open_frames(path, policy))
+
+
+def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
+    """Read one frame of a scan file, decoding no other where the format allows.
+
+    Parameters
+    ----------
+    path : Path
+    frame : int
+        From 0.
+    policy : IntensityPolicy
+
+    Returns
+    -------
+    Scan
+
+    Raises
+    ------
+    ScanError
+        The file or this frame cannot be used.
+    """
+    return open_frames(path, policy).read(frame)

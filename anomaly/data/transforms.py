@@ -1,0 +1,257 @@
+"""From a scan to the network's frame, and a heatmap back to the scan.
+
+The chain, for training and evaluation alike::
+
+    Scan.pixels --stretch--> [0, 1] --resample to twice the size--> (augment in training)
+        --2x2 means--> network size --quantize to grey_levels--> [-1, 1]
+
+Training and evaluation share every resampling step: augmentation happens at twice the size, so
+that its interpolation blur does not reach the network's pixels and make training images smoother
+than the ones to be judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.transforms import Compose, RandAdjustContrast, RandAffine, Transform
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from anomaly.errors import ConfigError, UnsupportedScan
+from anomaly.types import Scan
+
+__all__ = [
+    "Augmentation",
+    "Frame",
+    "Preprocessing",
+    "augment",
+    "frame_scan",
+    "network_image",
+    "quantize",
+    "stretch",
+]
+
+SUPERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a scan becomes a network image; part of a bundle, never guessed at scoring time.
+
+    Attributes
+    ----------
+    size : int
+        Side of the network's square frame, in pixels.
+    geometry : {"pad", "stretch"}
+        Pad the shorter side with black to a square, or change the aspect ratio.
+    intensity : {"percentile", "full"}
+        "percentile" maps the image's own 0.5th and 99.5th percentile to 0 and 1, which takes most
+        of exposure and windowing out; "full" keeps the scale of `Scan.pixels`.
+    grey_levels : int
+        Grey values after resampling; bits/dim counts these.
+    """
+
+    size: int = 64
+    geometry: Literal["pad", "stretch"] = "pad"
+    intensity: Literal["percentile", "full"] = "percentile"
+    grey_levels: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot hold an image."""
+        if self.size < 8:
+            raise ConfigError(f"preprocessing.size is {self.size}: expected 8 or more pixels")
+        if self.grey_levels < 2:
+            raise ConfigError(
+                f"preprocessing.grey_levels is {self.grey_levels}: expected 2 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images that keep chest anatomy; no flip, the heart has a side.
+
+    Attributes
+    ----------
+    rotate : float
+        Largest rotation, degrees.
+    zoom : float
+        Largest relative change of size.
+    shift : float
+        Largest translation, as a share of the side.
+    gamma : float
+        Exponent drawn from ``[1 / (1 + gamma), 1 + gamma]``.
+    """
+
+    rotate: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative ranges."""
+        for name in ("rotate", "zoom", "shift", "gamma"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ConfigError(f"augmentation.{name} is {getattr(self, name)}: expected >= 0")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The map between a source image and the network's square frame.
+
+    Attributes
+    ----------
+    source : tuple of int
+        Height and width of the source, pixels.
+    size : int
+        Side of the network's frame.
+    geometry : {"pad", "stretch"}
+    """
+
+    source: tuple[int, int]
+    size: int
+    geometry: Literal["pad", "stretch"]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the source after padding."""
+        side = max(self.source)
+        return (side, side) if self.geometry == "pad" else self.source
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Row and column of the source's first pixel within the padded source."""
+        return tuple((p - s) // 2 for p, s in zip(self.padded, self.source, strict=True))  # type: ignore[return-value]
+
+    def to_network(self, pixels: Tensor, size: int | None = None) -> Tensor:
+        """Resample (C, H, W) to (C, size, size), antialiased.
+
+        Parameters
+        ----------
+        pixels : Tensor (C, H, W) of the source's shape
+        size : int, optional
+            Side, where not the frame's own.
+        """
+        self._check(tuple(pixels.shape[-2:]), self.source, "image")
+        (top, left), (height, width) = self.offset, self.source
+        rows, columns = self.padded
+        margins = (left, columns - width - left, top, rows - height - top)
+        side = size or self.size
+        return functional.interpolate(
+            functional.pad(pixels, margins)[None],
+            size=(side, side),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )[0]
+
+    def to_source(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring a map (size, size) back onto the source's pixels, bilinearly: (H, W) float32."""
+        self._check(values.shape, (self.size, self.size), "map")
+        full = functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None],
+            size=self.padded,
+            mode="bilinear",
+            align_corners=False,
+        )[0, 0]
+        (top, left), (height, width) = self.offset, self.source
+        return full[top : top + height, left : left + width].numpy()
+
+    def point_to_source(self, row: float, column: float) -> tuple[float, float]:
+        """Place of a network position in the source; the centre of the first pixel is 0."""
+        (top, left), (rows, columns) = self.offset, self.padded
+        return (
+            (row + 0.5) * rows / self.size - 0.5 - top,
+            (column + 0.5) * columns / self.size - 0.5 - left,
+        )
+
+    @staticmethod
+    def _check(shape: tuple[int, ...], expected: tuple[int, int], what: str) -> None:
+        if shape != expected:
+            raise ConfigError(f"the {what} is {shape}: this frame expects {expected}")
+
+
+def stretch(pixels: NDArray[np.float32], intensity: str) -> NDArray[np.float32]:
+    """Apply the intensity policy to pixels (H, W) in [0, 1]: (H, W) float32 in [0, 1].
+
+    Raises
+    ------
+    UnsupportedScan
+        If nearly all pixels are equal, so that there is nothing to stretch.
+    """
+    if intensity == "full":
+        return pixels
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    if high <= low:
+        raise UnsupportedScan(
+            "constant",
+            f"99 % of the pixels have the value {low:.4g}: there is no image to judge. Exclude it",
+        )
+    unit: NDArray[np.float32] = np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)
+    return unit
+
+
+def quantize(unit: Tensor, grey_levels: int) -> Tensor:
+    """Round [0, 1] to the grid of `grey_levels` values spread over [-1, 1]."""
+    return torch.round(unit * (grey_levels - 1)) * (2 / (grey_levels - 1)) - 1
+
+
+def frame_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[Tensor, Frame]:
+    """Stretch a scan and resample it to twice the network's size.
+
+    Returns
+    -------
+    Tensor (1, 2 size, 2 size) float32 in [0, 1]
+    Frame
+        For the way back.
+    """
+    height, width = scan.pixels.shape
+    frame = Frame((height, width), preprocessing.size, preprocessing.geometry)
+    unit = torch.from_numpy(stretch(scan.pixels, preprocessing.intensity))[None]
+    return frame.to_network(unit, SUPERSAMPLING * preprocessing.size), frame
+
+
+def network_image(framed: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Finish the chain: 2x2 means and quantization, (1, 2 size, 2 size) -> (1, size, size)."""
+    means = functional.avg_pool2d(framed, SUPERSAMPLING)
+    return quantize(means.clamp(0, 1), preprocessing.grey_levels)
+
+
+class _Finish(Transform):
+    """`network_image` as the last step of a MONAI chain."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, framed: Tensor) -> Tensor:
+        # Plain: a MetaTensor would drag MONAI's bookkeeping through every operation of training.
+        plain = torch.as_tensor(framed).as_subclass(Tensor)
+        return network_image(plain, self.preprocessing)
+
+
+def augment(augmentation: Augmentation, preprocessing: Preprocessing) -> Compose:
+    """MONAI chain from a framed scan (1, 2 size, 2 size) to an augmented network image.
+
+    Its randomness is set by ``set_random_state`` alone.
+    """
+    pixels = augmentation.shift * SUPERSAMPLING * preprocessing.size
+    steps: list[Any] = []
+    if augmentation.rotate or augmentation.zoom or augmentation.shift:
+        steps.append(
+            RandAffine(
+                prob=1.0,
+                rotate_range=np.deg2rad(augmentation.rotate),
+                scale_range=(augmentation.zoom, augmentation.zoom),
+                translate_range=(pixels, pixels),
+                padding_mode="border",
+                mode="bilinear",
+            )
+        )
+    if augmentation.gamma:
+        gamma = 1 + augmentation.gamma
+        steps.append(RandAdjustContrast(prob=1.0, gamma=(1 / gamma, gamma)))
+    return Compose([*steps, _Finish(preprocessing)])

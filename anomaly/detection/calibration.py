@@ -1,0 +1,128 @@
+r"""What a score is worth: split-conformal p-values, thresholds at a stated rate, their bounds.
+
+For a new normal scan with score ``s``, exchangeable with ``n`` calibration normals that neither the
+network nor the detector has seen,
+
+.. math:: p(s) = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}, \qquad P(p \le \alpha) \le \alpha .
+
+Given the calibration scans, the realised false-alarm rate of ``p <= alpha`` is
+:math:`\mathrm{Beta}(l, n + 1 - l)` with :math:`l = \lfloor (n + 1) \alpha \rfloor` for continuous
+scores. Fewer than ``1 / alpha - 1`` scans cannot support ``alpha`` at all. Source: Bates, Candes,
+Lei, Romano, Sesia 2023, "Testing for outliers with conformal p-values".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from anomaly.errors import CalibrationError, TooFewCalibrationScans
+
+__all__ = ["Calibration", "allowed_rank", "false_alarm_interval"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of held-out normal scans.
+
+    Attributes
+    ----------
+    scores : ndarray (n,) float64, rising
+    """
+
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def from_scores(cls, scores: NDArray[np.float64]) -> Calibration:
+        """Sort and check.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no score or one is not finite.
+        """
+        if not len(scores) or not np.isfinite(scores).all():
+            raise CalibrationError(
+                f"{len(scores)} calibration scores, {int((~np.isfinite(scores)).sum())} not "
+                "finite: expected at least one, all finite"
+            )
+        return cls(np.sort(np.asarray(scores, dtype=np.float64)))
+
+    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Conformal p-values in ``[1 / (n + 1), 1]``; a tie counts as at least as unusual."""
+        n = len(self.scores)
+        at_least = n - np.searchsorted(self.scores, scores, side="left")
+        return np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
+
+    def threshold(self, alpha: float) -> float:
+        """Smallest float score with ``p <= alpha``: ``score >= threshold`` is ``p <= alpha``.
+
+        Raises
+        ------
+        CalibrationError
+            If alpha is not within (0, 1).
+        TooFewCalibrationScans
+            If ``(n + 1) alpha < 1``.
+        """
+        rank = allowed_rank(len(self.scores), alpha)
+        # p <= alpha needs fewer than `rank` calibration scores at or above the score, hence a
+        # score strictly above the rank-th largest.
+        return float(np.nextafter(self.scores[len(self.scores) - rank], np.inf))
+
+
+def allowed_rank(n: int, alpha: float) -> int:
+    """Largest ``l`` with ``l / (n + 1) <= alpha`` as floats: ``floor((n + 1) alpha)``.
+
+    Compared as p-values are, so that ``p <= alpha`` and `Calibration.threshold` never disagree.
+
+    Raises
+    ------
+    CalibrationError
+        If alpha is not within (0, 1).
+    TooFewCalibrationScans
+        If l would be 0.
+    """
+    if not 0 < alpha < 1:
+        raise CalibrationError(f"alpha is {alpha}: expected a rate between 0 and 1, such as 0.05")
+    rank = math.floor((n + 1) * alpha) + 1
+    while rank / (n + 1) > alpha:
+        rank -= 1
+    if rank < 1:
+        raise TooFewCalibrationScans(
+            f"{n} calibration scans cannot support a false-alarm rate of {alpha:g}: expected at "
+            f"least {math.ceil(1 / alpha - 1 - 1e-9)}. Add normal scans or state a larger alpha"
+        )
+    return rank
+
+
+def false_alarm_interval(
+    n: int, alpha: float, confidence: float, m: int | None = None
+) -> tuple[float, float]:
+    """Range of the realised false-alarm rate at ``p <= alpha``.
+
+    Parameters
+    ----------
+    n : int
+        Calibration scans.
+    alpha : float
+    confidence : float
+        Share of calibration sets (and of test sets) whose rate falls inside.
+    m : int, optional
+        Test normals over which the rate is counted; None is the long-run rate, Beta(l, n + 1 - l).
+        A finite count adds its own chance, which makes it a beta-binomial.
+
+    Returns
+    -------
+    low, high : float
+    """
+    rank = allowed_rank(n, alpha)
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    if m is None:
+        low, high = stats.beta.ppf(tails, rank, n + 1 - rank)
+    else:
+        low, high = stats.betabinom.ppf(tails, m, rank, n + 1 - rank) / m
+    return float(low), float(high)

@@ -1,0 +1,152 @@
+r"""Where a scan departs from normal: residual maps calibrated per pixel, and regions.
+
+At each place ``p`` and level ``l`` the signed residual :math:`r_l(p)` is smoothed and compared with
+what normal scans show *at the same place*,
+
+.. math:: z_l(p) = \frac{\tilde r_l(p) - m_l(p)}{s_l(p)}, \qquad
+          e(p) = \sqrt{\tfrac1L \sum_l z_l(p)^2} ,
+
+so the evidence ``e`` is about 1 wherever a scan looks like any other. A lesion adds residual of one
+sign over its area; smoothing keeps that and averages noise away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from anomaly.errors import CalibrationError, ConfigError
+from anomaly.types import Region
+
+__all__ = ["LOCAL_FEATURES", "HeatmapModel", "HeatmapSettings", "find_regions", "local_features"]
+
+LOCAL_FEATURES = ("evidence_mean", "evidence_top", "evidence_peak")
+"""``evidence_mean`` over the image, ``evidence_top`` over its highest 2 %, ``evidence_peak``."""
+
+TOP_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class HeatmapSettings:
+    """How residuals become evidence.
+
+    Attributes
+    ----------
+    smoothing : float
+        Standard deviation of the Gaussian, network pixels; the scale of the smallest region that
+        can stand out.
+    """
+
+    smoothing: float = 1.5
+
+    def __post_init__(self) -> None:
+        """Refuse a negative scale."""
+        if self.smoothing < 0:
+            raise ConfigError(f"heatmap.smoothing is {self.smoothing}: expected >= 0 pixels")
+
+
+@dataclass(frozen=True)
+class HeatmapModel:
+    """Per-place statistics of normal residuals.
+
+    Attributes
+    ----------
+    mean, scale : ndarray (L, H, W) float32
+        Of the smoothed residuals of normal scans; `scale` > 0.
+    smoothing : float
+        As in `HeatmapSettings`.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    smoothing: float
+
+    @classmethod
+    def fit(cls, residuals: NDArray[np.float32], settings: HeatmapSettings) -> HeatmapModel:
+        """Fit on the residuals (N, L, H, W) of normal scans that the network has not seen.
+
+        Raises
+        ------
+        CalibrationError
+            If a level's residuals are the same on all scans: there is no spread to compare with.
+        """
+        smooth = _smooth(residuals, settings.smoothing)
+        variance = smooth.var(0, dtype=np.float64)
+        # The spread of equal floats is rounding, not zero.
+        still = variance.max((1, 2)) <= 1e-12 * np.square(smooth).max((0, 2, 3))
+        if still.any():
+            raise CalibrationError(
+                f"residual maps {np.flatnonzero(still).tolist()} are the same on all "
+                f"{len(residuals)} normal scans: expected different scans to fit the heatmap on"
+            )
+        # Neighbours share their spread: an estimate from few scans at one pixel is noisy, and a
+        # too small one would glow on every scan to come.
+        variance = _smooth(variance, 2.0)
+        # A border that never varies would divide by zero; a hundredth of the level's mean spread
+        # is far below anything that can be seen.
+        floor = 1e-4 * variance.mean((1, 2), keepdims=True)
+        scale = np.sqrt(np.maximum(variance, floor)).astype(np.float32)
+        return cls(smooth.mean(0), scale, settings.smoothing)
+
+    def evidence(self, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Evidence (N, H, W) >= 0 of residuals (N, L, H, W); about 1 where all is normal."""
+        z = (_smooth(residuals, self.smoothing) - self.mean) / self.scale
+        root: NDArray[np.float32] = np.sqrt(np.square(z).mean(1))
+        return root
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Everything but the settings, for saving."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_arrays(
+        cls, settings: HeatmapSettings, arrays: Mapping[str, NDArray[np.float32]]
+    ) -> HeatmapModel:
+        """Rebuild what `arrays` took apart."""
+        return cls(arrays["mean"], arrays["scale"], settings.smoothing)
+
+
+def local_features(evidence: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logarithms of `LOCAL_FEATURES` of evidence maps (N, H, W): (N, 3) float64."""
+    flat = np.sort(evidence.reshape(len(evidence), -1), axis=1).astype(np.float64)
+    top = max(1, round(TOP_SHARE * flat.shape[1]))
+    # Logarithms: the tail of a maximum is long, and the detector is a Gaussian.
+    columns = np.stack([flat.mean(1), flat[:, -top:].mean(1), flat[:, -1]], axis=1)
+    return np.asarray(np.log(columns))
+
+
+def find_regions(
+    evidence: NDArray[np.float32], threshold: float, spacing: tuple[float, float] | None
+) -> tuple[Region, ...]:
+    """Find connected places (8 neighbours) with evidence at or above a threshold, by peak.
+
+    Parameters
+    ----------
+    evidence : ndarray (H, W), in source geometry
+    threshold : float
+    spacing : tuple of float or None
+        Height and width of a pixel in mm.
+    """
+    labels, count = ndimage.label(evidence >= threshold, structure=np.ones((3, 3)))
+    index = range(1, count + 1)
+    if not count:
+        return ()
+    centres = ndimage.center_of_mass(labels > 0, labels, index)
+    areas = ndimage.sum_labels(labels > 0, labels, index)
+    peaks = ndimage.maximum(evidence, labels, index)
+    pixel = spacing[0] * spacing[1] if spacing is not None else None
+    regions = [
+        Region(float(row), float(column), int(area), pixel and float(area) * pixel, float(peak))
+        for (row, column), area, peak in zip(centres, areas, peaks, strict=True)
+    ]
+    return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def _smooth(maps: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
+    """Gaussian over the last two axes; the border repeats."""
+    widths = (0.0,) * (maps.ndim - 2) + (sigma, sigma)
+    return np.asarray(ndimage.gaussian_filter(maps, widths, mode="nearest"))

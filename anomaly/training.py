@@ -1,0 +1,479 @@
+"""Training: one loop, torch alone.
+
+`fit` takes a loss, an iterable of batches and settings. It never reads a file list and holds no
+formula. Randomness is a function of (seed, step), never of what ran before; so an interrupted and
+resumed run equals an uninterrupted one, and several processes together draw the noise that one
+process would draw.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from anomaly.cdm.density import bits_per_dim, dequantize, log_density
+from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
+from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss
+
+__all__ = [
+    "Batch",
+    "FitResult",
+    "Metrics",
+    "TrainingSettings",
+    "fit",
+    "read_checkpoint",
+    "read_metrics",
+    "validation_metrics",
+]
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """What one process sees of a training step.
+
+    Attributes
+    ----------
+    images : Tensor (B, C, H, W) float32 in [-1, 1], on the grid of `grey_levels` values
+    keys : sequence of B str
+        Names of the scans, for messages.
+    """
+
+    images: Tensor
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train. A contradiction raises `ConfigError`.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps in all.
+    batch_size : int
+        Images a step, over all processes together.
+    learning_rate : float
+        Adam's, after `warmup_steps`; decays to 1 % along a half cosine.
+    warmup_steps : int
+    ema_decay : float in [0, 1)
+        Of the averaged weights, which are the ones evaluated and shipped.
+    clip_norm : float
+        Largest norm of the gradient.
+    ce_weight : float
+        Weight of the cross-entropy beside the denoising error.
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 autocast on a GPU that has it, float32 elsewhere.
+    seed : int
+    validate_every, checkpoint_every : int
+        Steps between; both also happen at the end.
+    """
+
+    steps: int = 3000
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    clip_norm: float = 1.0
+    ce_weight: float = 1e-3
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        for name in ("steps", "batch_size", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: expected 1 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: expected more than 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"training.ema_decay is {self.ema_decay}: expected 0 <= decay < 1")
+        if self.ce_weight < 0:
+            raise ConfigError(f"training.ce_weight is {self.ce_weight}: expected 0 or more")
+
+
+class FitResult(NamedTuple):
+    """What training left.
+
+    Attributes
+    ----------
+    network : Module
+        The averaged network, in evaluation mode.
+    step : int
+        Steps done.
+    finished : bool
+        False where `should_stop` ended it early; the checkpoint resumes it.
+    """
+
+    network: nn.Module
+    step: int
+    finished: bool
+
+
+def fit(
+    loss: CDMLoss,
+    batches: Callable[[int], Iterable[Batch]],
+    settings: TrainingSettings,
+    *,
+    grey_levels: int | None,
+    folder: Path,
+    fingerprint: str,
+    device: torch.device | str = "cpu",
+    validate: Callable[[nn.Module, int], Metrics] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Train ``loss.network``; resume from the folder's checkpoint where there is one.
+
+    Parameters
+    ----------
+    loss : CDMLoss
+        Trained in place.
+    batches : callable
+        ``batches(start)`` iterates over this process's share of steps ``start, start + 1, ...``.
+    settings : TrainingSettings
+    grey_levels : int or None
+        Grey values of the images, for dequantisation; None where they are continuous.
+    folder : Path
+        Holds ``checkpoint.pt`` and ``metrics.jsonl``; written by rank 0 alone.
+    fingerprint : str
+        Says what is trained on what (hash of data and configuration); a checkpoint with another
+        one is refused.
+    device : torch.device or str
+    validate : callable, optional
+        ``validate(averaged network, step)`` -> numbers to record.
+    on_step : callable, optional
+        ``on_step(step, loss)`` after each step, for a progress bar.
+    should_stop : callable, optional
+        Asked after each step; True writes a checkpoint and returns.
+
+    Raises
+    ------
+    NonFiniteLoss
+        With step, levels and scan keys; the last checkpoint stays.
+    CheckpointError
+        If the checkpoint is damaged or of another run, or cannot be written (disk full); the
+        previous checkpoint survives.
+    """
+    rank, world = _rank_and_world()
+    if settings.batch_size % world:
+        raise ConfigError(
+            f"training.batch_size {settings.batch_size} cannot be shared evenly by {world} "
+            f"processes: choose a multiple of {world}"
+        )
+    state = _TrainingState(loss.to(device), settings, torch.device(device))
+    checkpoint, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    resumed = checkpoint.exists()
+    if resumed:
+        state.load(read_checkpoint(checkpoint), fingerprint, checkpoint)
+        log.info("resumed at step %d of %d", state.step, settings.steps)
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_metrics_before(metrics, state.step if resumed else -1)
+
+    def record() -> None:
+        if rank == 0 and validate is not None:
+            _append_metrics(metrics, {"step": state.step, **validate(state.averaged, state.step)})
+
+    def save() -> None:
+        if rank == 0:
+            _write_checkpoint(checkpoint, state.dump(fingerprint))
+
+    if state.step == 0:
+        record()  # where the curve starts: what the closed-form base knows
+    stopped = False
+    for batch in batches(state.step) if state.step < settings.steps else ():
+        terms, levels, norm = state.train_on(batch, rank, world, grey_levels)
+        if on_step is not None:
+            on_step(state.step, float(terms.total.detach()))
+        _refuse_non_finite(terms, norm, levels, batch, state.step)
+        at_end = state.step == settings.steps
+        if at_end or state.step % settings.validate_every == 0:
+            record()
+        stopped = not at_end and _any_rank(
+            should_stop is not None and should_stop(), world, state.device
+        )
+        if at_end or stopped or state.step % settings.checkpoint_every == 0:
+            save()
+        if at_end or stopped:
+            break
+    return FitResult(state.averaged.eval(), state.step, state.step >= settings.steps)
+
+
+class _TrainingState:
+    """Everything that changes while training, and how to put it on disk and back."""
+
+    def __init__(self, loss: CDMLoss, settings: TrainingSettings, device: torch.device) -> None:
+        self.loss = loss
+        self.settings = settings
+        self.device = device
+        self.step = 0
+        self.averaged = copy.deepcopy(loss.network).requires_grad_(False).eval()
+        # DDP keeps gradients equal over processes. Never static_graph: it is silently wrong for a
+        # loss that differentiates through a gradient.
+        self.module = DistributedDataParallel(loss) if _rank_and_world()[1] > 1 else loss
+        self.parameters = [p for p in loss.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
+
+    def train_on(
+        self, batch: Batch, rank: int, world: int, grey_levels: int | None
+    ) -> tuple[LossTerms, Tensor, Tensor]:
+        """Take one step; return its loss, the levels drawn and the norm of the gradient."""
+        share = self.settings.batch_size // world
+        images = batch.images.to(self.device, non_blocking=True)
+        uniform, t, eps = self._draw(images.shape[1:], rank * share, share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        if grey_levels is not None:
+            images = dequantize(images, grey_levels, uniform)
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(forked), _autocast(self.settings.precision, self.device):
+            # Dropout draws from the global stream: it too is a function of the step alone.
+            torch.manual_seed(self._stream() * world + rank)
+            terms: LossTerms = self.module(images, t, eps)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        # Processes share the gradient, not the loss: its norm lets them stop together.
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if _is_finite(terms, norm):  # else the caller raises; the weights stay usable
+            self.optimizer.step()
+        self.step += 1
+        self._average()
+        return terms, t, norm
+
+    def _draw(self, shape: torch.Size, start: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise of this process's rows, drawn as one process would draw the whole batch."""
+        generator = torch.Generator().manual_seed(self._stream())
+        size = self.settings.batch_size
+        t = stratified_levels(size, len(self.loss.levels), generator)
+        uniform = torch.rand(size, *shape, generator=generator)
+        eps = torch.randn(size, *shape, generator=generator)
+        rows = slice(start, start + share)
+        return tuple(v[rows].to(self.device) for v in (uniform, t, eps))  # type: ignore[return-value]
+
+    def _stream(self) -> int:
+        # A plain function of (seed, step); a large odd factor keeps nearby seeds' streams apart.
+        return self.settings.seed * 1_000_003 + self.step
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / max(1, self.settings.warmup_steps))
+        decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / self.settings.steps))
+        return self.settings.learning_rate * warm * decay
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The decay grows from 0, so that a short run does not average its random start.
+        decay = min(self.settings.ema_decay, self.step / (self.step + 10))
+        for averaged, current in zip(
+            self.averaged.parameters(), self.loss.network.parameters(), strict=True
+        ):
+            averaged.lerp_(current.detach(), 1 - decay)
+
+    def dump(self, fingerprint: str) -> dict[str, Any]:
+        return {
+            "fingerprint": fingerprint,
+            "step": self.step,
+            "settings": asdict(self.settings),
+            "network": self.loss.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, saved: Mapping[str, Any], fingerprint: str, path: Path) -> None:
+        if saved["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{path} belongs to another run (fingerprint {saved['fingerprint'][:12]}, this run "
+                f"is {fingerprint[:12]}): the data or the configuration differ. Train into an "
+                "empty folder, or restore what was changed"
+            )
+        self.loss.network.load_state_dict(saved["network"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = int(saved["step"])
+
+
+@torch.no_grad()
+def validation_metrics(
+    loss: CDMLoss, network: nn.Module, images: Tensor, *, grey_levels: int, seed: int, batch: int
+) -> Metrics:
+    """Bits/dim, cross-entropy and per-level denoising error of held-out images.
+
+    Parameters
+    ----------
+    loss : CDMLoss
+        For its levels and weight; its own network is not used.
+    network : Module
+        Usually the averaged one.
+    images : Tensor (N, C, H, W) in [-1, 1]
+    grey_levels : int
+    seed : int
+        The same noise every time, so that curves compare.
+    batch : int
+
+    Returns
+    -------
+    dict
+        ``bits_per_dim`` (dequantised), ``cross_entropy`` (nats), ``denoising`` (mean squared error
+        of eps), ``denoising_by_level`` (ten rungs of the ladder, with their sigma).
+    """
+    levels = loss.levels
+    generator = torch.Generator().manual_seed(seed)
+    t = stratified_levels(len(images), len(levels), generator)
+    uniform = torch.rand(images.shape, generator=generator)
+    eps = torch.randn(images.shape, generator=generator)
+    x_0 = dequantize(images, grey_levels, uniform)
+    device = next(network.parameters()).device
+    judge = CDMLoss(network, levels, loss.ce_weight)
+    bits, cross_entropy, denoising = [], [], []
+    for part in torch.arange(len(images)).split(batch):
+        x = x_0[part].to(device)
+        log_p = log_density(network(x), x)[:, 0]
+        bits.append(bits_per_dim(log_p, x[0].numel(), grey_levels).cpu())
+        terms = judge(x, t[part].to(device), eps[part].to(device))
+        cross_entropy.append(terms.cross_entropy.cpu())
+        denoising.append(terms.denoising.cpu())
+    error = torch.cat(denoising)
+    rungs = torch.div(t * 10, len(levels), rounding_mode="floor")
+    return {
+        "bits_per_dim": float(torch.cat(bits).mean()),
+        "cross_entropy": float(torch.cat(cross_entropy).mean()),
+        "denoising": float(error.mean()),
+        "denoising_by_level": [float(error[rungs == r].mean()) for r in range(10)],
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and plain values only, nothing is executed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or not a training checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
+    wanted = {"fingerprint", "step", "network", "averaged", "optimizer"}
+    if not isinstance(saved, dict) or not wanted <= saved.keys():
+        raise CheckpointError(f"{path} is not a training checkpoint: expected {sorted(wanted)}")
+    return saved
+
+
+def _write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(saved), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"the checkpoint at step {saved['step']} could not be written to {path.parent} "
+            f"({error}); the previous one is untouched. Free some space and run again to resume"
+        ) from error
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Read ``metrics.jsonl``: one record a validation, by step."""
+    if not path.exists():
+        return []
+    # What follows the last line end is a record that a killed run did not finish.
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def _append_metrics(path: Path, record: Metrics) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _keep_metrics_before(path: Path, step: int) -> None:
+    """Drop what was recorded after the checkpoint; the resumed run records it again."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        temporary = path.with_suffix(".tmp-metrics")
+        try:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written ({error}); the last checkpoint is untouched. Free some space "
+        "and run again to resume"
+    )
+
+
+def _is_finite(terms: LossTerms, norm: Tensor) -> bool:
+    return bool(torch.isfinite(terms.total) & torch.isfinite(norm))
+
+
+def _refuse_non_finite(
+    terms: LossTerms, norm: Tensor, levels: Tensor, batch: Batch, step: int
+) -> None:
+    if _is_finite(terms, norm):
+        return
+    per_scan = terms.cross_entropy + terms.denoising
+    bad = (~torch.isfinite(per_scan)).nonzero().flatten().tolist() or list(range(len(levels)))
+    where = ", ".join(f"{batch.keys[i]} (level {int(levels[i])})" for i in bad[:8])
+    raise NonFiniteLoss(
+        f"the loss is {float(terms.total.detach())} and its gradient's norm {float(norm)} "
+        f"at step {step}, from scans {where}"
+        f"{' and others' if len(bad) > 8 else ''}. The last checkpoint is intact: lower "
+        "training.learning_rate or look at these scans, then run again"
+    )
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
+    """Agree over processes: one that stops alone would leave the others waiting."""
+    if world == 1:
+        return stop
+    flag = torch.tensor(int(stop), device=device)  # NCCL knows no CPU tensor
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

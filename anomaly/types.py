@@ -1,0 +1,150 @@
+"""What crosses from one part of the toolkit to the next: `Scan`, `ScanScore`, `Region`, `Verdict`.
+
+One sign everywhere: a higher score is more anomalous. Image arrays are ``(H, W)``, row first, row
+0 at the top as displayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Region", "Scan", "ScanIdentity", "ScanScore", "SpacingSource", "Verdict"]
+
+SpacingSource = Literal["PixelSpacing", "ImagerPixelSpacing", "NIfTI", "none"]
+
+
+@dataclass(frozen=True)
+class ScanIdentity:
+    """Who and what a scan is. Identifying: never written to a shared output.
+
+    Attributes
+    ----------
+    patient, study, series, instance : str
+        The DICOM PatientID and Study, Series and SOP Instance UIDs, or stand-ins for formats that
+        have none. Empty where the source says nothing.
+    frame : int
+        Index of the frame or slice within the file, from 0.
+    """
+
+    patient: str
+    study: str
+    series: str
+    instance: str
+    frame: int = 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One two-dimensional monochrome image, as a reader should see it.
+
+    Attributes
+    ----------
+    pixels : ndarray (H, W) float32 in [0, 1]
+        0 displays black, 1 white: MONOCHROME1 is already inverted.
+    levels : int
+        Number of grey values that the source can hold, such as 4096 for 12 bits stored.
+    identity : ScanIdentity
+    modality : str
+        DICOM Modality (``"DX"``, ``"CR"``, ...) or the file format, in capitals.
+    spacing : tuple of float or None
+        Height and width of a pixel in mm, or None where unknown.
+    spacing_source : str
+        Where `spacing` comes from; detector-plane spacing is not patient-plane spacing.
+    intensity : str
+        How stored values became [0, 1], in one sentence, for the record.
+    view, laterality : str
+        DICOM ViewPosition and (Image)Laterality, or empty.
+    burned_in : bool
+        The source says that identifying text is burned into the pixels.
+    synthetic : bool
+        The source says that a computer made the image (DICOM SyntheticData).
+    """
+
+    pixels: NDArray[np.float32]
+    levels: int
+    identity: ScanIdentity
+    modality: str
+    spacing: tuple[float, float] | None
+    spacing_source: SpacingSource
+    intensity: str
+    view: str = ""
+    laterality: str = ""
+    burned_in: bool = False
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class ScanScore:
+    """What the detector says of one scan, before any decision.
+
+    Attributes
+    ----------
+    key : str
+        Pseudonym of the scan.
+    score : float
+        Higher = more anomalous; no unit.
+    features : mapping of str to float
+        The named features behind `score`; ``nll`` is in bits/dim.
+    evidence : ndarray (H, W) float32, >= 0, or None
+        Per-pixel evidence in source geometry: 0 where the place looks like any normal scan.
+    """
+
+    key: str
+    score: float
+    features: Mapping[str, float]
+    evidence: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected place whose evidence is above the pixel threshold.
+
+    Attributes
+    ----------
+    row, column : float
+        Centroid in source pixels; the centre of the first pixel is 0.
+    area : int
+        Number of source pixels.
+    area_mm2 : float or None
+        Area in square millimetres where the spacing is known.
+    peak : float
+        Largest evidence inside.
+    """
+
+    row: float
+    column: float
+    area: int
+    area_mm2: float | None
+    peak: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A score, and what it means against held-out normal scans.
+
+    Attributes
+    ----------
+    scan : ScanScore
+    p_value : float in (0, 1]
+        Share of normal scans expected to look at least this unusual (split conformal).
+    alpha : float in (0, 1)
+        Stated false-alarm rate.
+    threshold : float
+        Score at and above which ``p_value <= alpha``.
+    flagged : bool
+        ``p_value <= alpha``.
+    regions : tuple of Region
+        Largest peak first; empty where nothing stands out.
+    """
+
+    scan: ScanScore
+    p_value: float
+    alpha: float
+    threshold: float
+    flagged: bool
+    regions: tuple[Region, ...] = field(default=())

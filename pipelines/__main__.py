@@ -1,0 +1,203 @@
+"""The `anomaly` command: stage -> function, nothing else."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from anomaly.errors import AnomalyError
+
+if TYPE_CHECKING:
+    from anomaly.config import Config
+
+# Stages are imported inside the commands: torch and MONAI take seconds, `--help` must not.
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Learn what normal scans look like, and find what is not. "
+    "Research use only. Not a diagnosis.",
+)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time on Python 3.10 too
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting, such as training.steps=500."
+    ),
+]
+PrintOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BundleOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Bundle to use; default: the run's own."),
+]
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+
+DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "phantom-64.yaml"
+
+
+@app.command()
+def prepare(
+    run: RunArgument,
+    config: ConfigOption,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of scans; overrides data.root."),
+    ] = None,
+    set_: SetOption = None,
+    print_config: PrintOption = False,
+) -> None:
+    """Read a folder of scans, say what can be used, split it by patient."""
+    from anomaly.config import load_config
+    from pipelines import prepare as stage
+    from pipelines.run import RunFolder
+
+    resolved = load_config(config, set_ or [])
+    if data is not None:
+        resolved = replace(resolved, data=replace(resolved.data, root=data))
+    if not _printed(resolved, print_config):
+        stage.prepare(RunFolder(run), resolved)
+
+
+@app.command()
+def train(
+    run: RunArgument,
+    set_: SetOption = None,
+    print_config: PrintOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train on the normal scans of the train split; resume where a checkpoint is."""
+    from pipelines import train as stage
+    from pipelines.run import RunFolder
+
+    folder = RunFolder(run)
+    resolved = stage.run_config(folder, set_ or [])
+    if not _printed(resolved, print_config):
+        with stage.processes():
+            stage.train(folder, resolved, stage.pick_device(device))
+
+
+@app.command()
+def calibrate(
+    run: RunArgument,
+    bundle: BundleOption = None,
+    split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "calibration",
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Learn from held-out normal scans what a score is worth; the bundle can flag from then on."""
+    from pipelines import calibrate as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import pick_device, run_config
+
+    folder = RunFolder(run)
+    resolved = run_config(folder, set_ or [])
+    stage.calibrate(folder, resolved, bundle or folder.bundle, split, pick_device(device))
+
+
+@app.command()
+def score(
+    run: RunArgument,
+    scans: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of new scans; default: the run's own test split."),
+    ] = None,
+    bundle: BundleOption = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score scans: p-values, flags and heatmaps where the bundle is calibrated."""
+    from pipelines import score as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import pick_device
+
+    folder = RunFolder(run)
+    source = bundle or folder.bundle
+    resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
+    stage.score(folder, resolved, source, manifest, pick_device(device))
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Compare the scores with the labels: figures with intervals."""
+    from pipelines import evaluate as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import run_config
+
+    folder = RunFolder(run)
+    stage.evaluate(folder, run_config(folder, []))
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    images: Annotated[bool, typer.Option(help="Put the images into the page.")] = True,
+    max_images: Annotated[int, typer.Option(help="At most so many, most unusual first.")] = 200,
+) -> None:
+    """Write the worklist with heatmaps as one HTML page."""
+    from pipelines import report as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import run_config
+
+    folder = RunFolder(run)
+    stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an earlier demo is replaced.")],
+    config: ConfigOption = DEMO_CONFIG,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Go the whole road on synthetic chest radiographs."""
+    from pipelines import demo as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import pick_device
+
+    stage.demo(RunFolder(out), config, set_ or [], pick_device(device))
+
+
+@app.command()
+def doctor(bundle: BundleOption = None) -> None:
+    """Say what this machine can decode and compute with, and whether a bundle is intact."""
+    from pipelines import doctor as stage
+
+    lines, healthy = stage.doctor(bundle)
+    for line in lines:
+        typer.echo(line)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _printed(config: Config, wanted: bool) -> bool:
+    if wanted:
+        from anomaly.config import dump
+
+        typer.echo(dump(config), nl=False)
+    return wanted
+
+
+def main() -> None:
+    """Run a command; an error made for a person is one sentence and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # These quote file contents, which may identify; their warnings reach us as exceptions.
+    for name in ("pydicom", "nibabel", "monai"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        app()
+    except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

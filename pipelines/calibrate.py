@@ -1,0 +1,86 @@
+"""calibrate: held-out normal scans -> what a score is worth."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomaly.bundle import Bundle, Calibrated, read_bundle, write_bundle
+from anomaly.config import Config
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
+from anomaly.errors import CalibrationError
+from pipelines.run import RunFolder
+from pipelines.score import ScoredScan, score_rows
+from pipelines.train import scan_hash
+
+__all__ = ["calibrate"]
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(
+    run: RunFolder, config: Config, bundle_folder: Path, split: str, device: torch.device
+) -> Bundle:
+    """Score the split's scans and write the bundle, calibrated, into the run.
+
+    Raises
+    ------
+    CalibrationError
+        If a scan is not labelled normal, or network or detector have seen it.
+    TooFewCalibrationScans
+        If there are too few scans for the configured alpha.
+    """
+    bundle = read_bundle(bundle_folder)
+    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    rows = manifest.select(split=split)
+    _refuse_unfit(rows, bundle, config)
+    allowed_rank(len(rows), config.alpha)  # before the work, not after
+    scores, peaks = [], []
+    for item in score_rows(bundle, config.data.root, rows, device, "calibrating"):
+        if not isinstance(item, ScoredScan):
+            row, error = item
+            raise CalibrationError(
+                f"calibration scan {row.key} could not be read ({error.reason}): a scan left out "
+                "would bend the false-alarm rate. Run `anomaly prepare` again"
+            )
+        scores.append(item.score)
+        peaks.append(item.peak)
+    calibrated_peaks = Calibration.from_scores(np.array(peaks))
+    calibrated = Calibrated(
+        Calibration.from_scores(np.array(scores)),
+        calibrated_peaks,
+        2 * calibrated_peaks.threshold(config.alpha),
+        manifest.hash,
+    )
+    written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)
+    low, high = false_alarm_interval(len(rows), config.alpha, 0.95)
+    log.info(
+        "calibrated on %d normal scans: at alpha = %g the long-run false-alarm rate lies in "
+        "[%.3f, %.3f] with 95 %% confidence, and is at most alpha on average",
+        len(rows),
+        config.alpha,
+        low,
+        high,
+    )
+    run.record("calibrate", {"bundle_hash": written.hash, "scans": len(rows)})
+    return written
+
+
+def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config) -> None:
+    abnormal = [row for row in rows if row.label != config.data.normal]
+    if abnormal:
+        raise CalibrationError(
+            f"{len(abnormal)} of {len(rows)} scans are not labelled {config.data.normal!r} (the "
+            f"first is {abnormal[0].key}, {abnormal[0].label!r}): calibrate on normal scans alone"
+        )
+    seen = [row for row in rows if scan_hash(row) in bundle.seen]
+    if seen:
+        raise CalibrationError(
+            f"{len(seen)} of {len(rows)} scans were used to train the network or the detector (the "
+            f"first is {seen[0].key}): they score too low. Calibrate on scans it has not seen"
+        )

@@ -1,0 +1,68 @@
+"""demo: the whole road on synthetic chest radiographs, from nothing to a report."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly.config import load_config
+from anomaly.data.manifest import Manifest
+from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.errors import ConfigError
+from pipelines.calibrate import calibrate
+from pipelines.evaluate import evaluate
+from pipelines.prepare import prepare
+from pipelines.report import report
+from pipelines.run import RunFolder
+from pipelines.score import score
+from pipelines.train import train
+
+__all__ = ["NORMALS", "demo"]
+
+log = logging.getLogger(__name__)
+
+NORMALS, ABNORMALS = 640, 80
+
+
+def demo(
+    run: RunFolder, config_path: Path, overrides: list[str], device: torch.device
+) -> dict[str, Any]:
+    """Make phantoms, train on normals, calibrate, score mixed studies, evaluate, report.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds something else than an earlier demo.
+    """
+    scans = run.path / "scans"
+    if run.path.exists() and any(run.path.iterdir()):
+        # What is deleted must be known to be ours: a folder may well hold somebody's "scans".
+        if not (scans / "normal" / "PHANTOM0001").is_dir():
+            raise ConfigError(f"{run.path} is not empty and holds no demo: name a new folder")
+        shutil.rmtree(run.path)
+    config = load_config(config_path, overrides)
+    config = replace(config, data=replace(config.data, root=scans))
+    began = time.perf_counter()
+    log.info("1/6 drawing %d normal and %d abnormal phantom patients", NORMALS, ABNORMALS)
+    write_phantom_studies(scans, normals=NORMALS, abnormals=ABNORMALS, seed=config.data.seed)
+    log.info("2/6 reading them, splitting by patient")
+    prepare(run, config)
+    log.info("3/6 training on normals")
+    result = train(run, config, device)
+    if not result.finished:
+        raise ConfigError("the demo was stopped while training; run it again")
+    log.info("4/6 calibrating on held-out normals")
+    calibrate(run, config, run.bundle, "calibration", device)
+    log.info("5/6 scoring the test split, normal and abnormal")
+    score(run, config, run.bundle, Manifest.read(run.manifest, config.data.root), device)
+    metrics = evaluate(run, config)
+    log.info("6/6 writing the report")
+    page = report(run, config)
+    log.info("done in %.0f s. Figures: %s. Open %s", time.perf_counter() - began, run.metrics, page)
+    return metrics

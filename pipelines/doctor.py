@@ -1,0 +1,77 @@
+"""doctor: what this machine can decode and compute with, and whether a bundle is intact."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import anomaly
+from anomaly.bundle import bundle_problems, read_bundle
+from anomaly.data.dicom import decodable_transfer_syntaxes
+from pipelines.run import NOTICE
+
+__all__ = ["doctor"]
+
+PACKAGES = (
+    "torch",
+    "monai",
+    "numpy",
+    "scikit-learn",
+    "pydicom",
+    "nibabel",
+    "pyarrow",
+    "matplotlib",
+)
+
+
+def doctor(bundle: Path | None) -> tuple[list[str], bool]:
+    """Look around.
+
+    Returns
+    -------
+    lines : list of str
+        For a person.
+    healthy : bool
+        False where a package is missing or the bundle is not intact.
+    """
+    lines = [f"anomaly {anomaly.__version__}, Python {platform.python_version()}. {NOTICE}", ""]
+    healthy = True
+    for package in PACKAGES:
+        try:
+            lines.append(f"  {package:<14} {version(package)}")
+        except PackageNotFoundError:
+            healthy = False
+            lines.append(f"  {package:<14} MISSING: install the project again")
+    lines += [
+        "",
+        "devices",
+        f"  cpu            {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+    ]
+    for index in range(torch.cuda.device_count()):
+        lines.append(f"  cuda:{index}         {torch.cuda.get_device_name(index)}")
+    if not torch.cuda.is_available():
+        lines.append("  cuda           none seen by PyTorch")
+    lines += ["", "DICOM transfer syntaxes"]
+    for name, plugins in decodable_transfer_syntaxes().items():
+        lines.append(f"  {name:<58} {', '.join(plugins) or 'CANNOT BE DECODED'}")
+    if bundle is not None:
+        problems = bundle_problems(bundle)
+        healthy = healthy and not problems
+        lines += ["", f"bundle {bundle}"]
+        lines += [f"  {problem}" for problem in problems] or _intact(bundle)
+    return lines, healthy
+
+
+def _intact(folder: Path) -> list[str]:
+    bundle = read_bundle(folder)
+    weights = sum(parameter.numel() for parameter in bundle.network.parameters())
+    calibrated = (
+        f"calibrated on {len(bundle.calibrated.scores.scores)} normal scans"
+        if bundle.calibrated
+        else "not calibrated: scores only, no flags"
+    )
+    return [f"  intact, hash {bundle.hash[:12]}", f"  {weights} weights", f"  {calibrated}"]

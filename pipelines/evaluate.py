@@ -1,0 +1,186 @@
+"""evaluate: scores and labels -> figures with intervals, printed and in ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly.bundle import Bundle, read_bundle
+from anomaly.config import Config
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.transforms import Frame
+from anomaly.detection.calibration import false_alarm_interval
+from anomaly.errors import AnomalyError
+from anomaly.evaluation import Estimate, Rate, auroc, image_metrics, pixel_metrics
+from anomaly.results import ScoreRow, read_evidence, read_scores
+from pipelines.run import NOTICE, RunFolder
+
+__all__ = ["evaluate", "matching_scores", "source_evidence"]
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
+    """Compare verdicts with labels; every label but the normal one counts as abnormal.
+
+    Raises
+    ------
+    AnomalyError
+        If there are no scores, they were made from another manifest, or normal or abnormal scans
+        are missing.
+    """
+    bundle = read_bundle(run.bundle)
+    calibrated = bundle.calibration()
+    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    rows, provenance = matching_scores(run, manifest, bundle)
+    alpha = float(provenance["alpha"])  # the one that the flags were raised at
+    by_key = {row.key: row for row in manifest.select()}
+    pairs = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
+    if not pairs:
+        raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
+    abnormal = np.array([scan.label != config.data.normal for _, scan in pairs])
+    patients = [scan.patient for _, scan in pairs]
+    scores = np.array([row.score for row, _ in pairs], dtype=np.float64)
+    flagged = np.array([bool(row.flagged) for row, _ in pairs])
+    n = len(calibrated.scores.scores)
+    metrics: dict[str, Any] = {
+        "notice": NOTICE,
+        "scans": {"normal": int((~abnormal).sum()), "abnormal": int(abnormal.sum())},
+        "not_scored": sum(row.status != "scored" for row in rows),
+        "alpha": alpha,
+        "calibration_scans": n,
+        **image_metrics(scores, flagged, abnormal, patients),
+        "false_alarm_bound": dict(
+            zip(
+                ("low", "high"),
+                false_alarm_interval(n, alpha, 0.95, int((~abnormal).sum())),
+                strict=True,
+            )
+        ),
+        "normals_with_any_region": float(
+            np.mean(
+                [bool(row.regions) for (row, _), a in zip(pairs, abnormal, strict=True) if not a]
+            )
+        ),
+        "features": _feature_aurocs(pairs, abnormal, patients),
+        "provenance": provenance,
+    }
+    if config.data.masks:
+        metrics["pixels"] = _pixels(run, config, bundle, pairs)
+    run.metrics.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    _say(metrics)
+    run.record("evaluate", {"auroc": metrics["auroc"]["value"]})
+    return metrics
+
+
+def matching_scores(
+    run: RunFolder, manifest: Manifest, bundle: Bundle
+) -> tuple[list[ScoreRow], dict[str, str]]:
+    """Read the run's scores and their provenance, if they fit its manifest and bundle.
+
+    Raises
+    ------
+    AnomalyError
+        If there are none, or they were made with another manifest or bundle.
+    """
+    rows, provenance = read_scores(run.scores)
+    known = {row.key for row in manifest.select()}
+    fits = provenance["manifest"] == manifest.hash and provenance["bundle"] == bundle.hash
+    # The hash of a manifest does not cover its pseudonyms: another site.key changes them.
+    if not fits or any(row.key not in known for row in rows if row.status == "scored"):
+        raise AnomalyError(
+            f"{run.scores} was made with another manifest or bundle than the run holds now: run "
+            f"`anomaly score {run.path}` again"
+        )
+    return rows, provenance
+
+
+def source_evidence(run: RunFolder, bundle: Bundle, scan: ManifestRow) -> NDArray[np.float32]:
+    """Read a scan's evidence back onto its source pixels: (H, W) float32."""
+    how = bundle.config.preprocessing
+    frame = Frame((scan.rows, scan.columns), how.size, how.geometry)
+    return frame.to_source(read_evidence(run.evidence, scan.key))
+
+
+def _feature_aurocs(
+    pairs: Sequence[tuple[ScoreRow, ManifestRow]],
+    abnormal: NDArray[np.bool_],
+    patients: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """One-sided AUROC of every feature, "higher = more anomalous"; below 1/2 is inverted."""
+    first = pairs[0][0].features or {}
+    return {
+        name: asdict(
+            auroc(np.array([(r.features or {})[name] for r, _ in pairs]), abnormal, patients)
+        )
+        for name in first
+    }
+
+
+def _pixels(
+    run: RunFolder,
+    config: Config,
+    bundle: Bundle,
+    pairs: Sequence[tuple[ScoreRow, ManifestRow]],
+) -> dict[str, Any]:
+    evidence, masks = [], []
+    for _, scan in pairs:
+        path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
+        if scan.label == config.data.normal or not path.exists():
+            continue
+        mask = np.asarray(Image.open(path).convert("L")) > 127
+        if mask.shape != (scan.rows, scan.columns):
+            raise AnomalyError(
+                f"the mask of scan {scan.key} is {mask.shape}, its image "
+                f"{(scan.rows, scan.columns)}: they must agree"
+            )
+        if mask.any():
+            evidence.append(source_evidence(run, bundle, scan))
+            masks.append(mask)
+    if not masks:
+        raise AnomalyError(f"data.masks is {config.data.masks!r}, but no abnormal scan has a mask")
+    return asdict(pixel_metrics(evidence, masks))
+
+
+def _say(metrics: dict[str, Any]) -> None:
+    log.info(
+        "%d normal and %d abnormal scans, %d not scored",
+        metrics["scans"]["normal"],
+        metrics["scans"]["abnormal"],
+        metrics["not_scored"],
+    )
+    log.info("image AUROC         %s", Estimate(**metrics["auroc"]))
+    log.info(
+        "average precision   %.3f (prevalence %.3f)",
+        metrics["average_precision"]["value"],
+        metrics["average_precision"]["prevalence"],
+    )
+    log.info("at the preset alpha = %g:", metrics["alpha"])
+    log.info("  sensitivity       %s", Rate(**metrics["sensitivity"]))
+    log.info("  false alarms      %s", Rate(**metrics["false_alarms"]))
+    log.info(
+        "  conformal bound   [%.3f, %.3f] for this many normals, 95 %%",
+        metrics["false_alarm_bound"]["low"],
+        metrics["false_alarm_bound"]["high"],
+    )
+    log.info("normals with any region drawn  %.3f", metrics["normals_with_any_region"])
+    if "pixels" in metrics:
+        pixels = metrics["pixels"]
+        log.info(
+            "pixel AP            %.3f, %.1f times the lesion prevalence %.4f (%d scans)",
+            pixels["average_precision"],
+            pixels["ratio"],
+            pixels["prevalence"],
+            pixels["scans"],
+        )
+    log.info("AUROC of every single feature (one-sided; below 0.5 is inverted):")
+    for name, estimate in metrics["features"].items():
+        log.info("  %-20s %s", name, Estimate(**estimate))
+    log.info("intervals are 95 %%, by patient for AUROC. %s", NOTICE)

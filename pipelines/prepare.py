@@ -1,0 +1,68 @@
+"""prepare: a folder of scans -> a table of scans, split by patient."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from anomaly.config import Config, dump
+from anomaly.data.manifest import Manifest, assign_splits, build_manifest, load_site_key
+from anomaly.errors import ManifestError
+from pipelines.run import RunFolder, progress_bar
+
+__all__ = ["prepare", "scan_folder"]
+
+log = logging.getLogger(__name__)
+
+
+def prepare(run: RunFolder, config: Config) -> Manifest:
+    """Read every scan once, deal the splits, write ``config.yaml`` and ``manifest.parquet``.
+
+    Raises
+    ------
+    ManifestError
+        If there is no usable normal scan.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    manifest = assign_splits(
+        scan_folder(run, config),
+        config.data.splits,
+        normal_label=config.data.normal,
+        seed=config.data.seed,
+        allow_synthetic=config.data.allow_synthetic,
+    )
+    if not manifest.select(label=config.data.normal):
+        raise ManifestError(
+            f"no usable scan under {config.data.root} has the label {config.data.normal!r}: check "
+            f"data.labels ({config.data.labels}) and the reasons above"
+        )
+    run.config.write_text(dump(config), encoding="utf-8")
+    manifest.write(run.manifest)
+    run.record("prepare", {"manifest_hash": manifest.hash, "config_hash": config.hash})
+    return manifest
+
+
+def scan_folder(run: RunFolder, config: Config) -> Manifest:
+    """Inspect ``config.data.root``; say what was found, and what was not used and why."""
+    exclude = [f"{config.data.masks}/*"] if config.data.masks else []
+    with progress_bar(0, "reading scans", "file") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        manifest = build_manifest(
+            config.data.root,
+            labels=config.data.labels,
+            exclude=exclude,
+            patient_pattern=config.data.patient_pattern,
+            policy=config.intensity,
+            site_key=load_site_key(run.site_key),
+            workers=config.data.workers,
+            progress=progress,
+        )
+    reasons = Counter(row.reason for row in manifest.select(status="skipped"))
+    log.info("%d scans can be used", len(manifest.select()))
+    for reason, count in reasons.most_common():
+        log.info("%d not used: %s", count, reason)
+    return manifest

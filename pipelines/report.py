@@ -1,0 +1,114 @@
+"""report: scores, evidence and scans -> one HTML page."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import anomaly
+from anomaly.bundle import Bundle, read_bundle
+from anomaly.config import Config
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.readers import read_scan
+from anomaly.detection.heatmap import find_regions
+from anomaly.errors import ScanError
+from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
+from anomaly.results import ScoreRow
+from anomaly.types import ScanScore, Verdict
+from pipelines.evaluate import matching_scores, source_evidence
+from pipelines.run import RunFolder
+
+__all__ = ["report"]
+
+log = logging.getLogger(__name__)
+
+
+def report(run: RunFolder, config: Config, *, images: bool = True, max_images: int = 200) -> Path:
+    """Write the page and return its path.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    images : bool
+        False leaves all pixels out: chest X-rays can be recognised.
+    max_images : int
+        Scans that get their image into the page, most unusual first.
+
+    Raises
+    ------
+    NotCalibrated
+        If the bundle is not calibrated: a page of scores without meaning helps nobody.
+    """
+    bundle = read_bundle(run.bundle)
+    calibrated = bundle.calibration()
+    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    rows, provenance = matching_scores(run, manifest, bundle)
+    # The flags were raised at this rate, whatever the configuration says now.
+    config = replace(config, alpha=float(provenance["alpha"]))
+    by_key = {row.key: row for row in manifest.select()}
+    scored = [row for row in rows if row.status == "scored"]
+    scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
+    cases = [
+        _case(run, config, bundle, row, by_key[row.key], shown=images and place < max_images)
+        for place, row in enumerate(scored)
+    ]
+    data = ReportData(
+        title=config.name,
+        cases=cases,
+        skipped=[SkippedCase(r.key, r.reason) for r in rows if r.status != "scored"],
+        calibration_scores=calibrated.scores.scores,
+        alpha=config.alpha,
+        threshold=calibrated.scores.threshold(config.alpha),
+        evidence_threshold=calibrated.peaks.threshold(config.alpha),
+        evidence_ceiling=calibrated.evidence_ceiling,
+        provenance={
+            **provenance,
+            "anomaly": anomaly.__version__,
+            "torch": torch.__version__.split("+")[0],
+        },
+    )
+    write_report(data, run.report, max_images=max_images)
+    log.info("report: %s", run.report)
+    run.record("report", {"cases": len(cases)})
+    return run.report
+
+
+def _case(
+    run: RunFolder,
+    config: Config,
+    bundle: Bundle,
+    row: ScoreRow,
+    scan: ManifestRow,
+    *,
+    shown: bool,
+) -> ReportCase:
+    calibrated = bundle.calibration()
+    evidence = source_evidence(run, bundle, scan)
+    spacing = None
+    if scan.spacing_row is not None and scan.spacing_column is not None:
+        spacing = (scan.spacing_row, scan.spacing_column)
+    assert row.score is not None
+    assert row.p_value is not None
+    verdict = Verdict(
+        ScanScore(row.key, row.score, row.features or {}, evidence),
+        row.p_value,
+        config.alpha,
+        calibrated.scores.threshold(config.alpha),
+        bool(row.flagged),
+        find_regions(evidence, calibrated.peaks.threshold(config.alpha), spacing),
+    )
+    pixels, note = None, ""
+    if shown and scan.burned_in:
+        note = "The source says that text is burned into this image, so it is not shown."
+    elif shown:
+        try:
+            source = read_scan(config.data.root / scan.path, scan.frame, bundle.config.intensity)
+            pixels = np.asarray(source.pixels)
+        except ScanError as error:
+            note = f"The image can no longer be read ({error.reason}), so it is not shown."
+    return ReportCase(verdict, pixels, view=scan.view, note=note)

@@ -1,0 +1,146 @@
+"""The run folder: where each stage finds what the one before left, and what is said of it.
+
+::
+
+    RUN/config.yaml          what really ran            RUN/bundle/        the detector
+    RUN/manifest.parquet     scans; private (0600)      RUN/scores.parquet, scores.csv
+    RUN/site.key             pseudonyms; private        RUN/evidence/      heatmaps by pseudonym
+    RUN/checkpoint.pt        training state             RUN/metrics.json   evaluation
+    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+import anomaly
+from anomaly.errors import AnomalyError
+
+__all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
+
+NOTICE = "Research use only. Not a diagnosis."
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self._at("config.yaml")
+
+    @property
+    def manifest(self) -> Path:
+        """The table of scans; private."""
+        return self._at("manifest.parquet")
+
+    @property
+    def site_key(self) -> Path:
+        """The secret behind the pseudonyms; private."""
+        return self._at("site.key")
+
+    @property
+    def bundle(self) -> Path:
+        """The trained detector."""
+        return self._at("bundle")
+
+    @property
+    def scores(self) -> Path:
+        """The scores."""
+        return self._at("scores.parquet")
+
+    @property
+    def evidence(self) -> Path:
+        """The folder of evidence maps."""
+        return self._at("evidence")
+
+    @property
+    def metrics(self) -> Path:
+        """The evaluation."""
+        return self._at("metrics.json")
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self._at("report.html")
+
+    def _at(self, name: str) -> Path:
+        return self.path / name
+
+    def need(self, path: Path, stage: str) -> Path:
+        """Return a path that an earlier stage must have made.
+
+        Raises
+        ------
+        AnomalyError
+            If it does not exist, naming the stage to run.
+        """
+        if not path.exists():
+            raise AnomalyError(f"{path} does not exist: run `anomaly {stage} {self.path}` first")
+        return path
+
+    def record(self, stage: str, facts: dict[str, Any]) -> None:
+        """Append a stage, its facts and the versions to ``run.jsonl``."""
+        line = {
+            "stage": stage,
+            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "anomaly": anomaly.__version__,
+            "python": platform.python_version(),
+            **facts,
+        }
+        with self._at("run.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:
+    """Return a bar on standard error: lively on a terminal, a line now and then in a log file."""
+    pause = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm(total=total, desc=what, unit=unit, mininterval=pause, leave=False, disable=hidden)
+
+
+class StopFlag:
+    """Set by the first Ctrl-C; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.set = False
+
+    def __call__(self) -> bool:
+        """Return whether a stop was asked for."""
+        return self.set
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopFlag]:
+    """Turn SIGINT and SIGTERM into a request to stop after the current step."""
+    flag = StopFlag()
+
+    def ask(number: int, _frame: object) -> None:
+        if flag.set:
+            raise KeyboardInterrupt
+        flag.set = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,296 @@
+"""train: normal scans -> a network, a detector, a bundle.
+
+Alone, or on several devices by ``torchrun --nproc-per-node N -m pipelines train RUN``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from anomaly.bundle import Bundle, write_bundle
+from anomaly.cdm.density import grey_step
+from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.intercepts import fit_intercepts
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.loss import CDMLoss
+from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.cdm.sampling import sample
+from anomaly.config import Config, dump, load_config
+from anomaly.data.loaders import framed_images, network_images, step_batches
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.detection.features import Observation, observe
+from anomaly.detection.scoring import fit_scoring
+from anomaly.errors import ConfigError, ManifestError
+from anomaly.training import Batch, FitResult, Metrics, fit, validation_metrics
+from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
+
+__all__ = ["observe_all", "pick_device", "processes", "run_config", "scan_hash", "train"]
+
+log = logging.getLogger(__name__)
+
+SCORING_BATCH = 32
+# Draws per level for the intercepts: during training for a curve, at the end for the bundle.
+CURVE_DRAWS, FINAL_DRAWS = 5, 25
+
+
+def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
+    """Fit the network (resuming where a checkpoint is), then the detector; write the bundle."""
+    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    normals = {split: _normals(manifest, config, split) for split in ("train", "validation")}
+    framed = {
+        split: framed_images(
+            config.data.root, rows, config.intensity, config.preprocessing, config.data.workers
+        )
+        for split, rows in normals.items()
+    }
+    images = {split: network_images(f, config.preprocessing) for split, f in framed.items()}
+    levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
+    classifier = _classifier(config, levels, images["train"])
+    keys = [row.key for row in normals["train"]]
+    result = _fit(run, config, manifest, classifier, levels, framed["train"], keys, images, device)
+    if not result.finished:
+        log.info("stopped at step %d; `anomaly train %s` resumes", result.step, run.path)
+        return result
+    if int(os.environ.get("RANK", "0")) == 0:
+        assert isinstance(result.network, LevelClassifier)
+        network = result.network
+        _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
+        observed = observe_all(network, levels, images["validation"], config, device)
+        detector, heatmap = fit_scoring(observed, config.features, config.heatmap)
+        seen = frozenset(scan_hash(row) for rows in normals.values() for row in rows)
+        bundle = write_bundle(
+            Bundle(config, levels, network, detector, heatmap, manifest.hash, seen), run.bundle
+        )
+        run.record("train", {"bundle_hash": bundle.hash, "steps": result.step})
+    return result
+
+
+def scan_hash(row: ManifestRow) -> str:
+    """Name a scan by its content, 16 hex digits: to recognise it, not to find it."""
+    return hashlib.sha256(f"{row.sha256} {row.frame}".encode()).hexdigest()[:16]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device named; "auto" is CUDA where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use cpu or auto")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def observe_all(
+    network: nn.Module,
+    levels: NoiseLevels,
+    images: Tensor,
+    config: Config,
+    device: torch.device,
+) -> Observation:
+    """`observe` in batches, in order."""
+    network = network.to(device)
+    parts = [
+        observe(
+            network,
+            levels,
+            part.to(device),
+            config.features,
+            grey_levels=config.preprocessing.grey_levels,
+        )
+        for part in images.split(SCORING_BATCH)
+    ]
+    return Observation(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.residuals for part in parts]),
+    )
+
+
+def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:
+    rows = manifest.select(split=split, label=config.data.normal)
+    if not rows:
+        raise ManifestError(
+            f"the {split} split holds no scan labelled {config.data.normal!r}: raise "
+            f"data.splits.{split} ({config.data.splits.get(split, 0)}) or add scans"
+        )
+    return rows
+
+
+def _classifier(config: Config, levels: NoiseLevels, images: Tensor) -> LevelClassifier:
+    torch.manual_seed(config.training.seed)
+    network = build_network(config.network, levels)
+    if config.preprocessing.size % network.stride:
+        raise ConfigError(
+            f"preprocessing.size is {config.preprocessing.size}: this network needs a multiple of "
+            f"{network.stride}"
+        )
+    base = None
+    if config.network.spectral_base:
+        # Dequantisation noise is the least that any pixel value varies.
+        floor = grey_step(config.preprocessing.grey_levels) ** 2 / 12
+        base = CosineGaussianCDM.fit(images, levels, floor=floor)
+    return LevelClassifier(network, base)
+
+
+def _fit(
+    run: RunFolder,
+    config: Config,
+    manifest: Manifest,
+    classifier: LevelClassifier,
+    levels: NoiseLevels,
+    framed: Tensor,
+    keys: list[str],
+    images: dict[str, Tensor],
+    device: torch.device,
+) -> FitResult:
+    settings = config.training
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    loss = CDMLoss(classifier, levels, settings.ce_weight)
+    # Folder and workers are where and how, not what; a moved archive may be resumed.
+    what = replace(config, data=replace(config.data, root=Path(), workers=1))
+    fingerprint = hashlib.sha256(f"{manifest.hash} {what.hash}".encode()).hexdigest()
+
+    def batches(start: int) -> Iterator[Batch]:
+        if rank == 0:  # not before: a configuration that the checkpoint refuses changes nothing
+            run.config.write_text(dump(config), encoding="utf-8")
+        loader = step_batches(
+            framed,
+            keys,
+            config.augmentation,
+            config.preprocessing,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            steps=range(start, settings.steps),
+            rank=rank,
+            world=world,
+        )
+        for batch, names in loader:
+            yield Batch(batch, names)
+
+    board = SummaryWriter(str(run.path / "tensorboard")) if rank == 0 else None
+    bar = progress_bar(settings.steps, "training", "step", hidden=rank != 0)
+
+    def validate(averaged: nn.Module, step: int) -> Metrics:
+        assert board is not None
+        assert isinstance(averaged, LevelClassifier)
+        fitted = averaged.intercept.clone()
+        _fit_intercepts(averaged, images["train"], levels, config, CURVE_DRAWS)
+        grey = config.preprocessing.grey_levels
+        metrics = validation_metrics(
+            loss, averaged, images["validation"], grey_levels=grey, seed=0, batch=SCORING_BATCH
+        )
+        averaged.intercept.copy_(fitted)  # the network trained on is left as it is
+        _write_board(board, metrics, step)
+        sheet = _sample_sheet(averaged, levels, images["train"].shape[1:], device)
+        _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
+        bar.write(
+            f"step {step}: {metrics['bits_per_dim']:.3f} bits/dim ({grey} grey levels, "
+            f"dequantised), denoising error {metrics['denoising']:.4f} on held-out normals"
+        )
+        return metrics
+
+    def on_step(step: int, value: float) -> None:
+        bar.update(step - bar.n)
+        bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+
+    with stop_on_interrupt() as stop, bar:
+        result = fit(
+            loss,
+            batches,
+            settings,
+            grey_levels=config.preprocessing.grey_levels,
+            folder=run.path,
+            fingerprint=fingerprint,
+            device=device,
+            validate=validate,
+            on_step=on_step,
+            should_stop=stop,
+        )
+    if board is not None:
+        board.close()
+    return result
+
+
+def _fit_intercepts(
+    network: LevelClassifier, images: Tensor, levels: NoiseLevels, config: Config, draws: int
+) -> None:
+    fit_intercepts(
+        network,
+        images,
+        levels,
+        grey_levels=config.preprocessing.grey_levels,
+        draws=draws * len(levels),
+        seed=config.training.seed,
+    )
+
+
+def _write_board(board: SummaryWriter, metrics: Metrics, step: int) -> None:
+    for name, value in metrics.items():
+        if isinstance(value, list):
+            for rung, part in enumerate(value):
+                board.add_scalar(f"{name}/{rung}", part, step)
+        else:
+            board.add_scalar(name, value, step)
+
+
+def _sample_sheet(
+    network: nn.Module, levels: NoiseLevels, shape: torch.Size, device: torch.device
+) -> Tensor:
+    """Sixteen DDIM images, as (16, C, H, W) in [-1, 1], from the same noise every time."""
+    noise = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    steps = min(30, levels.last - 1)
+    return sample(network, levels, noise, steps=steps, eta=0.0).cpu()
+
+
+def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) -> None:
+    """Write a contact sheet, marked synthetic in its pixels and in its metadata."""
+    side = math.isqrt(len(images))
+    rows = [torch.cat(list(images[r * side : (r + 1) * side]), dim=2) for r in range(side)]
+    grey = ((torch.cat(rows, dim=1).mean(0) + 1) * 127.5).clamp(0, 255).byte().numpy()
+    sheet = Image.new("L", (grey.shape[1], grey.shape[0] + 14))
+    sheet.paste(Image.fromarray(grey), (0, 14))
+    ImageDraw.Draw(sheet).text((2, 1), "SYNTHETIC: drawn by a model", fill=255)
+    info = PngInfo()
+    info.add_text("Source", "synthetic; drawn by a classification diffusion model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, pnginfo=info)
+    board.add_image("samples (synthetic)", np.asarray(sheet)[None], step)
+
+
+def run_config(run: RunFolder, overrides: list[str]) -> Config:
+    """Read the run's own configuration, with overrides."""
+    return load_config(run.need(run.config, "prepare"), overrides)
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the other processes where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

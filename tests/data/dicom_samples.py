@@ -1,0 +1,110 @@
+"""Real DICOM bytes for the tests: small objects with chosen bits, photometrics and codings."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+SOP_CLASSES = {
+    "DX": DigitalXRayImageStorageForPresentation,
+    "CR": ComputedRadiographyImageStorage,
+    "CT": CTImageStorage,
+    "MR": MRImageStorage,
+    "ECT": EnhancedCTImageStorage,
+    "OT": MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+}
+
+
+def make_dataset(
+    values: Any,
+    *,
+    kind: str = "DX",
+    bits: int = 12,
+    allocated: int = 16,
+    signed: bool = False,
+    photometric: str = "MONOCHROME2",
+    patient: str = "P1",
+    **tags: Any,
+) -> FileDataset:
+    """Build a native little endian object; `values` is (rows, columns) or (frames, ...)."""
+    code = ("i" if signed else "u") + str(allocated // 8)
+    array = np.asarray(values)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID = SOP_CLASSES[kind]
+    dataset.SOPInstanceUID = tags.pop("SOPInstanceUID", generate_uid())
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.StudyInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = generate_uid()
+    dataset.PatientID = patient
+    dataset.PatientName = "Test^Subject"
+    dataset.Modality = kind.removeprefix("E")
+    if array.ndim == 3 and photometric.startswith("MONO"):
+        dataset.NumberOfFrames = array.shape[0]
+        dataset.Rows, dataset.Columns = array.shape[1:]
+    else:
+        dataset.Rows, dataset.Columns = array.shape[:2]
+    dataset.SamplesPerPixel = 1 if photometric.startswith(("MONO", "PAL")) else 3
+    if dataset.SamplesPerPixel == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
+    dataset.PixelRepresentation = int(signed)
+    dataset.PixelData = array.astype(f"<{code}").tobytes()
+    if len(dataset.PixelData) % 2:
+        dataset.PixelData += b"\0"
+    dataset["PixelData"].VR = "OW" if allocated > 8 else "OB"
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def lut_item(first: int, bits: int, entries: Any) -> Dataset:
+    """Item of a Modality or VOI LUT Sequence; entries are written as 16-bit words."""
+    item = Dataset()
+    table = np.asarray(entries, dtype="<u2")
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [table.size, first, bits])
+    item.add_new("LUTData", "OW", table.tobytes())
+    if bits == 8:
+        item.LUTExplanation = "test"
+    return item
+
+
+def write_dicom(path: Path, dataset: FileDataset, syntax: UID | None = None) -> Path:
+    """Write to `path`, compressed first where a transfer syntax is given."""
+    if syntax is not None:
+        dataset.compress(syntax, generate_instance_uid=False)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_sample(path: Path, values: Any, **options: Any) -> Path:
+    """Build and write in one step."""
+    syntax = options.pop("syntax", None)
+    return write_dicom(path, make_dataset(values, **options), syntax)
+
+
+def crash_on_seven(number: int) -> int:
+    """Square a number; 7 ends the process as a failing native decoder would."""
+    if number == 7:
+        os._exit(1)
+    time.sleep(0.3)  # so that the others are unfinished when 7 takes the pool with it
+    return number * number

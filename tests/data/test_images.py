@@ -1,0 +1,323 @@
+"""Reading PNG, JPEG, TIFF and NIfTI: grey values, refusals, pages and slices."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from anomaly.data import frames
+from anomaly.data.images import kind_by_name, read_image
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.types import Scan
+
+FULL = IntensityPolicy()
+GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+
+
+def read_one(path: Path, policy: IntensityPolicy = FULL) -> Scan:
+    (scan,) = read_image(path, policy)
+    if isinstance(scan, ScanError):
+        raise scan
+    return scan
+
+
+def refusal(path: Path, policy: IntensityPolicy = FULL) -> ScanError:
+    with pytest.raises(ScanError) as caught:
+        read_one(path, policy)
+    return caught.value
+
+
+def save(path: Path, array: Any, mode: str | None = None, **options: Any) -> Path:
+    image = Image.fromarray(np.asarray(array))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+# --- PNG and JPEG -----------------------------------------------------------------------------
+
+
+def test_png_of_8_bits(tmp_path: Path) -> None:
+    scan = read_one(save(tmp_path / "a.png", GREY))
+    assert_allclose(scan.pixels, GREY / 255, atol=1e-7)
+    assert (scan.levels, scan.modality, scan.spacing_source) == (256, "PNG", "none")
+    assert scan.identity.instance == ""
+
+
+def test_png_of_16_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 65535]], dtype=np.uint16)
+    scan = read_one(save(tmp_path / "a.PNG", values))
+    assert_allclose(scan.pixels, values / 65535, atol=1e-9)
+    assert scan.levels == 65536
+
+
+def test_png_of_1_bit(tmp_path: Path) -> None:
+    scan = read_one(save(tmp_path / "a.png", np.array([[True, False]])))
+    assert_array_equal(scan.pixels, [[1, 0]])
+    assert scan.levels == 2
+
+
+def test_png_ignores_the_window(tmp_path: Path) -> None:
+    scan = read_one(save(tmp_path / "a.png", GREY), IntensityPolicy(window=(10, 5)))
+    assert_allclose(scan.pixels, GREY / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_grey_in_other_modes_is_grey(tmp_path: Path, mode: str) -> None:
+    scan = read_one(save(tmp_path / "a.png", GREY, mode))
+    assert_allclose(scan.pixels, GREY / 255, atol=1e-7)
+    assert scan.levels == 256
+
+
+def test_grey_jpeg_saved_as_rgb(tmp_path: Path) -> None:
+    grey = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1))
+    as_rgb = read_one(save(tmp_path / "rgb.jpg", grey, "RGB", quality=100))
+    as_l = read_one(save(tmp_path / "l.jpeg", grey, quality=100))
+    assert_allclose(as_rgb.pixels, as_l.pixels, atol=1.5 / 255)
+    assert_allclose(as_l.pixels, grey / 255, atol=2.5 / 255)
+    assert as_rgb.modality == "JPEG"
+
+
+def test_one_coloured_pixel_is_colour(tmp_path: Path) -> None:
+    rgb = np.repeat(GREY[..., None], 3, axis=2)
+    rgb[1, 1, 2] += 1
+    error = refusal(save(tmp_path / "a.png", rgb))
+    assert isinstance(error, UnsupportedScan)
+    assert error.reason == "colour"
+
+
+def test_coloured_palette_is_colour(tmp_path: Path) -> None:
+    rgb = np.zeros((2, 2, 3), dtype=np.uint8)
+    rgb[0, 0] = 255, 0, 0
+    assert refusal(save(tmp_path / "a.png", rgb, "P")).reason == "colour"
+
+
+def test_cmyk_is_colour(tmp_path: Path) -> None:
+    assert refusal(save(tmp_path / "a.jpg", GREY, "CMYK")).reason == "colour"
+
+
+def test_transparency_is_refused(tmp_path: Path) -> None:
+    alpha = np.dstack([GREY, np.full_like(GREY, 254)])
+    assert refusal(save(tmp_path / "a.png", alpha)).reason == "alpha"
+    assert refusal(save(tmp_path / "b.png", GREY, transparency=51)).reason == "alpha"
+
+
+def test_16_bit_colour_png_is_not_quietly_cut_to_8(tmp_path: Path) -> None:
+    # one row of two grey pixels in RGB of 16 bits, which pillow would open at 8 bits
+    def chunk(name: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = zlib.compress(b"\0" + struct.pack(">6H", 1, 1, 1, 65535, 65535, 65535))
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    )
+    assert refusal(path).reason == "bit depth"
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    scan = read_one(save(tmp_path / "a.png", GREY, exif=exif))
+    assert_allclose(scan.pixels, GREY[::-1, ::-1] / 255, atol=1e-7)
+
+
+def test_constant_png(tmp_path: Path) -> None:
+    assert refusal(save(tmp_path / "a.png", np.zeros((3, 3), np.uint8))).reason == "constant"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_truncated_image(tmp_path: Path, name: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    path = save(tmp_path / name, values)
+    path.write_bytes(path.read_bytes()[:1500])
+    assert isinstance(refusal(path), UnreadableScan)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("content", [b"", b"not what the name says" * 20])
+def test_nonsense(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert isinstance(refusal(tmp_path / name), UnreadableScan)
+
+
+def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [save(tmp_path / name, GREY) for name in ("a.png", "a.tif")]
+    volume = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
+    nibabel.save(volume, tmp_path / "a.nii")
+    monkeypatch.setattr(frames, "MAX_FRAME_PIXELS", 3)
+    for path in (*paths, tmp_path / "a.nii"):
+        assert refusal(path).reason == "too large"
+
+
+def test_kind_by_name() -> None:
+    names = ("a.PNG", "b.jpeg", "c.tif", "d.nii.gz", "e.txt", "png")
+    assert [kind_by_name(Path(name)) for name in names] == ["png", "jpeg", "tiff", "nifti", "", ""]
+
+
+# --- TIFF -------------------------------------------------------------------------------------
+
+
+def test_tiff_of_16_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 4095, 65535]], dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    scan = read_one(tmp_path / "a.tif")
+    assert_allclose(scan.pixels, values / 65535, atol=1e-9)
+    assert (scan.levels, scan.modality) == (65536, "TIFF")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_with_white_zero_is_inverted(tmp_path: Path, dtype: Any) -> None:
+    white = np.iinfo(dtype).max
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, white]], dtype), photometric="miniswhite")
+    assert_array_equal(read_one(tmp_path / "a.tif").pixels, [[1, 0]])
+
+
+def test_tiff_lzw(tmp_path: Path) -> None:
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    scan = read_one(save(tmp_path / "a.tif", values, compression="tiff_lzw"))
+    assert_allclose(scan.pixels, values / 65535, atol=1e-9)
+
+
+def test_tiff_pages(tmp_path: Path) -> None:
+    pages = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    pages[1] = 9
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    first, second = read_image(tmp_path / "a.tif", FULL)
+    assert isinstance(first, Scan)
+    assert_allclose(first.pixels, pages[0] / 255, atol=1e-7)
+    assert isinstance(second, UnsupportedScan)
+    assert second.reason == "constant"
+
+
+def test_float_tiff_uses_the_range_of_the_file_or_the_window(tmp_path: Path) -> None:
+    # both pages share the range -1000 to 1000
+    pages = np.array([[[-1000, 0]], [[0, 1000]]], dtype=np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    first, second = read_image(tmp_path / "a.tif", FULL)
+    assert isinstance(first, Scan)
+    assert isinstance(second, Scan)
+    assert_allclose(first.pixels, [[0, 0.5]], atol=1e-7)
+    assert_allclose(second.pixels, [[0.5, 1]], atol=1e-7)
+    first, _ = read_image(tmp_path / "a.tif", IntensityPolicy(window=(-500, 1000)))
+    assert isinstance(first, Scan)
+    assert_allclose(first.pixels, [[0, 1]], atol=1e-7)
+
+
+def test_tiff_colour_alpha_and_nan(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb")
+    assert refusal(tmp_path / "rgb.tif").reason == "colour"
+    grey = np.repeat(rgb[..., :1], 3, axis=2)
+    tifffile.imwrite(tmp_path / "grey.tif", grey, photometric="rgb")
+    assert_allclose(read_one(tmp_path / "grey.tif").pixels, grey[..., 0] / 255, atol=1e-7)
+    tifffile.imwrite(
+        tmp_path / "alpha.tif",
+        np.dstack([grey, grey[..., :1]]),
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+    )
+    assert refusal(tmp_path / "alpha.tif").reason == "alpha"
+    tifffile.imwrite(tmp_path / "nan.tif", np.array([[0, np.nan]], np.float32))
+    assert refusal(tmp_path / "nan.tif").reason == "non-finite"
+
+
+# --- NIfTI ------------------------------------------------------------------------------------
+
+
+def nifti(path: Path, values: Any, affine: Any = None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def test_nifti_is_shown_in_the_radiological_convention(tmp_path: Path) -> None:
+    # canonical axes: x grows to the patient's right, y to anterior, z to superior
+    values = np.zeros((3, 4, 2), dtype=np.int16)
+    values[2, 3, 0] = 100  # right, anterior
+    values[0, 0, 0] = 50  # left, posterior
+    values[1, 1, 1] = 100
+    path = nifti(tmp_path / "a.nii.gz", values, np.diag([0.5, 0.8, 3, 1]))
+    low, high = read_image(path, FULL)
+    assert isinstance(low, Scan)
+    assert isinstance(high, Scan)
+    assert low.pixels.shape == (4, 3)  # rows run along y
+    assert low.pixels[0, 0] == 1  # anterior on top, the patient's right on the left
+    assert low.pixels[3, 2] == 0.5
+    assert low.spacing == pytest.approx((0.8, 0.5))  # float32 in the header
+    assert low.spacing_source == "NIfTI"
+    assert [scan.identity.frame for scan in (low, high)] == [0, 1]
+    assert low.modality == "NIFTI"
+
+
+def test_nifti_stored_in_other_axes_looks_the_same(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (3, 4, 5)).astype(np.int16)
+    affine = np.diag([1.0, 2, 3, 1])
+    straight = nibabel.Nifti1Image(values, affine)
+    # the same volume with superior, left and posterior as its axes
+    other = nibabel.orientations.axcodes2ornt(("S", "L", "P"))
+    here = nibabel.orientations.io_orientation(affine)
+    turned = straight.as_reoriented(nibabel.orientations.ornt_transform(here, other))
+    assert turned.shape == (5, 3, 4)
+    nibabel.save(straight, tmp_path / "a.nii")
+    nibabel.save(turned, tmp_path / "b.nii")
+    one, two = read_image(tmp_path / "a.nii", FULL), read_image(tmp_path / "b.nii", FULL)
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        assert isinstance(a, Scan)
+        assert isinstance(b, Scan)
+        assert_array_equal(a.pixels, b.pixels)
+        assert a.spacing == b.spacing == (2, 1)
+
+
+def test_nifti_range_is_of_the_volume(tmp_path: Path) -> None:
+    values = np.array([[[0, 200]], [[100, 150]]], dtype=np.int16)  # (2, 1, 2)
+    first, second = read_image(nifti(tmp_path / "a.nii", values), FULL)
+    assert isinstance(first, Scan)
+    assert isinstance(second, Scan)
+    assert_allclose(first.pixels, [[0.5, 0]], atol=1e-7)
+    assert_allclose(second.pixels, [[0.75, 1]], atol=1e-7)
+    assert first.levels == 201
+    windowed, _ = read_image(tmp_path / "a.nii", IntensityPolicy(window=(50, 100)))
+    assert isinstance(windowed, Scan)
+    assert_allclose(windowed.pixels, [[1, 0]], atol=1e-7)
+
+
+def test_nifti_constant_slice_costs_that_slice_only(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    values[..., 1] = 5
+    results = read_image(nifti(tmp_path / "a.nii", values), FULL)
+    kinds = [r.reason if isinstance(r, ScanError) else "ok" for r in results]
+    assert kinds == ["ok", "constant", "ok"]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nifti_non_finite(tmp_path: Path, wrong: float) -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    values[0, 1, 1] = wrong
+    error = refusal(nifti(tmp_path / "a.nii", values))
+    assert isinstance(error, UnreadableScan)
+    assert error.reason == "non-finite"
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 2, 3)])
+def test_nifti_dimensions(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    assert refusal(nifti(tmp_path / "a.nii", values)).reason == "dimensions"
+
+
+def test_nifti_units(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.arange(4, dtype=np.int16).reshape(2, 2, 1), np.eye(4) * 500)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_one(tmp_path / "a.nii").spacing == (0.5, 0.5)

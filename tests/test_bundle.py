@@ -1,0 +1,287 @@
+"""A bundle on disk: what is read back scores the same, and any change is noticed and named."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly.bundle import Bundle, Calibrated, bundle_problems, read_bundle, write_bundle
+from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.config import parse_config
+from anomaly.data.transforms import quantize
+from anomaly.detection.calibration import Calibration
+from anomaly.detection.features import observe
+from anomaly.detection.scoring import Scores, fit_scoring, score_observation
+from anomaly.errors import AnomalyError, BundleError, NotCalibrated
+
+CANARY = "/secret/hospital/archive"
+NAMES = [
+    "bundle.json",
+    "weights.safetensors",
+    "detector.safetensors",
+    "calibration.safetensors",
+    "seen.json",
+]
+
+
+def images(count: int, seed: int) -> torch.Tensor:
+    noise = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return quantize(noise, 256)
+
+
+def score(bundle: Bundle, pictures: torch.Tensor) -> Scores:
+    how = bundle.config
+    observed = observe(
+        bundle.network,
+        bundle.levels,
+        pictures,
+        how.features,
+        grey_levels=how.preprocessing.grey_levels,
+    )
+    return score_observation(observed, bundle.detector, bundle.heatmap)
+
+
+def make(network: dict[str, Any]) -> Bundle:
+    config = parse_config(
+        {
+            "name": "small",
+            "data": {"root": CANARY},
+            "preprocessing": {"size": 8},
+            "levels": {"steps": 12},
+            "network": network,
+            "features": {"noise_to_signal": [0.25, 1.0], "draws": 1},
+            "alpha": 0.1,
+        }
+    )
+    torch.manual_seed(0)
+    levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
+    base = CosineGaussianCDM.fit(images(40, 1), levels, floor=1e-4)
+    classifier = LevelClassifier(
+        build_network(config.network, levels), base if config.network.spectral_base else None
+    )
+    classifier.intercept.copy_(torch.linspace(-1, 1, len(levels)))
+    classifier.eval().requires_grad_(False)
+    observed = observe(classifier, levels, images(40, 2), config.features, grey_levels=256)
+    detector, heatmap = fit_scoring(observed, config.features, config.heatmap)
+    plain = Bundle(config, levels, classifier, detector, heatmap, "f" * 64, frozenset({"a", "b"}))
+    said = score(plain, images(19, 3))
+    peaks = Calibration.from_scores(said.evidence.max((1, 2)).astype(np.float64))
+    calibrated = Calibrated(
+        Calibration.from_scores(said.scores), peaks, 2 * peaks.threshold(0.1), "e" * 64
+    )
+    return replace(plain, calibrated=calibrated)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return make({"widths": [8, 8], "features": 4})
+
+
+@pytest.fixture
+def folder(bundle: Bundle, tmp_path: Path) -> Path:
+    write_bundle(bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"widths": [8, 8], "features": 4},
+        {"kind": "unet", "widths": [32], "blocks": 1},
+    ],
+    ids=["encoder", "unet"],
+)
+def test_a_bundle_read_back_scores_the_same(network: dict[str, Any], tmp_path: Path) -> None:
+    bundle = make(network)
+    written = write_bundle(bundle, tmp_path / "b")
+    again = read_bundle(tmp_path / "b")
+    before, after = score(bundle, images(6, 4)), score(again, images(6, 4))
+    np.testing.assert_array_equal(after.scores, before.scores)
+    np.testing.assert_array_equal(after.features, before.features)
+    np.testing.assert_array_equal(after.evidence, before.evidence)
+    assert again.hash == written.hash
+    assert again.seen == bundle.seen
+    assert again.manifest_hash == bundle.manifest_hash
+    assert again.detector.names == bundle.detector.names
+    assert replace(again.config, data=bundle.config.data) == bundle.config
+    kept, made = again.calibration(), bundle.calibration()
+    np.testing.assert_array_equal(kept.scores.scores, made.scores.scores)
+    np.testing.assert_array_equal(kept.peaks.scores, made.peaks.scores)
+    assert kept.evidence_ceiling == made.evidence_ceiling
+    assert kept.manifest_hash == made.manifest_hash
+    assert not again.network.training
+    assert bundle_problems(tmp_path / "b") == []
+
+
+def test_the_same_bundle_has_the_same_bytes(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    write_bundle(read_bundle(folder), tmp_path / "again")
+    assert sorted(p.name for p in folder.iterdir()) == sorted(NAMES)
+    for name in NAMES:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("place", [0, 0.37, 0.81, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_changed_byte_is_noticed_and_named(name: str, place: float, folder: Path) -> None:
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[round(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=name):
+        read_bundle(folder)
+
+
+def test_a_changed_setting_is_noticed(folder: Path) -> None:
+    main = folder / "bundle.json"
+    text = main.read_text()
+    assert text.count('"alpha": 0.1') == 1
+    main.write_text(text.replace('"alpha": 0.1', '"alpha": 0.2'))
+    with pytest.raises(BundleError, match=r"bundle\.json has changed"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        read_bundle(folder)
+
+
+def test_every_problem_is_listed(folder: Path) -> None:
+    (folder / "seen.json").unlink()
+    (folder / "weights.safetensors").write_bytes(b"no")
+    problems = bundle_problems(folder)
+    assert len(problems) == 2
+    assert any(p == "seen.json is missing" for p in problems)
+    assert any(p.startswith("weights.safetensors has changed: SHA-256") for p in problems)
+
+
+def test_another_format_is_refused_by_its_number(folder: Path) -> None:
+    record = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(BundleError, match="has format 99: this version reads format 1"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 1}'])
+def test_a_main_file_that_says_nothing_is_refused(content: bytes, folder: Path) -> None:
+    (folder / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        read_bundle(folder)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "bundle.json").mkdir(parents=True)
+    for place in ("file", "gone", "."):
+        with pytest.raises(BundleError, match="is no bundle"):
+            read_bundle(tmp_path / place)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_bundle(tmp_path / "folder")
+
+
+def test_without_calibration_there_are_scores_and_no_flags(bundle: Bundle, tmp_path: Path) -> None:
+    plain = write_bundle(replace(bundle, calibrated=None), tmp_path / "b")
+    again = read_bundle(tmp_path / "b")
+    assert again.hash == plain.hash
+    assert not (tmp_path / "b" / "calibration.safetensors").exists()
+    np.testing.assert_array_equal(
+        score(again, images(3, 5)).scores, score(bundle, images(3, 5)).scores
+    )
+    with pytest.raises(NotCalibrated, match="anomaly calibrate"):
+        again.calibration()
+
+
+def test_every_byte_is_json_or_a_tensor(folder: Path) -> None:
+    """No file is a pickle or an archive: safetensors are a JSON header and plain numbers."""
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        if path.suffix == ".json":
+            json.loads(data)
+            continue
+        assert path.suffix == ".safetensors", path.name
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        ends = [0, *sorted(entry["data_offsets"][1] for entry in header.values())]
+        starts = sorted(entry["data_offsets"][0] for entry in header.values())
+        assert starts == ends[:-1]  # no gap between tensors where anything could hide
+        assert 8 + length + ends[-1] == len(data)
+
+
+def test_a_bundle_names_no_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        assert b"hospital" not in data, path.name
+        assert str(folder).encode() not in data, path.name
+    record = json.loads((folder / "bundle.json").read_text())
+    assert record["config"]["data"]["root"] == "."
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from (key, *texts(item))
+        elif isinstance(value, list):
+            for item in value:
+                yield from texts(item)
+        elif isinstance(value, str):
+            yield value
+
+    assert not [text for text in texts(record) if text.startswith(("/", "~", "\\"))]
+    assert record["notice"] == "Research use only. Not a diagnosis."
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let the operating system refuse more, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "over an earlier bundle"])
+def test_a_full_disk_leaves_nothing_that_loads(
+    earlier: bool, bundle: Bundle, tmp_path: Path
+) -> None:
+    if earlier:
+        write_bundle(replace(bundle, calibrated=None), tmp_path)
+    with (
+        files_of_at_most(4000),
+        pytest.raises(BundleError, match=r"weights\.safetensors could not be written"),
+    ):
+        write_bundle(bundle, tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(BundleError, match="is no bundle"):
+        read_bundle(tmp_path)
+    write_bundle(bundle, tmp_path)  # space again
+    assert read_bundle(tmp_path).calibrated is not None
+
+
+def test_weights_of_another_network_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """Intact files that do not fit each other: the hashes agree, the shapes do not."""
+    other = parse_config({"name": "x", "network": {"widths": [16, 8], "features": 4}}).network
+    write_bundle(replace(bundle, config=replace(bundle.config, network=other)), tmp_path)
+    with pytest.raises(BundleError, match="does not fit"):
+        read_bundle(tmp_path)
+
+
+def test_a_copied_bundle_is_the_same_bundle(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    assert read_bundle(tmp_path / "copy").hash == read_bundle(folder).hash
+    assert issubclass(BundleError, AnomalyError)

@@ -1,0 +1,249 @@
+"""Configuration: what is refused and how it is said, what survives a round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from anomaly.cdm.network import EncoderSettings, UNetSettings
+from anomaly.config import Config, dump, load_config, override, parse_config
+from anomaly.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"alhpa": 0.1}, "unknown configuration key alhpa: did you mean alpha?"),
+        ({"trainig": {}}, "unknown configuration key trainig: did you mean training?"),
+        ({"training": {"step": 5}}, "training.step: did you mean training.steps?"),
+        ({"data": {"label": {}}}, "data.label: did you mean data.labels?"),
+        ({"network": {"width": [8]}}, "network.width: did you mean network.widths?"),
+        ({"network": {"kind": "unet", "droput": 0.1}}, "did you mean network.dropout?"),
+        ({"heatmap": {"zzz": 1}}, "heatmap.zzz: expected one of ['smoothing']"),
+        ({3: 1}, "unknown configuration key 3"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_nearest(raw: dict[Any, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "x", **raw})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [
+        ({}, "name"),
+        ({"name": ["a"]}, "name"),
+        ({"name": "x", "alpha": "often"}, "alpha"),
+        ({"name": "x", "training": {"steps": "many"}}, "training.steps"),
+        ({"name": "x", "training": {"steps": 1.5}}, "training.steps"),
+        ({"name": "x", "training": 5}, "training"),
+        ({"name": "x", "data": None}, "data"),
+        ({"name": "x", "preprocessing": {"geometry": "crop"}}, "preprocessing.geometry"),
+        ({"name": "x", "data": {"labels": {"normal": 3}}}, "data.labels.normal"),
+        ({"name": "x", "intensity": {"window": [1]}}, "intensity.window"),
+        ({"name": "x", "network": {"kind": "resnet"}}, "network"),
+    ],
+)
+def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    assert str(caught.value).startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("alpha=0", "alpha"),
+        ("alpha=1", "alpha"),
+        ("alpha=.nan", "alpha"),
+        ("levels.schedule=quadratic", "levels.schedule"),
+        ("levels.steps=0", "levels.steps"),
+        ("preprocessing.size=7", "preprocessing.size"),
+        ("preprocessing.grey_levels=1", "preprocessing.grey_levels"),
+        ("augmentation.rotate=-1", "augmentation.rotate"),
+        ("augmentation.gamma=.nan", "augmentation.gamma"),
+        ("augmentation.shift=.inf", "augmentation.shift"),
+        ("training.steps=0", "training.steps"),
+        ("training.ema_decay=1", "training.ema_decay"),
+        ("training.seed=-1", "training.seed"),
+        ("data.seed=-1", "data.seed"),
+        ("data.normal=healthy", "data.normal"),
+        ("features.noise_to_signal=[1, 0.5]", "features.noise_to_signal"),
+        ("features.map_from=100", "features.map_from"),
+        ("heatmap.smoothing=-1", "heatmap.smoothing"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(setting: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        override(Config("x"), [setting])
+
+
+def test_the_kind_chooses_the_network() -> None:
+    assert parse_config({"name": "x"}).network == EncoderSettings()
+    plain = parse_config({"name": "x", "network": {"widths": [8, 16]}}).network
+    assert plain == EncoderSettings(widths=(8, 16))
+    unet = parse_config({"name": "x", "network": {"kind": "unet", "widths": [8]}}).network
+    assert unet == UNetSettings(widths=(8,))
+    with pytest.raises(ConfigError, match=r"unknown configuration key network\.patch"):
+        parse_config({"name": "x", "network": {"kind": "unet", "patch": 2}})
+
+
+def test_overrides_are_yaml_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "name: x\ntraining: {steps: 7, batch_size: 3}\n")
+    config = load_config(
+        path,
+        [
+            "training.steps=9",
+            "network.widths=[4, 8]",
+            "data.patient_pattern=null",
+            "data.labels.ill=[ill/*]",
+            "data.labels.normal=[ok/*]",
+            "alpha=1e-2",
+            "name=a=b",
+        ],
+    )
+    assert config.training.steps == 9
+    assert config.training.batch_size == 3
+    assert config.network.widths == (4, 8)
+    assert config.data.patient_pattern is None
+    assert config.data.labels == {"ill": ["ill/*"], "normal": ["ok/*"]}
+    assert config.alpha == 0.01
+    assert config.name == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training.steps", "expected section.key=value"),
+        ("=5", "expected section.key=value"),
+        ("name.first=5", "name is a value, not a section"),
+        ("training.steps=[1", "is not a YAML value"),
+        ("training..steps=5", "unknown configuration key"),
+        ("=", "expected section.key=value"),
+    ],
+)
+def test_a_malformed_override_says_what_was_expected(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "c.yaml", "name: x\n"), [text])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_survives_the_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    again = load_config(write(tmp_path / "c.yaml", dump(config)))
+    assert again == config
+    assert again.hash == config.hash
+    assert dump(again) == dump(config)
+
+
+def test_odd_text_survives_the_round_trip(tmp_path: Path) -> None:
+    config = parse_config(
+        {"name": "Zürich # 3: 'q' \N{GRINNING FACE}", "data": {"root": "a #b/c: d", "masks": "no"}}
+    )
+    assert load_config(write(tmp_path / "c.yaml", dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system ['touch {}']",
+        "name: !!python/object/new:subprocess.check_call [['touch', '{}']]",
+        "!!python/object/apply:os.system ['touch {}']",
+    ],
+)
+def test_a_configuration_is_never_executed(text: str, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    path = write(tmp_path / "c.yaml", text.format(ran))
+    value = text.format(ran).removeprefix("name: ")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        load_config(write(tmp_path / "d.yaml", "name: x\n"), [f"name={value}"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- a\n- b\n", "holds no keys"), ("", "holds no keys"), ("a: [", "is not YAML")],
+)
+def test_a_file_without_keys_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path / "c.yaml", text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml cannot be read"):
+        load_config(tmp_path / "gone.yaml")
+
+
+def test_the_hash_is_of_the_content_not_of_its_spelling() -> None:
+    plain = parse_config({"name": "x", "alpha": 0.1, "training": {"steps": 5}})
+    spelled = parse_config(
+        {
+            "training": {"steps": 5, "batch_size": plain.training.batch_size},
+            "alpha": 0.1,
+            "name": "x",
+        }
+    )
+    assert spelled.hash == plain.hash
+
+
+def _changed(value: Any) -> Any:
+    """Another value of the same type that passes the checks of every setting."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value * 0.75 + 0.01
+    if isinstance(value, list):
+        return [_changed(item) for item in value]
+    return f"{value}x"
+
+
+def test_every_setting_is_in_the_hash() -> None:
+    config = parse_config({"name": "x"})
+    raw = yaml.safe_load(dump(config))
+    seen = {config.hash}
+    # Words from fixed lists get another word of theirs; the rest of a section is numbers or text.
+    words = {
+        "levels.schedule": "cosine",
+        "intensity.voi": "file",
+        "intensity.window": [40, 400],
+        "preprocessing.geometry": "stretch",
+        "preprocessing.intensity": "full",
+        "training.precision": "bfloat16",
+        "data.labels": {"normal": ["a"]},
+        "data.patient_pattern": "p",
+        "data.masks": "m",
+        "data.splits": {"train": 1.0},
+    }
+    count = 1
+    for section, values in raw.items():
+        settings = values if isinstance(values, dict) else {None: values}
+        for key, value in settings.items():
+            name = section if key is None else f"{section}.{key}"
+            if name in ("network.kind", "data.normal"):
+                continue
+            new = words.get(name, _changed(value))
+            changed = yaml.safe_load(yaml.safe_dump(raw))
+            if key is None:
+                changed[section] = new
+            else:
+                changed[section][key] = new
+            seen.add(parse_config(changed).hash)
+            count += 1
+    assert count > 40
+    assert len(seen) == count
