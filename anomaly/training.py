@@ -9,11 +9,8 @@ process would draw.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import os
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -27,22 +24,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anomaly.cdm.density import bits_per_dim, dequantize, log_density
 from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
+from anomaly.checkpoint import (
+    Metrics,
+    append_metrics,
+    keep_metrics_until,
+    read_checkpoint,
+    write_checkpoint,
+)
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss
 
 __all__ = [
     "Batch",
     "FitResult",
-    "Metrics",
     "TrainingSettings",
     "fit",
-    "read_checkpoint",
-    "read_metrics",
     "validation_metrics",
 ]
 
 log = logging.getLogger(__name__)
-
-Metrics = dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -181,42 +180,59 @@ def fit(
             f"processes: choose a multiple of {world}"
         )
     state = _TrainingState(loss.to(device), settings, torch.device(device))
-    checkpoint, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
-    resumed = checkpoint.exists()
-    if resumed:
-        state.load(read_checkpoint(checkpoint), fingerprint, checkpoint)
-        log.info("resumed at step %d of %d", state.step, settings.steps)
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _keep_metrics_before(metrics, state.step if resumed else -1)
-
-    def record() -> None:
-        if rank == 0 and validate is not None:
-            _append_metrics(metrics, {"step": state.step, **validate(state.averaged, state.step)})
-
-    def save() -> None:
-        if rank == 0:
-            _write_checkpoint(checkpoint, state.dump(fingerprint))
-
+    record = _Record(folder, fingerprint, rank, validate)
+    record.resume(state)
     if state.step == 0:
-        record()  # where the curve starts: what the closed-form base knows
-    stopped = False
+        record.measure(state)  # where the curve starts: what the closed-form base knows
     for batch in batches(state.step) if state.step < settings.steps else ():
         terms, levels, norm = state.train_on(batch, rank, world, grey_levels)
         if on_step is not None:
             on_step(state.step, float(terms.total.detach()))
         _refuse_non_finite(terms, norm, levels, batch, state.step)
-        at_end = state.step == settings.steps
-        if at_end or state.step % settings.validate_every == 0:
-            record()
-        stopped = not at_end and _any_rank(
-            should_stop is not None and should_stop(), world, state.device
-        )
-        if at_end or stopped or state.step % settings.checkpoint_every == 0:
-            save()
-        if at_end or stopped:
+        if state.is_due(settings.validate_every):
+            record.measure(state)
+        stopped = _any_rank(should_stop is not None and should_stop(), world, state.device)
+        if stopped or state.is_due(settings.checkpoint_every):
+            record.save(state)
+        if stopped or state.step == settings.steps:
             break
     return FitResult(state.averaged.eval(), state.step, state.step >= settings.steps)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The run on disk; only rank 0 writes."""
+
+    folder: Path
+    fingerprint: str
+    rank: int
+    validate: Callable[[nn.Module, int], Metrics] | None
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def resume(self, state: _TrainingState) -> None:
+        resumed = self.checkpoint.exists()
+        if resumed:
+            state.load(read_checkpoint(self.checkpoint), self.fingerprint, self.checkpoint)
+            log.info("resumed at step %d of %d", state.step, state.settings.steps)
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keep_metrics_until(self.metrics, state.step if resumed else -1)
+
+    def measure(self, state: _TrainingState) -> None:
+        if self.rank == 0 and self.validate is not None:
+            measured = self.validate(state.averaged, state.step)
+            append_metrics(self.metrics, {"step": state.step, **measured})
+
+    def save(self, state: _TrainingState) -> None:
+        if self.rank == 0:
+            write_checkpoint(self.checkpoint, state.dump(self.fingerprint))
 
 
 class _TrainingState:
@@ -287,6 +303,10 @@ class _TrainingState:
             self.averaged.parameters(), self.loss.network.parameters(), strict=True
         ):
             averaged.lerp_(current.detach(), 1 - decay)
+
+    def is_due(self, every: int) -> bool:
+        """Whether something done every so many steps, and at the end, is to be done now."""
+        return self.step % every == 0 or self.step == self.settings.steps
 
     def dump(self, fingerprint: str) -> dict[str, Any]:
         return {
@@ -359,82 +379,6 @@ def validation_metrics(
         "denoising": float(error.mean()),
         "denoising_by_level": [float(error[rungs == r].mean()) for r in range(10)],
     }
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain values only, nothing is executed.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, damaged or not a training checkpoint.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
-    wanted = {"fingerprint", "step", "network", "averaged", "optimizer"}
-    if not isinstance(saved, dict) or not wanted <= saved.keys():
-        raise CheckpointError(f"{path} is not a training checkpoint: expected {sorted(wanted)}")
-    return saved
-
-
-def _write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(saved), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"the checkpoint at step {saved['step']} could not be written to {path.parent} "
-            f"({error}); the previous one is untouched. Free some space and run again to resume"
-        ) from error
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """Read ``metrics.jsonl``: one record a validation, by step."""
-    if not path.exists():
-        return []
-    # What follows the last line end is a record that a killed run did not finish.
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-
-
-def _append_metrics(path: Path, record: Metrics) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise _unwritten(path, error) from error
-
-
-def _keep_metrics_before(path: Path, step: int) -> None:
-    """Drop what was recorded after the checkpoint; the resumed run records it again."""
-    if path.exists():
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        temporary = path.with_suffix(".tmp-metrics")
-        try:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _unwritten(path, error) from error
-
-
-def _unwritten(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path} could not be written ({error}); the last checkpoint is untouched. Free some space "
-        "and run again to resume"
-    )
 
 
 def _is_finite(terms: LossTerms, norm: Tensor) -> bool:

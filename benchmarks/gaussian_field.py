@@ -28,7 +28,8 @@ from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import SCHEDULES, NoiseLevels
 from anomaly.cdm.loss import CDMLoss
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
-from anomaly.training import Batch, Metrics, TrainingSettings, fit
+from anomaly.checkpoint import Metrics
+from anomaly.training import Batch, TrainingSettings, fit
 
 SIDE = 16
 DIMS = SIDE * SIDE

@@ -30,13 +30,14 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
+from anomaly.checkpoint import Metrics
 from anomaly.config import Config, dump, load_config
 from anomaly.data.loaders import framed_images, network_images, step_batches
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.features import Observation, observe
 from anomaly.detection.scoring import fit_scoring
 from anomaly.errors import ConfigError, ManifestError
-from anomaly.training import Batch, FitResult, Metrics, fit, validation_metrics
+from anomaly.training import Batch, FitResult, fit, validation_metrics
 from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
 
 __all__ = ["observe_all", "pick_device", "processes", "run_config", "scan_hash", "train"]

@@ -25,14 +25,13 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss, LossTerms
 from anomaly.cdm.network import EncoderSettings, NetworkSettings, UNetSettings, build_network
+from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss, TrainingError
 from anomaly.training import (
     Batch,
     FitResult,
     TrainingSettings,
     fit,
-    read_checkpoint,
-    read_metrics,
     validation_metrics,
 )
 
@@ -65,13 +64,9 @@ def batches(start: int, size: int = 4, rows: slice = slice(None)) -> Iterator[Ba
 
 
 def train(folder: Path, settings: TrainingSettings = SETTINGS, **options: Any) -> FitResult:
-    chosen: dict[str, Any] = {
-        "loss": cdm_loss(),
-        "batches": batches,
-        "grey_levels": 256,
-        "fingerprint": "f" * 64,
-    }
-    chosen.update(options)
+    chosen = {"batches": batches, "grey_levels": 256, "fingerprint": "f" * 64, **options}
+    if "loss" not in chosen:  # building one moves the global random stream
+        chosen["loss"] = cdm_loss()
     return fit(settings=settings, folder=folder, **chosen)
 
 
@@ -120,6 +115,15 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert_same(full.network.state_dict(), second.network.state_dict())
     one, other = (read_checkpoint(tmp_path / run / "checkpoint.pt") for run in "ab")
     assert_same(one, other)
+
+
+def test_training_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:
+    loss = cdm_loss(UNET)
+    torch.manual_seed(5)
+    train(tmp_path, TrainingSettings(steps=2, batch_size=4), loss=loss)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3))
 
 
 def test_averaged_weights_differ_from_the_last_and_follow_them(tmp_path: Path) -> None:

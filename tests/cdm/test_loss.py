@@ -106,6 +106,15 @@ def test_each_level_is_uniform_at_every_place_of_a_batch(position: int) -> None:
     assert stats.chisquare(seen.numpy()).pvalue > 0.01
 
 
+def test_neighbours_in_a_batch_are_not_neighbours_in_noise() -> None:
+    # Of 12 distinct levels an ordered pair differs by one, around the end too, 2 times in 11; a
+    # batch that was never shuffled would always do so.
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([stratified_levels(12, 12, generator) for _ in range(2000)])
+    step = (drawn[:, 1] - drawn[:, 0]) % 12
+    assert stats.chisquare(torch.bincount(step, minlength=12)[1:].numpy()).pvalue > 0.01
+
+
 def test_levels_are_a_function_of_the_generator() -> None:
     a, b, c = (stratified_levels(32, 12, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(a, b)

@@ -64,6 +64,24 @@ def test_ddim_of_standard_normal_data_by_hand(steps: int) -> None:
     torch.testing.assert_close(got, noise * torch.cos(angle.diff()).prod())
 
 
+@pytest.mark.parametrize("name", ["cosine", "uniform", "linear"])
+def test_ancestral_step_is_bayes_rule(name: str) -> None:
+    # Given x_0, x_s is N(alpha_s x_0, sigma_s^2) and x_t is N(a x_s, b) with a = alpha_t / alpha_s,
+    # b = sigma_t^2 - a^2 sigma_s^2. So x_s given both has precision 1 / sigma_s^2 + a^2 / b. For
+    # standard normal data x_0 is estimated by alpha_t x, and the last step multiplies by alpha_s.
+    levels = NoiseLevels.from_name(name, 8)
+    noise, generator = draw(5), torch.Generator().manual_seed(3)
+    network = standard_normal(levels)
+    got = sample(network, levels, noise, steps=2, eta=1.0, generator=generator, clip=False)
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = levels.alpha[[8, 4]], levels.sigma[[8, 4]]
+    a = alpha_t / alpha_s
+    b = sigma_t**2 - a**2 * sigma_s**2
+    precision = 1 / sigma_s**2 + a**2 / b
+    mean = (alpha_s * alpha_t * noise / sigma_s**2 + a * noise / b) / precision
+    z = torch.randn(5, 1, 2, 2, generator=generator.manual_seed(3), dtype=torch.float64)
+    torch.testing.assert_close(got, alpha_s * (mean + z / precision.sqrt()))
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_one_step_is_the_posterior_mean(eta: float) -> None:
     # To the clean level no noise is added: x_0 = alpha_T x for standard normal data.

@@ -1,0 +1,112 @@
+"""What a training run leaves on disk: ``checkpoint.pt`` to resume from, ``metrics.jsonl`` to read.
+
+Both appear whole or not at all, and reading executes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly.errors import CheckpointError
+
+__all__ = [
+    "Metrics",
+    "append_metrics",
+    "keep_metrics_until",
+    "read_checkpoint",
+    "read_metrics",
+    "write_checkpoint",
+]
+
+Metrics = dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and plain values only, nothing is executed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or not a training checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
+    wanted = {"fingerprint", "step", "network", "averaged", "optimizer"}
+    if not isinstance(saved, dict) or not wanted <= saved.keys():
+        raise CheckpointError(f"{path} is not a training checkpoint: expected {sorted(wanted)}")
+    return saved
+
+
+def write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written (disk full); the previous checkpoint survives.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(saved), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"the checkpoint at step {saved['step']} could not be written to {path.parent} "
+            f"({error}); the previous one is untouched. Free some space and run again to resume"
+        ) from error
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Read ``metrics.jsonl``: one record a validation, by step."""
+    if not path.exists():
+        return []
+    # What follows the last line end is a record that a killed run did not finish.
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def append_metrics(path: Path, record: Metrics) -> None:
+    """Add a record to ``metrics.jsonl``."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop what was recorded after step `step`; the resumed run records it again."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        temporary = path.with_suffix(".tmp-metrics")
+        try:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written ({error}); the last checkpoint is untouched. Free some space "
+        "and run again to resume"
+    )
