@@ -119,12 +119,17 @@ class Bundle:
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """Write a bundle; ``bundle.json`` comes last, so a half-written one does not load.
+    """Write a bundle. A full disk leaves the bundle that was there before.
 
     Returns
     -------
     Bundle
         The same with its hash.
+
+    Raises
+    ------
+    BundleError
+        If it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous().cpu() for k, v in bundle.network.state_dict().items()}
@@ -156,9 +161,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     main = _seal(record)
-    (folder / _MAIN).unlink(missing_ok=True)
-    for name, data in [*files.items(), (_MAIN, main)]:
-        _write(folder / name, data)
+    _write_all(folder, {**files, _MAIN: main})
     return replace(bundle, hash=hashlib.sha256(main).hexdigest())
 
 
@@ -266,17 +269,24 @@ def _empty_base(config: Config, levels: NoiseLevels) -> CosineGaussianCDM:
     return CosineGaussianCDM(image, torch.ones_like(image), levels)
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file under a temporary name first: what needs space comes before any change."""
+    temporary = {name: folder / f"{name}.tmp" for name in files}
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for name, data in files.items():
+            with temporary[name].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            temporary[name].replace(folder / name)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BundleError(f"{path} could not be written: {error.strerror}") from error
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise BundleError(
+            f"bundle {folder}: {name} could not be written ({error.strerror}). Free some space and "
+            "run again"
+        ) from error
 
 
 def _json_config(config: Config) -> Any:

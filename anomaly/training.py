@@ -76,7 +76,14 @@ class TrainingSettings:
     clip_norm : float
         Largest norm of the gradient.
     ce_weight : float
-        Weight of the cross-entropy beside the denoising error.
+        Weight of the cross-entropy beside the denoising error; 0 leaves the constants of the log
+        densities to `anomaly.cdm.intercepts.fit_intercepts` alone.
+    ce_from : float in [0, 1]
+        Share of the steps after which the cross-entropy joins. Early on its gradient, a sum over
+        the whole image, drowns what the denoising error has to teach.
+    level_weights : {"uniform", "relative"}
+        "uniform" is the paper's loss; "relative" weighs each level's denoising error by what the
+        best linear denoiser leaves there (`anomaly.cdm.loss.relative_weights`).
     precision : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 autocast on a GPU that has it, float32 elsewhere.
     seed : int
@@ -91,6 +98,8 @@ class TrainingSettings:
     ema_decay: float = 0.998
     clip_norm: float = 1.0
     ce_weight: float = 1e-3
+    ce_from: float = 0.0
+    level_weights: Literal["uniform", "relative"] = "uniform"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     validate_every: int = 500
@@ -106,6 +115,8 @@ class TrainingSettings:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: expected more than 0")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"training.ema_decay is {self.ema_decay}: expected 0 <= decay < 1")
+        if not 0 <= self.ce_from <= 1:
+            raise ConfigError(f"training.ce_from is {self.ce_from}: expected 0 <= share <= 1")
         if self.ce_weight < 0:
             raise ConfigError(f"training.ce_weight is {self.ce_weight}: expected 0 or more")
 
@@ -259,6 +270,8 @@ class _TrainingState:
         uniform, t, eps = self._draw(images.shape[1:], rank * share, share)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
+        joined = self.step >= self.settings.ce_from * self.settings.steps
+        self.loss.ce_weight = self.settings.ce_weight if joined else 0.0
         if grey_levels is not None:
             images = dequantize(images, grey_levels, uniform)
         forked = [self.device] if self.device.type == "cuda" else []

@@ -33,7 +33,9 @@ from anomaly.training import Batch, TrainingSettings, fit
 
 SIDE = 16
 DIMS = SIDE * SIDE
-HELD_OUT = 4000
+HELD_OUT = 2000
+# Fields for the intercepts: a few while training, for the curve; more at the end.
+CURVE_DRAWS, FINAL_DRAWS = 4000, 20000
 
 
 def covariance() -> Tensor:
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--ce-weight", type=float, default=1e-3)
+    parser.add_argument("--ce-from", type=float, default=0.7)
     parser.add_argument("--widths", type=int, nargs="+", default=[24, 32, 48])
     parser.add_argument("--spectral-base", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,7 +102,7 @@ def main() -> None:
     true_bits = bits(oracle, held_out.double())
     entropy_nats = 0.5 * float(torch.logdet(2 * math.pi * math.e * truth))
     entropy = float(bits_per_dim(torch.tensor(-entropy_nats), DIMS, 256))
-    optimum = denoising_errors(oracle, held_out.double()[:1000], levels)
+    optimum = denoising_errors(oracle, held_out.double()[:500], levels)
 
     settings = EncoderSettings(
         patch=1, widths=tuple(options.widths), spectral_base=options.spectral_base
@@ -117,11 +120,12 @@ def main() -> None:
     def measure(averaged: nn.Module, step: int) -> Metrics:
         assert isinstance(averaged, LevelClassifier)
         before = averaged.intercept.clone()
+        draws = FINAL_DRAWS if step == options.steps else CURVE_DRAWS
         fit_intercepts(
-            averaged, draw(20000, factor, seed=8), levels, grey_levels=None, draws=20000, seed=1
+            averaged, draw(draws, factor, seed=8), levels, grey_levels=None, draws=draws, seed=1
         )
         gap = bits(averaged, held_out) - true_bits
-        errors = denoising_errors(averaged, held_out[:1000], levels)
+        errors = denoising_errors(averaged, held_out[:500], levels)
         excess = [100 * (e / o - 1) for e, o in zip(errors, optimum, strict=True)]
         averaged.intercept.copy_(before)
         seconds = time.perf_counter() - began
@@ -141,8 +145,9 @@ def main() -> None:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         ce_weight=options.ce_weight,
+        ce_from=options.ce_from,
         seed=options.seed,
-        validate_every=max(1, options.steps // 6),
+        validate_every=max(1, options.steps // 4),
         checkpoint_every=options.steps,
     )
     with tempfile.TemporaryDirectory() as folder:

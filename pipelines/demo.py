@@ -50,7 +50,14 @@ def demo(
     config = replace(config, data=replace(config.data, root=scans))
     began = time.perf_counter()
     log.info("1/6 drawing %d normal and %d abnormal phantom patients", NORMALS, ABNORMALS)
-    write_phantom_studies(scans, normals=NORMALS, abnormals=ABNORMALS, seed=config.data.seed)
+    write_phantom_studies(
+        scans,
+        normals=NORMALS,
+        abnormals=ABNORMALS,
+        seed=config.data.seed,
+        visible_at=config.preprocessing.size,
+        workers=config.data.workers,
+    )
     log.info("2/6 reading them, splitting by patient")
     prepare(run, config)
     log.info("3/6 training on normals")

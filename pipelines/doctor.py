@@ -16,6 +16,8 @@ from pipelines.run import NOTICE
 
 __all__ = ["doctor"]
 
+NOT_STILL = ("MPEG", "HEVC", "SMPTE", "JPIP")
+
 PACKAGES = (
     "torch",
     "monai",
@@ -56,8 +58,12 @@ def doctor(bundle: Path | None) -> tuple[list[str], bool]:
     if not torch.cuda.is_available():
         lines.append("  cuda           none seen by PyTorch")
     lines += ["", "DICOM transfer syntaxes"]
-    for name, plugins in decodable_transfer_syntaxes().items():
-        lines.append(f"  {name:<58} {', '.join(plugins) or 'CANNOT BE DECODED'}")
+    decoders = decodable_transfer_syntaxes()
+    lines += [f"  {name:<58} {', '.join(found)}" for name, found in decoders.items() if found]
+    missing = [name for name, found in decoders.items() if not found]
+    still = [name for name in missing if not any(word in name for word in NOT_STILL)]
+    lines += [f"  {name:<58} cannot be decoded here" for name in still]
+    lines.append(f"  and {len(missing) - len(still)} video, audio and streaming syntaxes, not read")
     if bundle is not None:
         problems = bundle_problems(bundle)
         healthy = healthy and not problems

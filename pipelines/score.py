@@ -18,10 +18,10 @@ from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, override
 from anomaly.data.loaders import NetworkImage, read_network_images
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.detection.features import observe
+from anomaly.detection.features import all_names, observe
 from anomaly.detection.heatmap import find_regions
 from anomaly.detection.scoring import score_observation
-from anomaly.errors import ConfigError, ScanError
+from anomaly.errors import ConfigError, ScanError, UnsupportedScan
 from anomaly.results import ScoreRow, export_csv, write_evidence, write_scores
 from pipelines.prepare import scan_folder
 from pipelines.run import RunFolder, progress_bar
@@ -139,21 +139,31 @@ def score_rows(
             images = torch.stack([item.image for item in good]).to(device)
             grey = config.preprocessing.grey_levels
             observed = observe(network, bundle.levels, images, config.features, grey_levels=grey)
-            said = score_observation(observed, bundle.detector, bundle.heatmap)
+            said = score_observation(observed, config.features, bundle.detector, bundle.heatmap)
+            names = all_names(config.features)
             scored = (
                 ScoredScan(
                     source,
                     float(said.scores[i]),
-                    dict(zip(bundle.detector.names, said.features[i].tolist(), strict=True)),
+                    dict(zip(names, said.features[i].tolist(), strict=True)),
                     said.evidence[i],
                     source.frame.to_source(said.evidence[i]),
                 )
                 for i, source in enumerate(good)
             )
         for item in group:
-            yield next(scored) if isinstance(item, NetworkImage) else item
+            yield _finite(next(scored)) if isinstance(item, NetworkImage) else item
         bar.update(len(group))
     bar.close()
+
+
+def _finite(scan: ScoredScan) -> ScoredScan | tuple[ManifestRow, ScanError]:
+    """Refuse a score that is no number: compared with a threshold it would pass for normal."""
+    if np.isfinite(scan.score) and np.isfinite(scan.peak):
+        return scan
+    return scan.source.row, UnsupportedScan(
+        "score not finite", f"the network gives {scan.score} for this scan: it is not judged"
+    )
 
 
 def _batches(

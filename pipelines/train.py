@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from anomaly.cdm.density import grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import CDMLoss
+from anomaly.cdm.loss import CDMLoss, relative_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
@@ -46,7 +45,7 @@ log = logging.getLogger(__name__)
 
 SCORING_BATCH = 32
 # Draws per level for the intercepts: during training for a curve, at the end for the bundle.
-CURVE_DRAWS, FINAL_DRAWS = 5, 25
+CURVE_DRAWS, FINAL_DRAWS = 3, 20
 
 
 def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
@@ -167,10 +166,17 @@ def _fit(
 ) -> FitResult:
     settings = config.training
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    loss = CDMLoss(classifier, levels, settings.ce_weight)
-    # Folder and workers are where and how, not what; a moved archive may be resumed.
-    what = replace(config, data=replace(config.data, root=Path(), workers=1))
-    fingerprint = hashlib.sha256(f"{manifest.hash} {what.hash}".encode()).hexdigest()
+    loss = CDMLoss(classifier, levels, settings.ce_weight, _level_weights(config, classifier))
+    what = (
+        manifest.hash,
+        config.intensity,
+        config.preprocessing,
+        config.augmentation,
+        config.levels,
+        config.network,
+        settings,
+    )
+    fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()
 
     def batches(start: int) -> Iterator[Batch]:
         if rank == 0:  # not before: a configuration that the checkpoint refuses changes nothing
@@ -233,6 +239,17 @@ def _fit(
     return result
 
 
+def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None:
+    if config.training.level_weights == "uniform":
+        return None
+    if classifier.base is None:
+        raise ConfigError(
+            "training.level_weights is 'relative', which needs network.spectral_base: true; use "
+            "'uniform' without a base"
+        )
+    return relative_weights(classifier.base.denoising_error())
+
+
 def _fit_intercepts(
     network: LevelClassifier, images: Tensor, levels: NoiseLevels, config: Config, draws: int
 ) -> None:
@@ -258,9 +275,9 @@ def _write_board(board: SummaryWriter, metrics: Metrics, step: int) -> None:
 def _sample_sheet(
     network: nn.Module, levels: NoiseLevels, shape: torch.Size, device: torch.device
 ) -> Tensor:
-    """Sixteen DDIM images, as (16, C, H, W) in [-1, 1], from the same noise every time."""
-    noise = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    steps = min(30, levels.last - 1)
+    """Nine DDIM images, as (9, C, H, W) in [-1, 1], from the same noise every time."""
+    noise = torch.randn(9, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    steps = min(20, levels.last - 1)
     return sample(network, levels, noise, steps=steps, eta=0.0).cpu()
 
 

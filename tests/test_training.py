@@ -12,6 +12,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -707,3 +708,16 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
 
 def normal_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_cross_entropy_joins_where_the_settings_say(tmp_path: Path) -> None:
+    seen: list[float] = []
+    loss = cdm_loss()
+
+    def on_step(step: int, total: float) -> None:
+        del step, total
+        seen.append(loss.ce_weight)
+
+    settings = replace(SETTINGS, steps=4, ce_weight=0.5, ce_from=0.5)
+    train(tmp_path, settings, loss=loss, on_step=on_step)
+    assert seen == [0.0, 0.0, 0.5, 0.5]

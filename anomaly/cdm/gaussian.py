@@ -32,6 +32,7 @@ __all__ = ["CosineGaussianCDM", "GaussianCDM", "cosine_basis"]
 class _DiagonalGaussianCDM(nn.Module):
     """Logits of a Gaussian whose covariance is diagonal in some orthonormal coordinates."""
 
+    noise_variance: Tensor
     quadratic: Tensor
     linear: Tensor
     constant: Tensor
@@ -45,9 +46,17 @@ class _DiagonalGaussianCDM(nn.Module):
         v = alpha**2 * lam + sigma**2
         # The square is expanded into matrix products: (T + 2) x d work, not (T + 2) x B x d memory.
         constant = -0.5 * (alpha**2 * m**2 / v + torch.log(2 * math.pi * v)).sum(1)
+        self.register_buffer("noise_variance", levels.sigma**2, persistent=False)
         self.register_buffer("quadratic", (-0.5 / v).to(dtype))
         self.register_buffer("linear", (alpha * m / v).to(dtype))
         self.register_buffer("constant", constant.to(dtype))
+
+    def denoising_error(self) -> Tensor:
+        """Mean squared error of eps that the best denoiser leaves: (T + 2,), 1 at the clean end.
+
+        For every coordinate ``alpha^2 lambda / v = 1 - sigma^2 / v``.
+        """
+        return 1 + 2 * self.noise_variance * self.quadratic.double().mean(1)
 
     def logits(self, z: Tensor) -> Tensor:
         """Return (B, T + 2) from coordinates (B, d)."""

@@ -1,6 +1,11 @@
 r"""The training loss: classify the level, and denoise through the input gradient (Alg. 1).
 
-.. math:: L = w_{ce} \, \mathrm{CE}(f(x_t), t) + \| \varepsilon - \hat\varepsilon(x_t, t) \|^2 / d
+.. math:: L = w_{ce} \, \mathrm{CE}(f(x_t), t)
+          + w_t \, \| \varepsilon - \hat\varepsilon(x_t, t) \|^2 / d
+
+with :math:`w_t = 1` in the paper. The error of the noise shrinks by orders of magnitude up the
+ladder, and with it the share that anatomy, seen at high noise, has in the loss; `relative_weights`
+lets every level count by how much of its own error is left.
 
 Both terms are needed: cross-entropy alone denoises badly, denoising alone leaves the constant of
 each level's log density free (Table 1).
@@ -17,7 +22,7 @@ from torch.nn import functional
 from anomaly.cdm.density import predict_noise
 from anomaly.cdm.levels import NoiseLevels
 
-__all__ = ["CDMLoss", "LossTerms", "stratified_levels"]
+__all__ = ["CDMLoss", "LossTerms", "relative_weights", "stratified_levels"]
 
 
 class LossTerms(NamedTuple):
@@ -42,11 +47,18 @@ class CDMLoss(nn.Module):
     module sees one forward and one backward.
     """
 
-    def __init__(self, network: nn.Module, levels: NoiseLevels, ce_weight: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: NoiseLevels,
+        ce_weight: float,
+        level_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.levels = levels
         self.ce_weight = ce_weight
+        self.level_weights = torch.ones(len(levels)) if level_weights is None else level_weights
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> LossTerms:
         """Return the loss of a batch.
@@ -62,8 +74,27 @@ class CDMLoss(nn.Module):
         )
         cross_entropy = functional.cross_entropy(logits, t, reduction="none")
         denoising = (eps - eps_hat).square().flatten(1).mean(1)
-        total = self.ce_weight * cross_entropy.mean() + denoising.mean()
+        weights = self.level_weights.to(denoising)[t]
+        total = self.ce_weight * cross_entropy.mean() + (weights * denoising).mean()
         return LossTerms(total, cross_entropy.detach(), denoising.detach())
+
+
+def relative_weights(errors: Tensor) -> Tensor:
+    """Weights inverse to a reference denoising error of every level, with mean 1.
+
+    Parameters
+    ----------
+    errors : Tensor (T + 2,)
+        Mean squared error of eps that a simple denoiser leaves, such as the best linear one
+        (`anomaly.cdm.gaussian.CosineGaussianCDM.denoising_error`).
+
+    Returns
+    -------
+    Tensor (T + 2,)
+    """
+    # Below a hundredth of the noise's variance nothing is left but the image's mean brightness.
+    weights = 1 / errors.clamp_min(0.01)
+    return weights / weights.mean()
 
 
 def stratified_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:

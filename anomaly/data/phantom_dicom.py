@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from anomaly.data.phantom import LESION_KINDS, LesionKind, Phantom, draw_phantom
+from anomaly.data.phantom import LESION_KINDS, LesionKind, Phantom, draw_phantom, is_visible
 from anomaly.data.phantom_thorax import FIELD_HEIGHT
+from anomaly.data.processes import map_in_processes
 from anomaly.errors import ConfigError
 
 __all__ = ["PhantomStudies", "write_phantom_studies"]
@@ -39,7 +41,7 @@ SECOND_VISIT = 1 / 8
 
 # What a generator, seeded by [seed, patient number, purpose, visit], is for. Never 0: NumPy takes
 # a seed that ends in zeros for the same seed without them.
-PATIENT, FILM, FILE, VISITS = 1, 2, 3, 4
+PATIENT, FILM, FILE, VISITS, ATTEMPT = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def write_phantom_studies(
     abnormals: int,
     seed: int,
     size: tuple[int, int] = (256, 224),
+    visible_at: int | None = None,
+    workers: int = 1,
 ) -> PhantomStudies:
     """Write synthetic chest radiographs as DX DICOM files, with a mask for each abnormal one.
 
@@ -80,6 +84,11 @@ def write_phantom_studies(
     seed : int, >= 0
     size : (int, int)
         Height and width of the images in pixels.
+    visible_at : int, optional
+        Draw an abnormal patient anew until the lesion still shows in an image of so many rows
+        (`anomaly.data.phantom.is_visible`); None takes every lesion, hidden ones included.
+    workers : int
+        Processes that draw; the files do not depend on it.
 
     Returns
     -------
@@ -98,26 +107,66 @@ def write_phantom_studies(
         raise ConfigError(f"{folder} is not empty; name a new folder for the phantom studies")
     lesions: list[LesionKind | None] = [None] * normals
     lesions += [LESION_KINDS[i % len(LESION_KINDS)] for i in range(abnormals)]
-    written: dict[str, list[Path]] = {"normal": [], "abnormal": [], "masks": []}
-    for number, lesion in enumerate(lesions, start=1):
+    write = partial(_write_patient, folder, seed, size, visible_at)
+    normal: list[Path] = []
+    abnormal: list[Path] = []
+    for (number, lesion), files in map_in_processes(write, list(enumerate(lesions, 1)), workers):
+        if files is None:
+            raise ConfigError(f"the process that drew phantom {number} died: is memory short?")
+        (normal if lesion is None else abnormal).extend(files)
+    masks = tuple(_mask_of(file) for file in abnormal)
+    return PhantomStudies(folder, tuple(normal), tuple(abnormal), masks)
+
+
+def _mask_of(file: Path) -> Path:
+    return Path("masks", file.with_name(file.name + ".png"))
+
+
+def _write_patient(
+    folder: Path,
+    seed: int,
+    size: tuple[int, int],
+    visible_at: int | None,
+    who: tuple[int, LesionKind | None],
+) -> list[Path]:
+    """Draw and write one patient's files; their paths relative to the folder."""
+    number, lesion = who
+    visits = 1 + int(np.random.default_rng([seed, number, VISITS]).random() < SECOND_VISIT)
+    patient = _choose_patient(seed, number, size, lesion, visible_at)
+    files = []
+    for visit in range(1, visits + 1):
         label = "normal" if lesion is None else "abnormal"
-        visits = 1 + int(np.random.default_rng([seed, number, VISITS]).random() < SECOND_VISIT)
-        for visit in range(1, visits + 1):
-            file = Path(label, f"PHANTOM{number:04d}", f"IM{visit:04d}.dcm")
-            phantom = draw_phantom(
-                np.random.default_rng([seed, number, PATIENT]),
-                size,
-                lesion,
-                film=np.random.default_rng([seed, number, FILM, visit]),
-            )
-            _write_dicom(folder / file, phantom, seed, number, visit)
-            written[label].append(file)
-            if lesion is not None:
-                mask = Path("masks", file.with_name(file.name + ".png"))
-                _write_mask(folder / mask, phantom.mask)
-                written["masks"].append(mask)
-    return PhantomStudies(
-        folder, tuple(written["normal"]), tuple(written["abnormal"]), tuple(written["masks"])
+        file = Path(label, f"PHANTOM{number:04d}", f"IM{visit:04d}.dcm")
+        phantom = _draw_visit(patient, visit, size, lesion)
+        _write_dicom(folder / file, phantom, patient, visit)
+        if lesion is not None:
+            _write_mask(folder / _mask_of(file), phantom.mask)
+        files.append(file)
+    return files
+
+
+def _choose_patient(
+    seed: int, number: int, size: tuple[int, int], lesion: LesionKind | None, visible_at: int | None
+) -> tuple[int, ...]:
+    """Seed words of the patient: of the first whose lesion shows, where that is asked for."""
+    patient: tuple[int, ...] = (seed, number)
+    attempt = 0
+    while lesion is not None and visible_at is not None:
+        if is_visible(_draw_visit(patient, 1, size, lesion), visible_at):
+            break
+        attempt += 1
+        patient = (seed, number, ATTEMPT, attempt)
+    return patient
+
+
+def _draw_visit(
+    patient: tuple[int, ...], visit: int, size: tuple[int, int], lesion: LesionKind | None
+) -> Phantom:
+    return draw_phantom(
+        np.random.default_rng([*patient, PATIENT]),
+        size,
+        lesion,
+        film=np.random.default_rng([*patient, FILM, visit]),
     )
 
 
@@ -126,13 +175,14 @@ def _write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path)
 
 
-def _write_dicom(path: Path, phantom: Phantom, seed: int, number: int, visit: int) -> None:
-    rng = np.random.default_rng([seed, number, FILE, visit])
+def _write_dicom(path: Path, phantom: Phantom, patient: tuple[int, ...], visit: int) -> None:
+    number = patient[1]
+    rng = np.random.default_rng([*patient, FILE, visit])
     bits = int(rng.choice([12, 16]))
     inverse = bool(rng.random() < 0.5)
     packed = bool(rng.random() < 0.3)
     # The identity names all that the pixels depend on: other pixels never share a UID.
-    identity = f"{seed} {number} {visit} {phantom.lesion} {phantom.image.shape}"
+    identity = f"{patient} {visit} {phantom.lesion} {phantom.image.shape}"
     dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
     _describe_patient(dataset, number, visit, identity)
     _describe_image(dataset, phantom.image.shape)

@@ -5,6 +5,10 @@ r"""The detector: a density over features, fitted on normal scans, and one score
 after each feature is standardised, with the Ledoit-Wolf shrunk covariance of the normals' ``F``
 features (scikit-learn). Two-sided by nature: an image that is *too likely* is as far from normal as
 one that is too unlikely. About 1 on normal scans; higher = more anomalous.
+
+Features named ``evidence_...`` are distances already, and count in one direction: below the
+normals' mean they count as the mean. Where no other feature is in use and all are below it, the
+score is the largest standardised one, a number below 0.
 """
 
 from __future__ import annotations
@@ -69,10 +73,13 @@ class Detector:
     def score(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Anomaly scores (N,) of features (N, F); higher = more anomalous."""
         z = (features - self.mean) / self.scale
+        one_sided = np.array([name.startswith("evidence") for name in self.names])
+        best = z.max(1)
+        z = np.where(one_sided, np.maximum(z, 0), z)
         distance: NDArray[np.float64] = np.sqrt(
             np.einsum("nf,fg,ng->n", z, self.precision, z) / len(self.names)
         )
-        return distance
+        return np.where(one_sided.all() & (best < 0), best, distance)
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Everything but the names, for saving."""

@@ -38,11 +38,15 @@ from anomaly.cdm.density import (
     predict_noise,
 )
 from anomaly.cdm.levels import NoiseLevels
+from anomaly.detection.heatmap import LOCAL_FEATURES
 from anomaly.errors import ConfigError
 
-__all__ = ["FeatureSettings", "Observation", "feature_names", "observe"]
+__all__ = ["GROUPS", "FeatureSettings", "Observation", "all_names", "feature_names", "observe"]
 
 PROFILE_RUNGS = 16
+
+GROUPS = ("nll", "profile", "posterior", "score_norm", "residual", "evidence")
+"""First part of the features' names; ``evidence`` is `anomaly.detection.heatmap.LOCAL_FEATURES`."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,22 @@ class FeatureSettings:
     ----------
     noise_to_signal : tuple of float
         ``sigma / alpha`` of the levels for score norms and residuals, rising.
-    map_from : float
-        Residual maps are kept for levels with ``sigma / alpha`` at or above this: below it they
-        show texture noise, above it anatomy.
+    map_range : tuple of float
+        Residual maps are kept for levels with ``sigma / alpha`` within this: below it they show
+        texture noise, above it how one patient differs from another.
     draws : int
         Noise draws averaged.
     seed : int
+    use : tuple of str
+        Features that the detector's density is over, by name or by group; all are computed and
+        reported.
     """
 
     noise_to_signal: tuple[float, ...] = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
-    map_from: float = 0.25
-    draws: int = 2
+    map_range: tuple[float, float] = (0.06, 0.5)
+    draws: int = 3
     seed: int = 0
+    use: tuple[str, ...] = GROUPS
 
     def __post_init__(self) -> None:
         """Refuse an empty or unordered ladder."""
@@ -73,18 +81,27 @@ class FeatureSettings:
             raise ConfigError(f"features.noise_to_signal is {ladder}: expected rising values")
         if ladder[0] <= 0:
             raise ConfigError(f"features.noise_to_signal starts at {ladder[0]}: expected > 0")
-        if self.map_from > ladder[-1]:
+        if not self.map_ratios:
             raise ConfigError(
-                f"features.map_from is {self.map_from}: expected at most the largest "
-                f"noise_to_signal, {ladder[-1]}"
+                f"features.map_range is {self.map_range}: expected a range that holds one of the "
+                f"levels {ladder}"
             )
+        if not self.use:
+            raise ConfigError(f"features.use is empty: expected some of {GROUPS}")
+        for name in self.use:
+            if not any(known.startswith(name) for known in all_names(self)):
+                raise ConfigError(
+                    f"features.use holds {name!r}: expected groups {GROUPS} or names of features "
+                    f"{all_names(self)}"
+                )
         if self.draws < 1:
             raise ConfigError(f"features.draws is {self.draws}: expected 1 or more")
 
     @property
     def map_ratios(self) -> tuple[float, ...]:
         """``sigma / alpha`` of the levels that have a residual map."""
-        return tuple(r for r in self.noise_to_signal if r >= self.map_from)
+        low, high = self.map_range
+        return tuple(r for r in self.noise_to_signal if low <= r <= high)
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,11 @@ def feature_names(settings: FeatureSettings) -> tuple[str, ...]:
         *(f"score_norm_{r:g}" for r in settings.noise_to_signal),
         *(f"residual_{r:g}" for r in settings.noise_to_signal),
     )
+
+
+def all_names(settings: FeatureSettings) -> tuple[str, ...]:
+    """Names of every feature of a scan: the network's, then those of its evidence map."""
+    return (*feature_names(settings), *LOCAL_FEATURES)
 
 
 def observe(
@@ -164,7 +186,7 @@ def _observe_once(
         eps_hat = eps_hat.detach()
         norms.append(eps_hat.square().flatten(1).mean(1))
         errors.append((eps_hat - eps).square().flatten(1).mean(1))
-        if ratio >= settings.map_from:
+        if ratio in settings.map_ratios:
             residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
             maps.append(residual.mean(1))  # colour channels see one place
     columns += [torch.stack(norms, 1).double(), torch.stack(errors, 1).double()]

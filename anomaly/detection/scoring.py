@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.detection.detector import Detector
-from anomaly.detection.features import FeatureSettings, Observation, feature_names
+from anomaly.detection.features import FeatureSettings, Observation, all_names
 from anomaly.detection.heatmap import (
     LOCAL_FEATURES,
     HeatmapModel,
@@ -28,7 +28,7 @@ class Scores:
     Attributes
     ----------
     scores : ndarray (N,) float64; higher = more anomalous
-    features : ndarray (N, F) float64, columns as ``Detector.names``
+    features : ndarray (N, F) float64, columns as `anomaly.detection.features.all_names`
     evidence : ndarray (N, H, W) float32, in the network's frame
     """
 
@@ -57,13 +57,23 @@ def fit_scoring(
         if out.any() and (~out).any():
             part = HeatmapModel.fit(observed.residuals[~out], heatmap)
             local[out] = local_features(part.evidence(observed.residuals[out]))
-    names = (*feature_names(features), *LOCAL_FEATURES)
-    detector = Detector.fit(np.concatenate([observed.features, local], axis=1), names)
+    columns, names = _used(features)
+    table = np.concatenate([observed.features, local], axis=1)
+    detector = Detector.fit(table[:, columns], names)
     return detector, HeatmapModel.fit(observed.residuals, heatmap)
 
 
-def score_observation(observed: Observation, detector: Detector, heatmap: HeatmapModel) -> Scores:
-    """Score what the network said."""
+def score_observation(
+    observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
+) -> Scores:
+    """Score what the network said; all features are kept, the detector sees the ones in use."""
     evidence = heatmap.evidence(observed.residuals)
-    features = np.concatenate([observed.features, local_features(evidence)], axis=1)
-    return Scores(detector.score(features), features, evidence)
+    table = np.concatenate([observed.features, local_features(evidence)], axis=1)
+    columns, _ = _used(features)
+    return Scores(detector.score(table[:, columns]), table, evidence)
+
+
+def _used(features: FeatureSettings) -> tuple[list[int], list[str]]:
+    """Columns and names of the features that the detector sees."""
+    chosen = [(i, n) for i, n in enumerate(all_names(features)) if n.startswith(features.use)]
+    return [i for i, _ in chosen], [n for _, n in chosen]

@@ -198,3 +198,14 @@ def test_cosine_basis_by_hand() -> None:
     half = math.sqrt(0.5)
     expected = torch.tensor([[half, half], [half, -half]], dtype=torch.float64)
     torch.testing.assert_close(cosine_basis(2), expected)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_denoising_error_is_the_mean_share_of_noise_that_cannot_be_told(name: str) -> None:
+    # Var(eps | x_t) = alpha^2 lambda / (alpha^2 lambda + sigma^2) for every coordinate.
+    levels = NoiseLevels.from_name(name, 7)
+    spectrum = torch.tensor([[[0.5, 0.1], [0.02, 3.0]]], dtype=torch.float64)
+    model = CosineGaussianCDM(torch.zeros_like(spectrum), spectrum, levels)
+    signal = levels.alpha[:, None] ** 2 * spectrum.flatten()
+    expected = (signal / (signal + levels.sigma[:, None] ** 2)).mean(1)
+    torch.testing.assert_close(model.denoising_error(), expected)

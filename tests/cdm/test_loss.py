@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomaly.cdm.gaussian import GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
+from anomaly.cdm.loss import CDMLoss, LossTerms, relative_weights, stratified_levels
 
 # Standard normal data, one pixel, one level between: alpha = 1, 1/2, 0 and sigma = 0, 1/2, 1, so
 # the variances v = alpha^2 + sigma^2 are 1, 1/2, 1 and exp(logit_t) is proportional to
@@ -119,3 +119,24 @@ def test_levels_are_a_function_of_the_generator() -> None:
     a, b, c = (stratified_levels(32, 12, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_relative_weights_by_hand() -> None:
+    # Errors 1, 1/2 and 0.001, the last held at 0.01: 1, 2, 100, over their mean 103 / 3.
+    weights = relative_weights(torch.tensor([1.0, 0.5, 0.001]))
+    torch.testing.assert_close(weights, torch.tensor([3.0, 6.0, 300.0]) / 103)
+
+
+def test_level_weights_multiply_the_denoising_error_of_their_level_alone() -> None:
+    levels = NoiseLevels.from_name("log_snr", 3)
+    network = GaussianCDM(torch.zeros(1, 2, 2), 0.25 * torch.eye(4), levels)
+    x_0, eps = torch.full((2, 1, 2, 2), 0.3), torch.ones(2, 1, 2, 2)
+    t = torch.tensor([1, 3])
+    plain: LossTerms = CDMLoss(network, levels, 0.0)(x_0, t, eps)
+    weighted: LossTerms = CDMLoss(network, levels, 0.0, torch.tensor([9.0, 2.0, 9.0, 5.0, 9.0]))(
+        x_0, t, eps
+    )
+    torch.testing.assert_close(weighted.denoising, plain.denoising)
+    torch.testing.assert_close(
+        weighted.total, (2 * plain.denoising[0] + 5 * plain.denoising[1]) / 2
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from anomaly.data.phantom import LESION_KINDS, VISIBLE, LesionKind, draw_phantom
+from anomaly.data.phantom import LESION_KINDS, VISIBLE, LesionKind, draw_phantom, is_visible
 from anomaly.data.phantom_dicom import FILM, PATIENT, PhantomStudies, write_phantom_studies
 from anomaly.data.phantom_thorax import draw_thorax, draw_view
 from anomaly.errors import ConfigError
@@ -222,3 +223,38 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         write_phantom_studies(tmp_path, normals=1, abnormals=0, seed=0)
     with pytest.raises(ConfigError, match="negative"):
         write_phantom_studies(tmp_path / "new", normals=-1, abnormals=0, seed=0)
+
+
+def test_a_lesion_is_visible_at_a_size_where_six_reduced_pixels_change_enough() -> None:
+    phantom = draw_phantom(np.random.default_rng(0), (64, 56), "nodule")
+    twin = np.zeros((64, 56), dtype=np.float32)
+    image = twin.copy()
+    image[:4, :6] = 0.07  # 2 x 3 pixels of the image reduced by 2
+    assert is_visible(replace(phantom, image=image, twin=twin), 32)
+    image[0, 0] = 0.0  # the first reduced pixel falls to 0.0525
+    assert not is_visible(replace(phantom, image=image, twin=twin), 32)
+    with pytest.raises(ConfigError, match="30 rows: expected a divisor of the image's 64"):
+        is_visible(phantom, 30)
+
+
+def test_visible_lesions_are_drawn_and_processes_change_no_byte(tmp_path: Path) -> None:
+    made = [
+        write_phantom_studies(
+            tmp_path / str(workers),
+            normals=1,
+            abnormals=4,
+            seed=3,
+            size=(128, 112),
+            visible_at=64,
+            workers=workers,
+        )
+        for workers in (1, 2)
+    ]
+    assert made[0].abnormal == made[1].abnormal
+    for file in (*made[0].normal, *made[0].abnormal, *made[0].masks):
+        one, other = ((studies.folder / file).read_bytes() for studies in made)
+        assert one == other
+    for mask in made[0].masks:
+        seen = np.asarray(Image.open(made[0].folder / mask)) > 0
+        # Six reduced pixels of 2 x 2 that change by 0.06 hold at least six changed pixels.
+        assert seen.sum() >= 6

@@ -115,3 +115,18 @@ def test_arrays_round_trip() -> None:
     assert again.names == NAMES
     assert_array_equal(again.score(features(9, 1)), detector.score(features(9, 1)))
     assert all(v.dtype == np.float64 for v in detector.arrays().values())
+
+
+def test_evidence_counts_in_one_direction() -> None:
+    """Unit scale and precision: z is the feature itself."""
+    detector = Detector(("nll", "evidence_peak"), np.zeros(2), np.ones(2), np.eye(2))
+    # sqrt((3^2 + 4^2) / 2); evidence of -4 counts as 0: sqrt(3^2 / 2), whatever the sign of nll.
+    features = np.array([[3.0, 4.0], [3.0, -4.0], [-3.0, -4.0]])
+    expected = [np.sqrt(12.5), np.sqrt(4.5), np.sqrt(4.5)]
+    np.testing.assert_allclose(detector.score(features), expected)
+
+
+def test_evidence_alone_is_scored_in_order() -> None:
+    detector = Detector(("evidence_top", "evidence_peak"), np.zeros(2), np.ones(2), np.eye(2))
+    features = np.array([[-3.0, -2.0], [-1.0, -0.5], [-1.0, 2.0], [2.0, 2.0]])
+    np.testing.assert_allclose(detector.score(features), [-2.0, -0.5, np.sqrt(2), 2.0])

@@ -140,7 +140,7 @@ def test_residual_maps_are_what_the_model_would_have_painted_differently() -> No
     # sigma^2 V^-1 (x_0 - m).
     _, mean, _ = oracle()
     images = draw_images(6)
-    seen = look(images, draws=1500, map_from=0.5)
+    seen = look(images, draws=1500, map_range=(0.5, 9.0))
     assert seen.residuals.shape == (6, 2, 3, 4)
     for index, ratio in enumerate((0.5, 2.0)):
         level = LEVELS.nearest(ratio)
@@ -156,7 +156,7 @@ def test_colour_channels_share_one_map() -> None:
     shape, d = (3, 2, 2), 12
     mean = torch.zeros(shape, dtype=torch.float64)
     network = GaussianCDM(mean, 0.1 * torch.eye(d, dtype=torch.float64), LEVELS)
-    settings = FeatureSettings(noise_to_signal=(2.0,), map_from=2.0, draws=1000)
+    settings = FeatureSettings(noise_to_signal=(2.0,), map_range=(2.0, 2.0), draws=1000)
     image = torch.zeros(1, *shape, dtype=torch.float64)
     image[0, 0, 1, 0] = 0.9
     seen = observe(network, LEVELS, image, settings, grey_levels=GREY)
@@ -209,7 +209,7 @@ def test_dequantisation_raises_the_code_length_of_a_coarse_grid() -> None:
 
 def test_observing_leaves_no_gradients_on_the_network() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 42)).double()
-    settings = FeatureSettings(noise_to_signal=(1.0,), draws=1)
+    settings = FeatureSettings(noise_to_signal=(1.0,), map_range=(1.0, 1.0), draws=1)
     observe(network, LEVELS, draw_images(2), settings, grey_levels=256)
     assert all(p.grad is None for p in network.parameters())
 
@@ -221,7 +221,9 @@ def test_observing_leaves_no_gradients_on_the_network() -> None:
         ({"noise_to_signal": (0.5, 0.5)}, "expected rising values"),
         ({"noise_to_signal": (1.0, 0.5)}, "expected rising values"),
         ({"noise_to_signal": (0.0, 0.5)}, "starts at 0.0: expected > 0"),
-        ({"map_from": 4.5}, "map_from is 4.5: expected at most.*4.0"),
+        ({"map_range": (4.5, 9.0)}, "map_range is .*: expected a range that holds one of"),
+        ({"use": ()}, "use is empty"),
+        ({"use": ("evidences",)}, "use holds 'evidences': expected groups"),
         ({"draws": 0}, "draws is 0"),
     ],
 )
@@ -230,5 +232,5 @@ def test_settings_that_contradict_are_refused(settings: dict[str, Any], message:
         FeatureSettings(**settings)
 
 
-def test_maps_are_kept_from_the_stated_ratio_on() -> None:
-    assert FeatureSettings(map_from=0.5).map_ratios == (0.5, 1.0, 2.0, 4.0)
+def test_maps_are_kept_within_the_stated_range() -> None:
+    assert FeatureSettings(map_range=(0.5, 2.0)).map_ratios == (0.5, 1.0, 2.0)
