@@ -4,11 +4,11 @@ r"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. They see ``x
   at every scale per-pixel features are *summed* over the image, and level ``t`` reads the sums
   with its own weights,
 
-  .. math:: f(x)_t = \frac{\alpha_t^2}{\sigma_t} \, w_t \cdot S(x) + \sqrt{d}\, b_t .
+  .. math:: f(x)_t = \frac{1 - \sigma_t^2}{\sigma_t} \, w_t \cdot S(x) + \sqrt{d}\, b_t .
 
   A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` where noise is
-  low, and its difference from pure noise's fades as :math:`\alpha_t^2` where noise is high (for
-  centred data: `anomaly.cdm.gaussian` expanded in alpha): the head has both built in. There is no
+  low, and its difference from pure noise's fades as :math:`1 - \sigma_t^2` where noise is high
+  (for centred data: `anomaly.cdm.gaussian` near sigma = 1): the head has both built in. There is no
   decoder; the input gradient runs the encoder backwards and is one.
 - `PaperUNet`: the paper's DDPM U-Net without time embedding, mean-pooled, cumulative-sum head.
 - `LevelClassifier`: either of them, with an intercept for every level, and optionally on top of a
@@ -356,8 +356,9 @@ def _finite_noise_to_signal(levels: NoiseLevels) -> Tensor:
 
 
 def _gradient_scale(levels: NoiseLevels) -> Tensor:
-    """``alpha^2 / sigma`` (T + 2,) float32, finite at the clean end; 0 at pure noise."""
-    return (levels.alpha / _finite_noise_to_signal(levels)).float()
+    """``(1 - sigma^2) / sigma`` (T + 2,) float32, finite at the clean end; 0 at pure noise."""
+    sigma = torch.cat([_finite_noise_to_signal(levels)[:1], levels.sigma[1:]])
+    return ((1 - levels.sigma**2) / sigma).float()
 
 
 def _level_embedding(levels: NoiseLevels) -> Tensor:
