@@ -67,6 +67,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
         log.info("stopped at step %d; `anomaly train %s` resumes", result.step, run.path)
         return result
     if int(os.environ.get("RANK", "0")) == 0:
+        run.config.write_text(dump(config), encoding="utf-8")  # a finished run may be re-exported
         assert isinstance(result.network, LevelClassifier)
         network = result.network
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
