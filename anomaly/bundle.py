@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,20 @@ from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
 
-__all__ = ["FORMAT", "Bundle", "Calibrated", "bundle_problems", "read_bundle", "write_bundle"]
+__all__ = [
+    "FORMAT",
+    "Bundle",
+    "Calibrated",
+    "bundle_problems",
+    "find_bundle",
+    "read_bundle",
+    "write_bundle",
+]
 
-FORMAT = 1
+SHIPPED = Path(__file__).parent / "bundles"
+"""Bundles that are installed with the package, each with its model card."""
+
+FORMAT = 2
 _MAIN = "bundle.json"
 
 
@@ -87,6 +98,9 @@ class Bundle:
         Of the manifest that it was trained on.
     seen : frozenset of str
         `scan_hash` of every scan that network or detector has seen.
+    margins : mapping of str to float
+        Margin of every candidate detector, where there were several
+        (`anomaly.detection.selection`).
     calibrated : Calibrated or None
     hash : str
         SHA-256 of ``bundle.json``; empty before it is written.
@@ -99,6 +113,7 @@ class Bundle:
     heatmap: HeatmapModel
     manifest_hash: str
     seen: frozenset[str]
+    margins: Mapping[str, float] = field(default_factory=dict)
     calibrated: Calibrated | None = None
     hash: str = ""
 
@@ -145,6 +160,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "notice": "Research use only. Not a diagnosis.",
         "config": _json_config(bundle.config),
         "feature_names": list(bundle.detector.names),
+        "detector_kind": bundle.detector.kind,
+        "margins": dict(bundle.margins),
         "has_base": bundle.network.base is not None,
         "manifest_hash": bundle.manifest_hash,
         "versions": {"anomaly": anomaly.__version__, "torch": torch.__version__.split("+")[0]},
@@ -165,6 +182,12 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     return replace(bundle, hash=hashlib.sha256(main).hexdigest())
 
 
+def find_bundle(name: Path) -> Path:
+    """Return the folder named, or the shipped bundle of that name where there is no such folder."""
+    shipped = SHIPPED / name
+    return shipped if not name.exists() and len(name.parts) == 1 and shipped.is_dir() else name
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Load a bundle and check every byte of it.
 
@@ -182,16 +205,21 @@ def read_bundle(folder: Path) -> Bundle:
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
         state = load_tensors((folder / "weights.safetensors").read_bytes())
         arrays = load_arrays((folder / "detector.safetensors").read_bytes())
-        base = _empty_base(config, levels) if record["has_base"] else None
+        base = None
+        if record["has_base"]:
+            base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
         network = LevelClassifier(build_network(config.network, levels), base)
         network.load_state_dict(state)
         return Bundle(
             config=config,
             levels=levels,
             network=network.eval().requires_grad_(False),
-            detector=Detector.from_arrays(record["feature_names"], _under("detector.", arrays)),
+            detector=Detector.from_arrays(
+                record["feature_names"], record["detector_kind"], _under("detector.", arrays)
+            ),
             heatmap=HeatmapModel.from_arrays(config.heatmap, _under("heatmap.", arrays)),
             manifest_hash=record["manifest_hash"],
+            margins=record["margins"],
             seen=frozenset(json.loads((folder / "seen.json").read_text())),
             calibrated=_read_calibration(folder, record.get("calibration")),
             hash=hashlib.sha256(main).hexdigest(),
@@ -229,7 +257,11 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
         found = record["format"]
         sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{folder} is no bundle: it holds no {_MAIN}. Train one first") from error
+        shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
+        raise BundleError(
+            f"{folder} is no bundle: it holds no {_MAIN}. Train one first, or name a shipped one "
+            f"({shipped})"
+        ) from error
     except OSError as error:
         raise BundleError(f"{folder / _MAIN} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -260,13 +292,6 @@ def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibra
         float(record["evidence_ceiling"]),
         record["manifest_hash"],
     )
-
-
-def _empty_base(config: Config, levels: NoiseLevels) -> CosineGaussianCDM:
-    """Make a base of the right shape, to be filled by the saved tensors."""
-    size = config.preprocessing.size
-    image = torch.zeros(config.network.channels, size, size)
-    return CosineGaussianCDM(image, torch.ones_like(image), levels)
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -303,4 +328,5 @@ def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not np.ascontiguousarray: it turns a single number into a list of one.
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

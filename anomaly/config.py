@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,7 +21,8 @@ from anomaly.cdm.levels import SCHEDULES
 from anomaly.cdm.network import EncoderSettings, NetworkSettings
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.transforms import Augmentation, Preprocessing
-from anomaly.detection.features import FeatureSettings
+from anomaly.detection.detector import DetectorSettings
+from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.errors import ConfigError
 from anomaly.training import TrainingSettings
@@ -29,6 +30,7 @@ from anomaly.training import TrainingSettings
 __all__ = [
     "Config",
     "DataSettings",
+    "DetectorFit",
     "LevelSettings",
     "dump",
     "load_config",
@@ -110,13 +112,61 @@ class LevelSettings:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class DetectorFit:
+    """Which detectors may be used, and on what they are fitted.
+
+    Attributes
+    ----------
+    candidates : tuple of DetectorSettings
+        The detector; where there are several, `anomaly.detection.selection` chooses one without
+        any abnormal scan.
+    fit_on : tuple of {"train", "validation"}
+        Splits whose normals the detector and the heatmap are fitted on.
+    nuisance_copies : int
+        Copies of each of them under random mild acquisition changes
+        (`anomaly.data.alterations.random_nuisance`) that are fitted on too.
+    seed : int
+        Of these changes.
+    """
+
+    candidates: tuple[DetectorSettings, ...] = (DetectorSettings(),)
+    fit_on: tuple[Literal["train", "validation"], ...] = ("validation",)
+    nuisance_copies: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves nothing to fit, or nothing to choose by."""
+        if not self.candidates:
+            raise ConfigError("detector.candidates is empty: name at least one detector")
+        if "validation" not in self.fit_on:
+            raise ConfigError(
+                f"detector.fit_on is {list(self.fit_on)}: expected validation among them, scans "
+                "that the network has not seen"
+            )
+        if len(self.candidates) > 1 and ("train" not in self.fit_on or not self.nuisance_copies):
+            raise ConfigError(
+                f"detector.candidates holds {len(self.candidates)}: choosing one needs fit_on: "
+                "[train, validation], to fit on the one and compare on the other, and "
+                "nuisance_copies of 1 or more"
+            )
+        names = [str(candidate) for candidate in self.candidates]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"detector.candidates {names}: the same one is named twice")
+        if self.nuisance_copies < 0:
+            raise ConfigError(
+                f"detector.nuisance_copies is {self.nuisance_copies}: expected 0 or more"
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One experiment, whole.
 
     Attributes
     ----------
     name : str
-    data, intensity, preprocessing, augmentation, levels, network, training, features, heatmap
+    data, intensity, preprocessing, augmentation, levels, network, training : see their classes
+    features, heatmap, detector
         See their classes.
     alpha : float
         Stated false-alarm rate.
@@ -132,6 +182,7 @@ class Config:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     heatmap: HeatmapSettings = field(default_factory=HeatmapSettings)
+    detector: DetectorFit = field(default_factory=DetectorFit)
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
@@ -140,6 +191,18 @@ class Config:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
         if self.training.seed < 0:
             raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
+        if self.preprocessing.size % self.features.grid:
+            raise ConfigError(
+                f"features.grid is {self.features.grid}: it must divide preprocessing.size, "
+                f"{self.preprocessing.size}"
+            )
+        names = [name for group in feature_groups(self.features).values() for name in group]
+        for name in (name for candidate in self.detector.candidates for name in candidate.use):
+            if name not in GROUPS and name not in names:
+                raise ConfigError(
+                    f"detector.candidates use {name!r}: expected groups {GROUPS} or names of "
+                    f"features {reported_names(self.features)}"
+                )
 
     @property
     def hash(self) -> str:
@@ -222,6 +285,10 @@ def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
         section = _section(owner, key, value)
         if section is not None:
             _refuse_unknown(value, section, f"{where}{key}.")
+        if owner is DetectorFit and key == "candidates" and isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    _refuse_unknown(item, DetectorSettings, f"{where}candidates[{index}].")
 
 
 def _section(owner: type, key: str, value: Any) -> type | None:

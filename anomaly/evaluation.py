@@ -7,12 +7,12 @@ Labels evaluate here; they choose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import sparse, stats
 from sklearn.metrics import average_precision_score
 
 from anomaly.errors import CalibrationError
@@ -21,13 +21,22 @@ __all__ = [
     "Estimate",
     "PixelMetrics",
     "Rate",
+    "RealisedRates",
     "auroc",
+    "average_precision",
     "exact_rate",
     "image_metrics",
+    "patient_mean",
+    "pixel_average_precision",
     "pixel_metrics",
+    "pointing_hits",
+    "realised_false_alarms",
 ]
 
 CONFIDENCE = 0.95
+
+BINS = 4096
+"""Different values that a bootstrap of the average precision tells apart; quantiles beyond."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,23 @@ class PixelMetrics:
     scans: int
 
 
+@dataclass(frozen=True)
+class RealisedRates:
+    """False-alarm rates of S random splits of normal scans into calibration and evaluation.
+
+    Attributes
+    ----------
+    rates : ndarray (S,) float64
+        Share of the counted scans that is flagged.
+    calibration, counted : ndarray (S,) int
+        Scans that set the threshold, and scans over which the rate is counted.
+    """
+
+    rates: NDArray[np.float64]
+    calibration: NDArray[np.intp]
+    counted: NDArray[np.intp]
+
+
 def auroc(
     scores: NDArray[np.float64],
     abnormal: NDArray[np.bool_],
@@ -119,15 +145,55 @@ def auroc(
     # is one weighted mean of this table.
     difference = scores[abnormal][:, None] - scores[~abnormal][None]
     wins = (difference > 0) + 0.5 * (difference == 0)
-    names, index = np.unique(np.asarray(patients), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, index]
+    weights, index = _patient_weights(patients, draws, seed)
+    weights = weights[:, index]
     positive, negative = weights[:, abnormal], weights[:, ~abnormal]
     total = positive.sum(1) * negative.sum(1)
     kept = total > 0  # a sample without one of the kinds has no AUROC
     areas = np.einsum("di,ij,dj->d", positive[kept], wins, negative[kept], optimize=True)
-    low, high = np.quantile(areas / total[kept], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(wins.mean()), float(low), float(high))
+    return _estimate(float(wins.mean()), areas / total[kept])
+
+
+def average_precision(
+    scores: NDArray[np.float64],
+    abnormal: NDArray[np.bool_],
+    patients: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Average precision, scikit-learn's, with a patient-level bootstrap interval.
+
+    A detector that knows nothing has the prevalence. Parameters and errors as in `auroc`.
+    """
+    if not abnormal.any() or abnormal.all():
+        raise CalibrationError(
+            f"{int(abnormal.sum())} of {len(abnormal)} scans are abnormal: average precision needs "
+            "both kinds"
+        )
+    weights, index = _patient_weights(patients, draws, seed)
+    return _precision_estimate(scores, abnormal, weights, index)
+
+
+def patient_mean(
+    values: NDArray[np.float64] | NDArray[np.bool_],
+    patients: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over scans of values (N,), such as hits, with a patient-level bootstrap interval.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no scans.
+    """
+    if not len(values):
+        raise CalibrationError("a mean over no scans: expected at least one")
+    weights, index = _patient_weights(patients, draws, seed)
+    drawn = weights[:, index].astype(np.float64)
+    return _estimate(float(np.mean(values)), drawn @ values / drawn.sum(1))
 
 
 def exact_rate(flags: NDArray[np.bool_]) -> Rate:
@@ -171,3 +237,144 @@ def pixel_metrics(
     truth = np.concatenate([m.ravel() for m in masks])
     precision, prevalence = float(average_precision_score(truth, values)), float(truth.mean())
     return PixelMetrics(precision, prevalence, precision / prevalence, len(masks))
+
+
+def pixel_average_precision(
+    evidence: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.bool_]],
+    patients: Sequence[str],
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> Estimate:
+    """Pixel average precision of N maps, with a patient-level bootstrap interval.
+
+    Parameters
+    ----------
+    evidence, masks : sequences of N arrays, of equal shapes pair by pair
+    patients : sequence of N str
+    draws, seed : int
+    """
+    weights, index = _patient_weights(patients, draws, seed)
+    owner = np.repeat(index, [mask.size for mask in masks])
+    values = np.concatenate([e.ravel() for e in evidence])
+    truth = np.concatenate([m.ravel() for m in masks])
+    return _precision_estimate(values, truth, weights, owner)
+
+
+def pointing_hits(
+    evidence: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.bool_]:
+    """Pointing game: whether the largest evidence of each of N maps lies within its mask.
+
+    Parameters
+    ----------
+    evidence, masks : sequences of N arrays, of equal shapes pair by pair
+
+    Returns
+    -------
+    ndarray (N,) bool
+        Of equal largest values the first in reading order counts.
+
+    Raises
+    ------
+    CalibrationError
+        If a map and its mask differ in shape.
+    """
+    hits = []
+    for index, (values, mask) in enumerate(zip(evidence, masks, strict=True)):
+        if values.shape != mask.shape:
+            raise CalibrationError(
+                f"map {index} is {values.shape} and its mask {mask.shape}: expected equal shapes"
+            )
+        hits.append(bool(mask.ravel()[values.argmax()]))
+    return np.array(hits, dtype=bool)
+
+
+def realised_false_alarms(
+    scores: NDArray[np.float64],
+    counted: NDArray[np.float64],
+    patients: Sequence[str],
+    flag: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.bool_]],
+    *,
+    splits: int = 200,
+    seed: int = 0,
+) -> RealisedRates:
+    """False-alarm rates where random halves of the patients calibrate and the others are counted.
+
+    Parameters
+    ----------
+    scores : ndarray (N,)
+        Of normal scans, for calibration.
+    counted : ndarray (N,)
+        Scores of the same scans for counting: equal to `scores`, or of altered copies; NaN where a
+        scan is not to be counted.
+    patients : sequence of N str
+        A patient is in one half with all scans.
+    flag : callable
+        ``flag(calibration scores (n,), scores (m,))`` -> flags (m,).
+    splits, seed : int
+
+    Returns
+    -------
+    RealisedRates
+        Of the splits that leave something to calibrate on and something to count.
+
+    Raises
+    ------
+    CalibrationError
+        If no split does.
+    """
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(splits):
+        calibrates = (rng.permutation(len(names)) < len(names) // 2)[index]
+        judged = counted[~calibrates & ~np.isnan(counted)]
+        if calibrates.any() and len(judged):
+            rate = float(flag(scores[calibrates], judged).mean())
+            found.append((rate, int(calibrates.sum()), len(judged)))
+    if not found:
+        raise CalibrationError(
+            f"{len(names)} patients with normal scans cannot be split into two halves: expected at "
+            "least 2, some with scans to count"
+        )
+    rates, calibration, totals = (np.array(column) for column in zip(*found, strict=True))
+    return RealisedRates(rates, calibration, totals)
+
+
+def _patient_weights(
+    patients: Sequence[str], draws: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """How often each of P patients is drawn, (draws, P), and the patient of every scan, (N,)."""
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return weights, index
+
+
+def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _precision_estimate(
+    scores: NDArray[np.floating],
+    truth: NDArray[np.bool_],
+    weights: NDArray[np.int64],
+    index: NDArray[np.intp],
+) -> Estimate:
+    """Average precision; every bootstrap sample is a weighted sum of the patients' histograms."""
+    edges = np.unique(scores)
+    if len(edges) > BINS:
+        edges = np.unique(np.quantile(edges, np.linspace(0, 1, BINS)))
+    rank = len(edges) - np.searchsorted(edges, scores, side="right")  # 0 is the highest
+    shape = (weights.shape[1], len(edges) + 1)
+    found, every = (
+        (sparse.csr_array((keep.astype(np.float64), (index, rank)), shape).T @ weights.T).cumsum(0)
+        for keep in (truth, np.ones(len(truth)))
+    )
+    kept = (found[-1] > 0) & (found[-1] < every[-1])  # a sample without one of the kinds has none
+    found, every = found[:, kept], np.maximum(every[:, kept], 1)
+    areas = (np.diff(found, axis=0, prepend=0) * found / every).sum(0) / found[-1]
+    return _estimate(float(average_precision_score(truth, scores)), areas)

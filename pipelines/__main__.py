@@ -37,7 +37,7 @@ PrintOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BundleOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Bundle to use; default: the run's own."),
+    typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
 
@@ -100,17 +100,28 @@ def calibrate(
 
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [])
-    stage.calibrate(folder, resolved, bundle or folder.bundle, split, pick_device(device))
+    source = _found(bundle) or folder.bundle
+    stage.calibrate(folder, resolved, source, split, pick_device(device))
 
 
 @app.command()
 def score(
-    run: RunArgument,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of the run; with --bundle, a folder of new scans will do.",
+        ),
+    ],
     scans: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of new scans; default: the run's own test split."),
     ] = None,
     bundle: BundleOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run to make of a folder of scans; default: runs/NAME-scores."),
+    ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -120,7 +131,9 @@ def score(
     from pipelines.train import pick_device
 
     folder = RunFolder(run)
-    source = bundle or folder.bundle
+    if bundle is not None and scans is None and run.is_dir() and not folder.manifest.exists():
+        folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
+    source = _found(bundle) or folder.bundle
     resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
     stage.score(folder, resolved, source, manifest, pick_device(device))
 
@@ -167,15 +180,61 @@ def demo(
 
 
 @app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Archive, such as zhanglab.")],
+    data: Annotated[Path, typer.Option(help="Its folder.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="RUN", help="Folder of the run; default: runs/benchmark-NAME."),
+    ] = None,
+    bundle: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Bundle to measure, a folder or a shipped name; default: train one."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--config", help="YAML configuration; default: configs/NAME-64.yaml."),
+    ] = None,
+    baseline_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Of every baseline network; default: training.steps."),
+    ] = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train, calibrate and compute every figure on a labelled archive, baselines included."""
+    from pipelines import benchmark as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import pick_device
+
+    source = _found(bundle)
+    resolved = stage.benchmark_config(name, data, config, source, set_ or [])
+    stage.benchmark(
+        RunFolder(out or Path("runs") / f"benchmark-{name}"),
+        name,
+        resolved,
+        pick_device(device),
+        bundle_folder=source,
+        baseline_steps=baseline_steps,
+    )
+
+
+@app.command()
 def doctor(bundle: BundleOption = None) -> None:
     """Say what this machine can decode and compute with, and whether a bundle is intact."""
     from pipelines import doctor as stage
 
-    lines, healthy = stage.doctor(bundle)
+    lines, healthy = stage.doctor(_found(bundle))
     for line in lines:
         typer.echo(line)
     if not healthy:
         raise typer.Exit(1)
+
+
+def _found(bundle: Path | None) -> Path | None:
+    from anomaly.bundle import find_bundle
+
+    return None if bundle is None else find_bundle(bundle)
 
 
 def _printed(config: Config, wanted: bool) -> bool:

@@ -18,7 +18,7 @@ from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, override
 from anomaly.data.loaders import NetworkImage, read_network_images
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.detection.features import all_names, observe
+from anomaly.detection.features import observe, reported_names
 from anomaly.detection.heatmap import find_regions
 from anomaly.detection.scoring import score_observation
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
@@ -140,7 +140,7 @@ def score_rows(
             grey = config.preprocessing.grey_levels
             observed = observe(network, bundle.levels, images, config.features, grey_levels=grey)
             said = score_observation(observed, config.features, bundle.detector, bundle.heatmap)
-            names = all_names(config.features)
+            names = reported_names(config.features)
             scored = (
                 ScoredScan(
                     source,

@@ -33,13 +33,12 @@ from anomaly.checkpoint import Metrics
 from anomaly.config import Config, dump, load_config
 from anomaly.data.loaders import framed_images, network_images, step_batches
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.detection.features import Observation, observe
-from anomaly.detection.scoring import fit_scoring
 from anomaly.errors import ConfigError, ManifestError
 from anomaly.training import Batch, FitResult, fit, validation_metrics
+from pipelines.fit import Watcher, fit_detector
 from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
 
-__all__ = ["observe_all", "pick_device", "processes", "run_config", "scan_hash", "train"]
+__all__ = ["pick_device", "processes", "run_config", "scan_hash", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +70,21 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
         assert isinstance(result.network, LevelClassifier)
         network = result.network
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
-        observed = observe_all(network, levels, images["validation"], config, device)
-        detector, heatmap = fit_scoring(observed, config.features, config.heatmap)
+        watcher = Watcher(network, levels, config, device)
+        fitted = fit_detector(watcher, normals["train"], normals["validation"])
         seen = frozenset(scan_hash(row) for rows in normals.values() for row in rows)
         bundle = write_bundle(
-            Bundle(config, levels, network, detector, heatmap, manifest.hash, seen), run.bundle
+            Bundle(
+                config,
+                levels,
+                network,
+                fitted.detector,
+                fitted.heatmap,
+                manifest.hash,
+                seen,
+                fitted.margins,
+            ),
+            run.bundle,
         )
         run.record("train", {"bundle_hash": bundle.hash, "steps": result.step})
     return result
@@ -101,31 +110,6 @@ def pick_device(name: str) -> torch.device:
             raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use cpu or auto")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(name)
-
-
-def observe_all(
-    network: nn.Module,
-    levels: NoiseLevels,
-    images: Tensor,
-    config: Config,
-    device: torch.device,
-) -> Observation:
-    """`observe` in batches, in order."""
-    network = network.to(device)
-    parts = [
-        observe(
-            network,
-            levels,
-            part.to(device),
-            config.features,
-            grey_levels=config.preprocessing.grey_levels,
-        )
-        for part in images.split(SCORING_BATCH)
-    ]
-    return Observation(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.residuals for part in parts]),
-    )
 
 
 def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:

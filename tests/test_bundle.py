@@ -54,7 +54,7 @@ def score(bundle: Bundle, pictures: torch.Tensor) -> Scores:
     return score_observation(observed, bundle.config.features, bundle.detector, bundle.heatmap)
 
 
-def make(network: dict[str, Any]) -> Bundle:
+def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bundle:
     config = parse_config(
         {
             "name": "small",
@@ -63,6 +63,7 @@ def make(network: dict[str, Any]) -> Bundle:
             "levels": {"steps": 12},
             "network": network,
             "features": {"noise_to_signal": [0.25, 1.0], "draws": 1},
+            "detector": {"candidates": [detector or {}]},
             "alpha": 0.1,
         }
     )
@@ -75,8 +76,9 @@ def make(network: dict[str, Any]) -> Bundle:
     classifier.intercept.copy_(torch.linspace(-1, 1, len(levels)))
     classifier.eval().requires_grad_(False)
     observed = observe(classifier, levels, images(40, 2), config.features, grey_levels=256)
-    detector, heatmap = fit_scoring(observed, config.features, config.heatmap)
-    plain = Bundle(config, levels, classifier, detector, heatmap, "f" * 64, frozenset({"a", "b"}))
+    settings = config.detector.candidates[0]
+    fitted, heatmap = fit_scoring(observed, config.features, config.heatmap, settings)
+    plain = Bundle(config, levels, classifier, fitted, heatmap, "f" * 64, frozenset({"a", "b"}))
     said = score(plain, images(19, 3))
     peaks = Calibration.from_scores(said.evidence.max((1, 2)).astype(np.float64))
     calibrated = Calibrated(
@@ -87,7 +89,7 @@ def make(network: dict[str, Any]) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make({"widths": [8, 8], "features": 4})
+    return make(SMALL)
 
 
 @pytest.fixture
@@ -96,16 +98,25 @@ def folder(bundle: Bundle, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+SMALL = {"widths": [8, 8], "features": 4}
+
+
 @pytest.mark.parametrize(
-    "network",
+    ("network", "detector"),
     [
-        {"widths": [8, 8], "features": 4},
-        {"kind": "unet", "widths": [32], "blocks": 1},
+        (SMALL, {"kind": "ledoit_wolf"}),
+        (SMALL, {"kind": "mixture", "clusters": 2}),
+        (SMALL, {"kind": "neighbours", "neighbours": 3}),
+        (SMALL, {"kind": "conformal", "use": ["energy", "profile"]}),
+        (SMALL, {"kind": "guarded", "use": ["residual_1", "evidence", "nll"]}),
+        ({"kind": "unet", "widths": [32], "blocks": 1}, {}),
     ],
-    ids=["encoder", "unet"],
+    ids=["ledoit_wolf", "mixture", "neighbours", "conformal", "guarded", "unet"],
 )
-def test_a_bundle_read_back_scores_the_same(network: dict[str, Any], tmp_path: Path) -> None:
-    bundle = make(network)
+def test_a_bundle_read_back_scores_the_same(
+    network: dict[str, Any], detector: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = make(network, detector)
     written = write_bundle(bundle, tmp_path / "b")
     again = read_bundle(tmp_path / "b")
     before, after = score(bundle, images(6, 4)), score(again, images(6, 4))
@@ -116,6 +127,7 @@ def test_a_bundle_read_back_scores_the_same(network: dict[str, Any], tmp_path: P
     assert again.seen == bundle.seen
     assert again.manifest_hash == bundle.manifest_hash
     assert again.detector.names == bundle.detector.names
+    assert again.detector.kind == bundle.detector.kind == detector.get("kind", "ledoit_wolf")
     assert replace(again.config, data=bundle.config.data) == bundle.config
     kept, made = again.calibration(), bundle.calibration()
     np.testing.assert_array_equal(kept.scores.scores, made.scores.scores)
@@ -124,6 +136,36 @@ def test_a_bundle_read_back_scores_the_same(network: dict[str, Any], tmp_path: P
     assert kept.manifest_hash == made.manifest_hash
     assert not again.network.training
     assert bundle_problems(tmp_path / "b") == []
+
+
+def test_margins_are_kept(bundle: Bundle, tmp_path: Path) -> None:
+    assert bundle.margins == {}
+    margins = {"ledoit_wolf over energy": 0.8125, "guarded over evidence + nll": 2 / 3}
+    write_bundle(replace(bundle, margins=margins), tmp_path / "b")
+    again = read_bundle(tmp_path / "b")
+    assert again.margins == margins
+    # Margins do not change what is scored, but they are part of what the hash seals.
+    plain = write_bundle(bundle, tmp_path / "plain")
+    assert again.hash != plain.hash
+    assert read_bundle(tmp_path / "plain").margins == {}
+
+
+def test_the_base_is_kept_as_mean_and_spectrum_and_restored_exactly(
+    bundle: Bundle, folder: Path
+) -> None:
+    base = bundle.network.base
+    assert isinstance(base, CosineGaussianCDM)
+    data = (folder / "weights.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    kept = {name for name in header if name.startswith("base.")}
+    assert kept == {"base.mean", "base.spectrum"}
+    # The rest follows from them, and is 14 levels times as large.
+    numbers = sum(p.numel() for p in bundle.network.parameters()) + len(bundle.levels)
+    assert len(data) < 4 * (numbers + 2 * 64) + 250 * len(header)
+    restored = read_bundle(folder).network
+    assert isinstance(restored.base, CosineGaussianCDM)
+    assert torch.equal(restored.base(images(5, 6)), base(images(5, 6)))
+    assert torch.equal(restored(images(5, 6)), bundle.network(images(5, 6)))
 
 
 def test_the_same_bundle_has_the_same_bytes(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -172,11 +214,11 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match="has format 99: this version reads format 1"):
+    with pytest.raises(BundleError, match="has format 99: this version reads format 2"):
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 2}'])
 def test_a_main_file_that_says_nothing_is_refused(content: bytes, folder: Path) -> None:
     (folder / "bundle.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"bundle\.json"):

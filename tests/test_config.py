@@ -10,6 +10,7 @@ import yaml
 
 from anomaly.cdm.network import EncoderSettings, UNetSettings
 from anomaly.config import Config, dump, load_config, override, parse_config
+from anomaly.detection.detector import DetectorSettings
 from anomaly.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -30,6 +31,12 @@ def write(path: Path, text: str) -> Path:
         ({"network": {"width": [8]}}, "network.width: did you mean network.widths?"),
         ({"network": {"kind": "unet", "droput": 0.1}}, "did you mean network.dropout?"),
         ({"heatmap": {"zzz": 1}}, "heatmap.zzz: expected one of ['smoothing']"),
+        ({"detector": {"candidate": []}}, "detector.candidate: did you mean detector.candidates?"),
+        (
+            {"detector": {"candidates": [{}, {"cluster": 2}]}},
+            "detector.candidates[1].cluster: did you mean detector.candidates[1].clusters?",
+        ),
+        ({"detector": {"candidates": [{"zzz": 2}]}}, "candidates[0].zzz: expected one of ["),
         ({3: 1}, "unknown configuration key 3"),
     ],
 )
@@ -53,6 +60,14 @@ def test_an_unknown_key_is_named_with_its_nearest(raw: dict[Any, Any], said: str
         ({"name": "x", "data": {"labels": {"normal": 3}}}, "data.labels.normal"),
         ({"name": "x", "intensity": {"window": [1]}}, "intensity.window"),
         ({"name": "x", "network": {"kind": "resnet"}}, "network"),
+        ({"name": "x", "heatmap": {"smoothing": 1.5}}, "heatmap.smoothing"),
+        ({"name": "x", "detector": {"candidates": {"use": ["nll"]}}}, "detector.candidates"),
+        ({"name": "x", "detector": {"candidates": ["nll"]}}, "detector.candidates.0"),
+        (
+            {"name": "x", "detector": {"candidates": [{"kind": "forest"}]}},
+            "detector.candidates.0.kind",
+        ),
+        ({"name": "x", "detector": {"fit_on": ["validation", "test"]}}, "detector.fit_on.1"),
     ],
 )
 def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> None:
@@ -78,17 +93,86 @@ def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> 
         ("training.ema_decay=1", "training.ema_decay"),
         ("training.seed=-1", "training.seed"),
         ("training.ce_from=1.5", "training.ce_from"),
-        ("features.use=[]", "features.use"),
+        ("features.grid=0", "features.grid"),
+        ("features.border=4", "features.border"),
+        ("detector.candidates=[]", "detector.candidates"),
+        ("detector.candidates=[{use: []}]", "detector.candidates"),
+        ("detector.candidates=[{clusters: 0}]", "detector.candidates"),
+        ("detector.candidates=[{use: [evidences]}]", "detector.candidates"),
+        ("detector.candidates=[{use: [energy]}, {use: [nll]}]", "detector.candidates"),
+        ("detector.fit_on=[train]", "detector.fit_on"),
+        ("detector.fit_on=[]", "detector.fit_on"),
+        ("detector.nuisance_copies=-1", "detector.nuisance_copies"),
         ("data.seed=-1", "data.seed"),
         ("data.normal=healthy", "data.normal"),
         ("features.noise_to_signal=[1, 0.5]", "features.noise_to_signal"),
         ("features.map_range=[100, 200]", "features.map_range"),
-        ("heatmap.smoothing=-1", "heatmap.smoothing"),
+        ("heatmap.smoothing=[1.5, -1]", "heatmap.smoothing"),
+        ("heatmap.smoothing=[]", "heatmap.smoothing"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(setting: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         override(Config("x"), [setting])
+
+
+TWO = [{"use": ["energy"]}, {"use": ["evidence_peak", "nll"], "kind": "guarded"}]
+
+
+@pytest.mark.parametrize(
+    ("fit_on", "copies"),
+    [(["validation"], 1), (["train", "validation"], 0), (["validation"], 0)],
+)
+def test_a_choice_needs_scans_to_fit_on_and_others_to_choose_by(
+    fit_on: list[str], copies: int
+) -> None:
+    raw = {"candidates": TWO, "fit_on": fit_on, "nuisance_copies": copies}
+    with pytest.raises(ConfigError, match=r"candidates holds 2: choosing one needs fit_on"):
+        parse_config({"name": "x", "detector": raw})
+    # One detector is no choice: it needs neither.
+    one = parse_config({"name": "x", "detector": {**raw, "candidates": TWO[:1]}})
+    assert len(one.detector.candidates) == 1
+
+
+def test_candidates_survive_the_round_trip(tmp_path: Path) -> None:
+    raw = {"candidates": TWO, "fit_on": ["train", "validation"], "nuisance_copies": 2, "seed": 3}
+    config = parse_config({"name": "x", "detector": raw})
+    assert config.detector.candidates == (
+        DetectorSettings(use=("energy",)),
+        DetectorSettings(use=("evidence_peak", "nll"), kind="guarded"),
+    )
+    assert config.detector.fit_on == ("train", "validation")
+    assert (config.detector.nuisance_copies, config.detector.seed) == (2, 3)
+    again = load_config(write(tmp_path / "c.yaml", dump(config)))
+    assert again == config
+    assert again.hash == config.hash
+    # The order is in it: of equal margins the first wins.
+    turned = parse_config({"name": "x", "detector": {**raw, "candidates": TWO[::-1]}})
+    assert turned.hash != config.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("profile_15", True),
+        ("profile_16", False),
+        ("profile_", False),
+        ("residual_0.25", True),
+        ("residual_0.3", False),
+        ("energy", True),
+        ("energy_0.25_35", True),  # 6 x 6 cells inside the border
+        ("energy_0.25_36", False),
+        ("evidence_top", True),
+        ("score", False),
+    ],
+)
+def test_a_feature_in_use_is_one_of_this_configuration(name: str, known: bool) -> None:
+    raw = {"name": "x", "detector": {"candidates": [{"use": ["nll", name]}]}}
+    if known:
+        assert parse_config(raw).detector.candidates[0].use == ("nll", name)
+        return
+    with pytest.raises(ConfigError, match=f"detector.candidates use '{name}': expected groups"):
+        parse_config(raw)
 
 
 def test_the_kind_chooses_the_network() -> None:
@@ -224,11 +308,14 @@ def test_every_setting_is_in_the_hash() -> None:
         "levels.schedule": "cosine",
         "intensity.voi": "file",
         "intensity.window": [40, 400],
+        "preprocessing.size": 72,
         "preprocessing.geometry": "stretch",
+        "features.grid": 16,
         "preprocessing.intensity": "full",
         "training.precision": "bfloat16",
         "training.level_weights": "relative",
-        "features.use": ["nll"],
+        "detector.candidates": [{"use": ["nll"]}],
+        "detector.fit_on": ["train", "validation"],
         "features.map_range": [0.1, 0.5],
         "data.labels": {"normal": ["a"]},
         "data.patient_pattern": "p",

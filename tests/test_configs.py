@@ -55,6 +55,15 @@ def test_the_schedule_runs_from_clean_to_noise(path: Path) -> None:
 
 
 @ALL
+def test_the_grid_fits_the_frame_and_candidates_can_be_told_apart(path: Path) -> None:
+    config = load_config(path)
+    # Else it would show only when the trained network looks at its first scan.
+    assert config.preprocessing.size % config.features.grid == 0
+    names = [str(candidate) for candidate in config.detector.candidates]
+    assert len(set(names)) == len(names) >= 1
+
+
+@ALL
 def test_augmentation_gives_images_of_the_network(path: Path) -> None:
     config = load_config(path)
     how = config.preprocessing

@@ -47,9 +47,10 @@ class _DiagonalGaussianCDM(nn.Module):
         # The square is expanded into matrix products: (T + 2) x d work, not (T + 2) x B x d memory.
         constant = -0.5 * (alpha**2 * m**2 / v + torch.log(2 * math.pi * v)).sum(1)
         self.register_buffer("noise_variance", levels.sigma**2, persistent=False)
-        self.register_buffer("quadratic", (-0.5 / v).to(dtype))
-        self.register_buffer("linear", (alpha * m / v).to(dtype))
-        self.register_buffer("constant", constant.to(dtype))
+        # Derived, and T times as large as what they derive from: never saved.
+        self.register_buffer("quadratic", (-0.5 / v).to(dtype), persistent=False)
+        self.register_buffer("linear", (alpha * m / v).to(dtype), persistent=False)
+        self.register_buffer("constant", constant.to(dtype), persistent=False)
 
     def denoising_error(self) -> Tensor:
         """Mean squared error of eps that the best denoiser leaves: (T + 2,), 1 at the clean end.
@@ -79,7 +80,7 @@ class GaussianCDM(_DiagonalGaussianCDM):
         variances, basis = torch.linalg.eigh(covariance.to(torch.float64))
         centre = mean.flatten().to(torch.float64) @ basis
         super().__init__(centre, variances, levels, mean.dtype)
-        self.register_buffer("basis", basis.to(mean.dtype))
+        self.register_buffer("basis", basis.to(mean.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, T + 2) of images (B, C, H, W)."""
@@ -95,8 +96,12 @@ class CosineGaussianCDM(_DiagonalGaussianCDM):
     spectrum : Tensor (C, H, W), > 0
         Variance of every cosine coefficient.
     levels : NoiseLevels
+
+    Mean and spectrum are its whole state; the rest is rebuilt from them.
     """
 
+    mean: Tensor
+    spectrum: Tensor
     rows: Tensor
     columns: Tensor
 
@@ -104,8 +109,10 @@ class CosineGaussianCDM(_DiagonalGaussianCDM):
         rows, columns = cosine_basis(mean.shape[-2]), cosine_basis(mean.shape[-1])
         centre = rows @ mean.to(torch.float64) @ columns.T
         super().__init__(centre.flatten(), spectrum.flatten(), levels, mean.dtype)
-        self.register_buffer("rows", rows.to(mean.dtype))
-        self.register_buffer("columns", columns.to(mean.dtype))
+        self.register_buffer("mean", mean)
+        self.register_buffer("spectrum", spectrum)
+        self.register_buffer("rows", rows.to(mean.dtype), persistent=False)
+        self.register_buffer("columns", columns.to(mean.dtype), persistent=False)
 
     @classmethod
     def fit(cls, images: Tensor, levels: NoiseLevels, *, floor: float) -> CosineGaussianCDM:

@@ -362,7 +362,10 @@ def random_nuisance(pixels: NDArray[np.float32], rng: np.random.Generator) -> ND
 
 
 def random_perturbation(pixels: NDArray[np.float32], rng: np.random.Generator) -> Altered:
-    """Draw one local change: a patch smoothed, moved, darkened or roughened, or an opacity.
+    """Draw one change that matters: in a patch, an opacity, or blur or noise of the whole image.
+
+    A patch is smoothed, moved, darkened or roughened. Blur and noise are several times as strong
+    as `random_nuisance` makes them.
 
     Parameters
     ----------
@@ -373,7 +376,7 @@ def random_perturbation(pixels: NDArray[np.float32], rng: np.random.Generator) -
     Returns
     -------
     Altered
-        With the mask of the place.
+        With the mask of the place; None where the whole image is changed.
     """
     change = _PERTURBATIONS[rng.integers(len(_PERTURBATIONS))]
     return change(checked(pixels), rng)
@@ -434,4 +437,20 @@ def _roughen_patch(pixels: Array, rng: Rng) -> Altered:
     return _blended(pixels, _finished(pixels + texture), profile)
 
 
-_PERTURBATIONS = (_smooth_patch, _paste_patch, _add_opacity, _darken_patch, _roughen_patch)
+def _blur_all(pixels: Array, rng: Rng) -> Altered:
+    return Altered(_finished(_blur(pixels, rng, sigma=rng.uniform(2, 5))), None)
+
+
+def _noise_all(pixels: Array, rng: Rng) -> Altered:
+    return Altered(_finished(_noise(pixels, rng, std=rng.uniform(0.06, 0.15))), None)
+
+
+_PERTURBATIONS = (
+    _smooth_patch,
+    _paste_patch,
+    _add_opacity,
+    _darken_patch,
+    _roughen_patch,
+    _blur_all,
+    _noise_all,
+)

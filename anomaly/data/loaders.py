@@ -7,10 +7,11 @@ Evaluation keeps order, drops nothing and reports what fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from anomaly.errors import ScanError, UnreadableScan
 from anomaly.types import Scan
 
 __all__ = ["NetworkImage", "framed_images", "network_images", "read_network_images", "step_batches"]
+
+Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
 
 # A process takes seconds to start: it has to import torch and MONAI.
 SCANS_WORTH_A_PROCESS = 500
@@ -81,8 +84,17 @@ def framed_images(
     intensity: IntensityPolicy,
     preprocessing: Preprocessing,
     workers: int,
+    change: Change | None = None,
 ) -> Tensor:
     """Decode and frame every row, in order: (N, 1, 2 size, 2 size) float32 in [0, 1].
+
+    Parameters
+    ----------
+    root, rows, intensity, preprocessing
+    workers : int
+        Processes that decode.
+    change : callable, optional
+        ``change(pixels, row)`` alters the source's pixels (H, W) first; it is sent to processes.
 
     Raises
     ------
@@ -91,7 +103,7 @@ def framed_images(
     """
     # In processes, not threads: `anomaly.data.frames.decoding` says why.
     workers = min(workers, max(1, len(rows) // SCANS_WORTH_A_PROCESS))
-    read = partial(_framed, root, intensity, preprocessing)
+    read = partial(_framed, root, intensity, preprocessing, change)
     framed = []
     for row, image in map_in_processes(read, rows, workers):
         if image is None:
@@ -101,9 +113,15 @@ def framed_images(
 
 
 def _framed(
-    root: Path, intensity: IntensityPolicy, preprocessing: Preprocessing, row: ManifestRow
+    root: Path,
+    intensity: IntensityPolicy,
+    preprocessing: Preprocessing,
+    change: Change | None,
+    row: ManifestRow,
 ) -> NDArray[np.float32]:
     scan = read_scan(root / row.path, row.frame, intensity)
+    if change is not None:
+        scan = replace(scan, pixels=change(scan.pixels, row))
     return frame_scan(scan, preprocessing)[0].numpy()
 
 

@@ -1,7 +1,9 @@
-r"""What the network says of one image: a vector of named numbers, and residual maps.
+r"""What the network says of one image: named numbers in groups, and residual maps.
 
 =====================  ==================================================================
 ``nll``                bits/dim, dequantised (one pass)
+``nll_excess``         ``nll`` less the bits/dim of the image as a PNG (complexity-corrected,
+                       arXiv 1909.11480): what the density calls surprising, beyond texture
 ``profile_k``          noise-level profile: :math:`-\log p_t(x) / (d \ln 2)` of the image itself
                        at 16 levels of the ladder (the same pass)
 ``posterior_mean``     mean of :math:`t / (T+1)` under the level posterior (DTE, arXiv
@@ -11,23 +13,31 @@ r"""What the network says of one image: a vector of named numbers, and residual 
                        :math:`\sigma / \alpha = r` (MSMA, arXiv 2010.13132): one pass forward
                        and one backward a level
 ``residual_r``         :math:`\|\hat\varepsilon - \varepsilon\|^2 / d`, the denoising error there
+``octave_r_k``         log energy of the residual map of level ``r`` in octave ``k``
+``energy_r_c``         log energy of it in cell ``c`` of a coarse grid, relative to the image
+``signed_r_c``         its mean in cell ``c``
+``evidence_...``       of the heatmap (`anomaly.detection.heatmap.local_features`)
 =====================  ==================================================================
 
 The residual map of level ``r`` is :math:`x_0 - E[x_0 \mid x_t]`, a scaled input gradient of the
-log density ratio: what the model would have painted differently, signed.
+log density ratio: what the model would have painted differently, signed. The last four groups are
+computed from these maps (`anomaly.detection.local`).
 
 Noise is a function of (seed, draw) and the same for every image, so a score depends on neither the
-batch nor the order.
+batch nor the order. Every second draw is the negative of the one before: what the noise adds to a
+residual in first order cancels.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from anomaly.cdm.density import (
@@ -39,14 +49,38 @@ from anomaly.cdm.density import (
 )
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.detection.heatmap import LOCAL_FEATURES
+from anomaly.detection.local import OCTAVES, cell_energies, cell_means, octave_energies
 from anomaly.errors import ConfigError
 
-__all__ = ["GROUPS", "FeatureSettings", "Observation", "all_names", "feature_names", "observe"]
+__all__ = [
+    "GRIDS",
+    "GROUPS",
+    "FeatureSettings",
+    "Observation",
+    "feature_groups",
+    "join",
+    "observe",
+    "reported_names",
+]
 
 PROFILE_RUNGS = 16
 
-GROUPS = ("nll", "profile", "posterior", "score_norm", "residual", "evidence")
-"""First part of the features' names; ``evidence`` is `anomaly.detection.heatmap.LOCAL_FEATURES`."""
+GROUPS = (
+    "nll",
+    "nll_excess",
+    "profile",
+    "posterior",
+    "score_norm",
+    "residual",
+    "octave",
+    "energy",
+    "signed",
+    "evidence",
+)
+"""Groups of features, in the order of the detector's columns."""
+
+GRIDS = ("energy", "signed")
+"""Groups with a number a place: for the detector, too many to be reported one by one."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +92,23 @@ class FeatureSettings:
     noise_to_signal : tuple of float
         ``sigma / alpha`` of the levels for score norms and residuals, rising.
     map_range : tuple of float
-        Residual maps are kept for levels with ``sigma / alpha`` within this: below it they show
-        texture noise, above it how one patient differs from another.
+        The heatmap looks at levels with ``sigma / alpha`` within this: below it they show texture
+        noise, above it how one patient differs from another.
     draws : int
-        Noise draws averaged.
+        Noise draws averaged; an even number lets every draw meet its negative.
+    grid : int
+        Cells a side of the coarse grid; must divide the frame.
+    border : int
+        Cells of it left out on every side.
     seed : int
-    use : tuple of str
-        Features that the detector's density is over, by name or by group; all are computed and
-        reported.
     """
 
     noise_to_signal: tuple[float, ...] = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
     map_range: tuple[float, float] = (0.06, 0.5)
-    draws: int = 3
+    draws: int = 2
+    grid: int = 8
+    border: int = 1
     seed: int = 0
-    use: tuple[str, ...] = GROUPS
 
     def __post_init__(self) -> None:
         """Refuse an empty or unordered ladder."""
@@ -81,27 +117,26 @@ class FeatureSettings:
             raise ConfigError(f"features.noise_to_signal is {ladder}: expected rising values")
         if ladder[0] <= 0:
             raise ConfigError(f"features.noise_to_signal starts at {ladder[0]}: expected > 0")
-        if not self.map_ratios:
+        if not any(self.in_map):
             raise ConfigError(
                 f"features.map_range is {self.map_range}: expected a range that holds one of the "
                 f"levels {ladder}"
             )
-        if not self.use:
-            raise ConfigError(f"features.use is empty: expected some of {GROUPS}")
-        for name in self.use:
-            if not any(known.startswith(name) for known in all_names(self)):
-                raise ConfigError(
-                    f"features.use holds {name!r}: expected groups {GROUPS} or names of features "
-                    f"{all_names(self)}"
-                )
-        if self.draws < 1:
-            raise ConfigError(f"features.draws is {self.draws}: expected 1 or more")
+        for name in ("draws", "grid"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"features.{name} is {getattr(self, name)}: expected 1 or more")
+
+        if not 0 <= 2 * self.border < self.grid:
+            raise ConfigError(
+                f"features.border is {self.border}: expected 0 or more, and cells left inside a "
+                f"grid of {self.grid}"
+            )
 
     @property
-    def map_ratios(self) -> tuple[float, ...]:
-        """``sigma / alpha`` of the levels that have a residual map."""
+    def in_map(self) -> tuple[bool, ...]:
+        """Whether each level of `noise_to_signal` is one that the heatmap looks at."""
         low, high = self.map_range
-        return tuple(r for r in self.noise_to_signal if low <= r <= high)
+        return tuple(low <= ratio <= high for ratio in self.noise_to_signal)
 
 
 @dataclass(frozen=True)
@@ -110,30 +145,51 @@ class Observation:
 
     Attributes
     ----------
-    features : ndarray (N, F) float64, columns as `feature_names`
+    groups : dict of str to ndarray (N, F) float64
+        Features by group, columns as `feature_groups`; all but ``evidence``, which needs a heatmap
+        model.
     residuals : ndarray (N, L, H, W) float32
-        Signed residual maps, one a level of `FeatureSettings.map_ratios`, in units of ``x``.
+        Signed residual maps, one a level of `FeatureSettings.noise_to_signal`, in units of ``x``.
     """
 
-    features: NDArray[np.float64]
+    groups: dict[str, NDArray[np.float64]]
     residuals: NDArray[np.float32]
 
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
+        """Return the observation of some of the images."""
+        return Observation({k: v[rows] for k, v in self.groups.items()}, self.residuals[rows])
 
-def feature_names(settings: FeatureSettings) -> tuple[str, ...]:
-    """Names of the columns of `Observation.features`."""
-    return (
-        "nll",
-        *(f"profile_{k}" for k in range(PROFILE_RUNGS)),
-        "posterior_mean",
-        "posterior_clean",
-        *(f"score_norm_{r:g}" for r in settings.noise_to_signal),
-        *(f"residual_{r:g}" for r in settings.noise_to_signal),
+
+def join(parts: list[Observation]) -> Observation:
+    """Put observations of several sets of images one after another."""
+    return Observation(
+        {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
+        np.concatenate([part.residuals for part in parts]),
     )
 
 
-def all_names(settings: FeatureSettings) -> tuple[str, ...]:
-    """Names of every feature of a scan: the network's, then those of its evidence map."""
-    return (*feature_names(settings), *LOCAL_FEATURES)
+def feature_groups(settings: FeatureSettings) -> dict[str, tuple[str, ...]]:
+    """Names of all features, by group, in the order of `GROUPS`."""
+    ratios = [f"{ratio:g}" for ratio in settings.noise_to_signal]
+    cells = range((settings.grid - 2 * settings.border) ** 2)
+    return {
+        "nll": ("nll",),
+        "nll_excess": ("nll_excess",),
+        "profile": tuple(f"profile_{k}" for k in range(PROFILE_RUNGS)),
+        "posterior": ("posterior_mean", "posterior_clean"),
+        "score_norm": tuple(f"score_norm_{r}" for r in ratios),
+        "residual": tuple(f"residual_{r}" for r in ratios),
+        "octave": tuple(f"octave_{r}_{k}" for r in ratios for k in range(OCTAVES)),
+        "energy": tuple(f"energy_{r}_{c}" for r in ratios for c in cells),
+        "signed": tuple(f"signed_{r}_{c}" for r in ratios for c in cells),
+        "evidence": LOCAL_FEATURES,
+    }
+
+
+def reported_names(settings: FeatureSettings) -> tuple[str, ...]:
+    """Names of the features that are reported for every scan: all groups but `GRIDS`."""
+    groups = feature_groups(settings)
+    return tuple(name for group in GROUPS if group not in GRIDS for name in groups[group])
 
 
 def observe(
@@ -154,15 +210,33 @@ def observe(
     images : Tensor (N, C, H, W) in [-1, 1], quantised, on the network's device
     settings : FeatureSettings
     grey_levels : int
+
+    Raises
+    ------
+    ConfigError
+        If the grid does not divide the images.
     """
     rows = [
         _observe_once(network, levels, images, settings, grey_levels, draw)
         for draw in range(settings.draws)
     ]
-    return Observation(
-        torch.stack([features for features, _ in rows]).mean(0).cpu().numpy(),
-        torch.stack([maps for _, maps in rows]).mean(0).cpu().numpy(),
+    density, by_level = (
+        torch.stack([row[part] for row in rows]).mean(0).cpu().numpy() for part in (0, 1)
     )
+    residuals = torch.stack([row[2] for row in rows]).mean(0).cpu().numpy()
+    count, ladder = len(images), len(settings.noise_to_signal)
+    groups = {
+        "nll": density[:, :1],
+        "nll_excess": density[:, :1] - _png_bits(images, grey_levels)[:, None],
+        "profile": density[:, 1 : 1 + PROFILE_RUNGS],
+        "posterior": density[:, 1 + PROFILE_RUNGS :],
+        "score_norm": by_level[:, :ladder],
+        "residual": by_level[:, ladder:],
+        "octave": octave_energies(residuals).reshape(count, -1),
+        "energy": cell_energies(residuals, settings.grid, settings.border).reshape(count, -1),
+        "signed": cell_means(residuals, settings.grid, settings.border).reshape(count, -1),
+    }
+    return Observation(groups, residuals)
 
 
 def _observe_once(
@@ -172,25 +246,27 @@ def _observe_once(
     settings: FeatureSettings,
     grey_levels: int,
     draw: int,
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Density features (N, 19), score norms and errors (N, 2 L), residual maps (N, L, H, W)."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw // 2)
+    mirrored = draw % 2 == 1
     shape = images.shape[1:]
-    x_0 = dequantize(images, grey_levels, torch.rand(shape, generator=generator).to(images))
-    columns = [_density_features(network, levels, x_0, grey_levels)]
+    uniform = torch.rand(shape, generator=generator).to(images)
+    x_0 = dequantize(images, grey_levels, 1 - uniform if mirrored else uniform)
+    density = _density_features(network, levels, x_0, grey_levels)
     norms, errors, maps = [], [], []
     for ratio in settings.noise_to_signal:
         t = torch.full((len(images),), levels.nearest(ratio), device=images.device)
-        eps = torch.randn(shape, generator=generator).to(images).expand_as(images)
+        noise = torch.randn(shape, generator=generator).to(images)
+        eps = (-noise if mirrored else noise).expand_as(images)
         x_t = levels.perturb(x_0, t, eps)
         eps_hat, _ = predict_noise(network, x_t, t, levels)
         eps_hat = eps_hat.detach()
         norms.append(eps_hat.square().flatten(1).mean(1))
         errors.append((eps_hat - eps).square().flatten(1).mean(1))
-        if ratio in settings.map_ratios:
-            residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
-            maps.append(residual.mean(1))  # colour channels see one place
-    columns += [torch.stack(norms, 1).double(), torch.stack(errors, 1).double()]
-    return torch.cat(columns, 1), torch.stack(maps, 1)
+        residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
+        maps.append(residual.mean(1))  # colour channels see one place
+    return density, torch.stack(norms + errors, 1).double(), torch.stack(maps, 1)
 
 
 @torch.no_grad()
@@ -213,3 +289,16 @@ def _density_features(
         ],
         1,
     )
+
+
+def _png_bits(images: Tensor, grey_levels: int) -> NDArray[np.float64]:
+    """Bits/dim of the images as PNG files, channel by channel: (N,) float64."""
+    grey = ((images.double().cpu().numpy() + 1) / 2 * (grey_levels - 1)).round().clip(0)
+    values = grey.astype(np.uint8 if grey_levels <= 256 else np.uint16)
+    sizes = np.zeros(len(images))
+    for index, image in enumerate(values):
+        for channel in image:
+            file = io.BytesIO()
+            Image.fromarray(channel).save(file, "png")
+            sizes[index] += 8 * len(file.getvalue())
+    return sizes / images[0].numel()

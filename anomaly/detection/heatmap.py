@@ -1,13 +1,15 @@
 r"""Where a scan departs from normal: residual maps calibrated per pixel, and regions.
 
-At each place ``p`` and level ``l`` the signed residual :math:`r_l(p)` is smoothed and compared with
-what normal scans show *at the same place*,
+The signed residuals :math:`r_l` of several levels, each in units of its own size on normals, are
+added, smoothed at several scales and compared with what normal scans show *at the same place*:
 
-.. math:: z_l(p) = \frac{\tilde r_l(p) - m_l(p)}{s_l(p)}, \qquad
-          e(p) = \sqrt{\tfrac1L \sum_l z_l(p)^2} ,
+.. math:: u(p) = \sum_l \frac{r_l(p)}{\rho_l}, \qquad
+          z_s(p) = \frac{(G_s * u)(p) - m_s(p)}{d_s(p)}, \qquad
+          e(p) = \sqrt{\tfrac1S \sum_s z_s(p)^2} ,
 
 so the evidence ``e`` is about 1 wherever a scan looks like any other. A lesion adds residual of one
-sign over its area; smoothing keeps that and averages noise away.
+sign over its area and at neighbouring levels; the sum and the smoothing keep that and average noise
+away. A scale of the lesion's own size sees it best, and nobody knows it in advance.
 """
 
 from __future__ import annotations
@@ -36,17 +38,19 @@ class HeatmapSettings:
 
     Attributes
     ----------
-    smoothing : float
-        Standard deviation of the Gaussian, network pixels; the scale of the smallest region that
-        can stand out.
+    smoothing : tuple of float
+        Standard deviations of the Gaussians, network pixels; the smallest is the scale of the
+        smallest region that can stand out.
     """
 
-    smoothing: float = 1.5
+    smoothing: tuple[float, ...] = (1.5, 2.5, 4.0)
 
     def __post_init__(self) -> None:
-        """Refuse a negative scale."""
-        if self.smoothing < 0:
-            raise ConfigError(f"heatmap.smoothing is {self.smoothing}: expected >= 0 pixels")
+        """Refuse no scale and a negative one."""
+        if not self.smoothing or any(scale < 0 for scale in self.smoothing):
+            raise ConfigError(
+                f"heatmap.smoothing is {self.smoothing}: expected one or more scales >= 0 pixels"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,59 +59,74 @@ class HeatmapModel:
 
     Attributes
     ----------
-    mean, scale : ndarray (L, H, W) float32
-        Of the smoothed residuals of normal scans; `scale` > 0.
-    smoothing : float
+    size : ndarray (L,) float32, > 0
+        Root mean square of the residuals of each level on normal scans.
+    mean, scale : ndarray (S, H, W) float32
+        Of the smoothed sums of normal scans, a scale of smoothing each; `scale` > 0.
+    smoothing : tuple of S float
         As in `HeatmapSettings`.
     """
 
+    size: NDArray[np.float32]
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
-    smoothing: float
+    smoothing: tuple[float, ...]
 
     @classmethod
     def fit(cls, residuals: NDArray[np.float32], settings: HeatmapSettings) -> HeatmapModel:
-        """Fit on the residuals (N, L, H, W) of normal scans that the network has not seen.
+        """Fit on the residuals (N, L, H, W) of normal scans.
 
         Raises
         ------
         CalibrationError
             If a level's residuals are the same on all scans: there is no spread to compare with.
         """
-        smooth = _smooth(residuals, settings.smoothing)
-        variance = smooth.var(0, dtype=np.float64)
         # The spread of equal floats is rounding, not zero.
-        still = variance.max((1, 2)) <= 1e-12 * np.square(smooth).max((0, 2, 3))
+        still = residuals.var(0, dtype=np.float64).max((1, 2)) <= 1e-12 * np.square(residuals).max(
+            (0, 2, 3)
+        )
         if still.any():
             raise CalibrationError(
                 f"residual maps {np.flatnonzero(still).tolist()} are the same on all "
                 f"{len(residuals)} normal scans: expected different scans to fit the heatmap on"
             )
-        # Neighbours share their spread: an estimate from few scans at one pixel is noisy, and a
-        # too small one would glow on every scan to come.
-        variance = _smooth(variance, 2.0)
-        # A border that never varies would divide by zero; a hundredth of the level's mean spread
-        # is far below anything that can be seen.
-        floor = 1e-4 * variance.mean((1, 2), keepdims=True)
-        scale = np.sqrt(np.maximum(variance, floor)).astype(np.float32)
-        return cls(smooth.mean(0), scale, settings.smoothing)
+        size = np.sqrt(np.square(residuals).mean((0, 2, 3), dtype=np.float64)).astype(np.float32)
+        means, scales = [], []
+        for scale in settings.smoothing:
+            smooth = _smooth(_added(residuals, size), scale)
+            # Neighbours share their spread: an estimate from few scans at one pixel is noisy, and
+            # a too small one would glow on every scan to come.
+            variance = _smooth(smooth.var(0, dtype=np.float64), 2.0)
+            # A border that never varies would divide by zero; a hundredth of the mean spread is
+            # far below anything that can be seen.
+            scales.append(np.sqrt(np.maximum(variance, 1e-4 * variance.mean())))
+            means.append(smooth.mean(0))
+        return cls(
+            size,
+            np.stack(means).astype(np.float32),
+            np.stack(scales).astype(np.float32),
+            settings.smoothing,
+        )
 
     def evidence(self, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
         """Evidence (N, H, W) >= 0 of residuals (N, L, H, W); about 1 where all is normal."""
-        z = (_smooth(residuals, self.smoothing) - self.mean) / self.scale
-        root: NDArray[np.float32] = np.sqrt(np.square(z).mean(1))
+        added = _added(residuals, self.size)
+        total = np.zeros(added.shape, dtype=np.float32)
+        for index, scale in enumerate(self.smoothing):
+            total += np.square((_smooth(added, scale) - self.mean[index]) / self.scale[index])
+        root: NDArray[np.float32] = np.sqrt(total / len(self.smoothing))
         return root
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Everything but the settings, for saving."""
-        return {"mean": self.mean, "scale": self.scale}
+        return {"size": self.size, "mean": self.mean, "scale": self.scale}
 
     @classmethod
     def from_arrays(
         cls, settings: HeatmapSettings, arrays: Mapping[str, NDArray[np.float32]]
     ) -> HeatmapModel:
         """Rebuild what `arrays` took apart."""
-        return cls(arrays["mean"], arrays["scale"], settings.smoothing)
+        return cls(arrays["size"], arrays["mean"], arrays["scale"], settings.smoothing)
 
 
 def local_features(evidence: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -144,6 +163,12 @@ def find_regions(
         for (row, column), area, peak in zip(centres, areas, peaks, strict=True)
     ]
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def _added(residuals: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sum over levels (N, H, W) of residuals (N, L, H, W), each in units of its size (L,)."""
+    total: NDArray[np.float32] = np.einsum("nlhw,l->nhw", residuals, 1 / size)
+    return total
 
 
 def _smooth(maps: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:

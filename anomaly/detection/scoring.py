@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.detection.detector import Detector
-from anomaly.detection.features import FeatureSettings, Observation, all_names
+from anomaly.detection.detector import FOLDS, Detector, DetectorSettings, fold_of
+from anomaly.detection.features import (
+    GROUPS,
+    FeatureSettings,
+    Observation,
+    feature_groups,
+    reported_names,
+)
 from anomaly.detection.heatmap import (
     LOCAL_FEATURES,
     HeatmapModel,
@@ -16,9 +23,49 @@ from anomaly.detection.heatmap import (
     local_features,
 )
 
-__all__ = ["Scores", "fit_scoring", "score_observation"]
+__all__ = ["FeatureTable", "Scores", "fit_scoring", "normal_table", "score_observation"]
 
-FOLDS = 5
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Every feature of a set of scans.
+
+    Attributes
+    ----------
+    names, groups : tuple of F str
+        Name and group of every column.
+    values : ndarray (N, F) float64
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def assemble(
+        cls, observed: Observation, local: NDArray[np.float64], settings: FeatureSettings
+    ) -> FeatureTable:
+        """Put the network's features and those of the heatmap (N, 3) side by side."""
+        columns = feature_groups(settings)
+        parts = {**observed.groups, "evidence": local}
+        return cls(
+            tuple(name for group in GROUPS for name in columns[group]),
+            tuple(group for group in GROUPS for _ in columns[group]),
+            np.concatenate([parts[group] for group in GROUPS], axis=1),
+        )
+
+    def use(self, wanted: Sequence[str]) -> FeatureTable:
+        """Return the columns of the features or groups named."""
+        keep = [
+            i
+            for i, (name, group) in enumerate(zip(self.names, self.groups, strict=True))
+            if name in wanted or group in wanted
+        ]
+        return FeatureTable(
+            tuple(self.names[i] for i in keep),
+            tuple(self.groups[i] for i in keep),
+            self.values[:, keep],
+        )
 
 
 @dataclass(frozen=True)
@@ -28,7 +75,7 @@ class Scores:
     Attributes
     ----------
     scores : ndarray (N,) float64; higher = more anomalous
-    features : ndarray (N, F) float64, columns as `anomaly.detection.features.all_names`
+    features : ndarray (N, F) float64, columns as `anomaly.detection.features.reported_names`
     evidence : ndarray (N, H, W) float32, in the network's frame
     """
 
@@ -37,43 +84,74 @@ class Scores:
     evidence: NDArray[np.float32]
 
 
-def fit_scoring(
-    observed: Observation, features: FeatureSettings, heatmap: HeatmapSettings
-) -> tuple[Detector, HeatmapModel]:
-    """Fit heatmap model and detector on normal scans that the network was not trained on.
+def normal_table(
+    observed: Observation,
+    features: FeatureSettings,
+    heatmap: HeatmapSettings,
+    scans: NDArray[np.intp],
+) -> FeatureTable:
+    """Every feature of the normal scans that a detector is fitted on.
 
-    The detector sees local features of each scan from a heatmap model fitted *without* that scan
-    (five folds): in-sample evidence is too low, and new normals would look unusual.
+    Local features of each scan come from a heatmap model fitted *without* that scan (five folds):
+    in-sample evidence is too low, and new normals would look unusual.
+
+    Parameters
+    ----------
+    observed : Observation
+        Of N normal images.
+    features, heatmap
+    scans : ndarray (N,) int
+        Images with the same number show the same scan.
+    """
+    maps = observed.residuals[:, features.in_map]
+    local = np.zeros((len(maps), len(LOCAL_FEATURES)))
+    fold = fold_of(scans)
+    for out in (fold == f for f in range(FOLDS)):
+        if out.any() and (~out).any():
+            part = HeatmapModel.fit(maps[~out], heatmap)
+            local[out] = local_features(part.evidence(maps[out]))
+    return FeatureTable.assemble(observed, local, features)
+
+
+def fit_scoring(
+    observed: Observation,
+    features: FeatureSettings,
+    heatmap: HeatmapSettings,
+    detector: DetectorSettings,
+    scans: NDArray[np.intp] | None = None,
+) -> tuple[Detector, HeatmapModel]:
+    """Fit heatmap model and detector on normal scans.
+
+    Parameters
+    ----------
+    observed : Observation
+        Of N normal images.
+    features, heatmap, detector
+    scans : ndarray (N,) int, optional
+        As in `normal_table`; every image its own scan by default.
 
     Raises
     ------
     CalibrationError
         If there are too few scans; see `Detector.fit`.
     """
-    count = len(observed.features)
-    local = np.zeros((count, len(LOCAL_FEATURES)))
-    for fold in range(FOLDS):
-        out = np.arange(count) % FOLDS == fold
-        if out.any() and (~out).any():
-            part = HeatmapModel.fit(observed.residuals[~out], heatmap)
-            local[out] = local_features(part.evidence(observed.residuals[out]))
-    columns, names = _used(features)
-    table = np.concatenate([observed.features, local], axis=1)
-    detector = Detector.fit(table[:, columns], names)
-    return detector, HeatmapModel.fit(observed.residuals, heatmap)
+    if scans is None:
+        scans = np.arange(len(observed.residuals))
+    table = normal_table(observed, features, heatmap, scans).use(detector.use)
+    return (
+        Detector.fit(table.values, table.names, detector, table.groups, scans),
+        HeatmapModel.fit(observed.residuals[:, features.in_map], heatmap),
+    )
 
 
 def score_observation(
     observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
 ) -> Scores:
-    """Score what the network said; all features are kept, the detector sees the ones in use."""
-    evidence = heatmap.evidence(observed.residuals)
-    table = np.concatenate([observed.features, local_features(evidence)], axis=1)
-    columns, _ = _used(features)
-    return Scores(detector.score(table[:, columns]), table, evidence)
-
-
-def _used(features: FeatureSettings) -> tuple[list[int], list[str]]:
-    """Columns and names of the features that the detector sees."""
-    chosen = [(i, n) for i, n in enumerate(all_names(features)) if n.startswith(features.use)]
-    return [i for i, _ in chosen], [n for _, n in chosen]
+    """Score what the network said; the detector sees the features that it was fitted on."""
+    evidence = heatmap.evidence(observed.residuals[:, features.in_map])
+    table = FeatureTable.assemble(observed, local_features(evidence), features)
+    return Scores(
+        detector.score(table.use(detector.names).values),
+        table.use(reported_names(features)).values,
+        evidence,
+    )

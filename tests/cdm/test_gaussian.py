@@ -158,6 +158,24 @@ def test_fit_recovers_a_known_spectrum_and_mean() -> None:
     assert ((centre - rotated).abs() / (spectrum / count).sqrt()).max() < 4.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mean_and_spectrum_are_the_whole_state(dtype: torch.dtype) -> None:
+    levels = NoiseLevels.from_name("log_snr", 9)
+    images = torch.rand(20, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    fitted = CosineGaussianCDM.fit(images, levels, floor=1e-3)
+    state = fitted.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "mean": (2, 5, 4),
+        "spectrum": (2, 5, 4),
+    }
+    assert all(value.dtype == dtype for value in state.values())
+    torch.testing.assert_close(state["mean"], images.mean(0))
+    # Rebuilt from what was rounded, not from what was measured: equal to the last bit.
+    again = CosineGaussianCDM(state["mean"], state["spectrum"], levels)
+    assert torch.equal(again(images), fitted(images))
+    assert torch.equal(again.denoising_error(), fitted.denoising_error())
+
+
 def test_floor_keeps_constant_images_finite() -> None:
     # No image varies: N(m, floor I), whose density at m is (2 pi floor)^(-d/2).
     image = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(1, 4, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dicom_samples import write_sample
+from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly.data import loaders
@@ -26,6 +28,7 @@ from anomaly.data.loaders import (
 from anomaly.data.manifest import ManifestRow, build_manifest
 from anomaly.data.transforms import Augmentation, Preprocessing, network_image
 from anomaly.errors import ScanError
+from pipelines.fit import _changed
 
 HOW = Preprocessing(8)
 COUNT = 10
@@ -125,10 +128,10 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def folder(root: Path, count: int = 4) -> tuple[ManifestRow, ...]:
+def folder(root: Path, count: int = 4, rows: int = 20) -> tuple[ManifestRow, ...]:
     """Write PNG files of different sizes and list them."""
     for i in range(count):
-        values = np.random.default_rng(i).integers(0, 256, (20 + i, 31)).astype(np.uint8)
+        values = np.random.default_rng(i).integers(0, 256, (rows + i, rows + 11)).astype(np.uint8)
         Image.fromarray(values).save(root / f"{i}.png")
     return rows_of(root)
 
@@ -185,6 +188,31 @@ def test_training_and_scoring_see_the_same_image(tmp_path: Path) -> None:
     assert torch.equal(trained, scored)
 
 
+def test_a_change_meets_the_pixels_of_the_source_before_they_are_framed(tmp_path: Path) -> None:
+    rows = folder(tmp_path)
+    met: list[tuple[ManifestRow, tuple[int, ...]]] = []
+
+    def upside_down(pixels: NDArray[np.float32], row: ManifestRow) -> NDArray[np.float32]:
+        met.append((row, pixels.shape))
+        assert 0 <= pixels.min() < pixels.max() <= 1
+        return np.ascontiguousarray(pixels[::-1])
+
+    changed = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1, upside_down)
+    # Every row in order, and its scan at its own size: 20, 21, 22, 23 rows of 31 pixels.
+    assert met == [(row, (20 + i, 31)) for i, row in enumerate(rows)]
+    for row in rows:
+        with Image.open(tmp_path / row.path) as image:
+            turned = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        turned.save(tmp_path / row.path)
+    assert torch.equal(changed, framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1))
+
+
+def test_a_change_that_changes_nothing_leaves_the_frame(tmp_path: Path) -> None:
+    rows = folder(tmp_path)
+    same = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1, lambda pixels, row: pixels)
+    assert torch.equal(same, framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1))
+
+
 def test_inverted_storage_is_the_same_image(tmp_path: Path) -> None:
     """MONOCHROME1 stores white as 0: 4095 - v shows what v shows under MONOCHROME2."""
     values = np.random.default_rng(0).integers(0, 4096, (33, 24))
@@ -199,11 +227,14 @@ def test_several_processes_read_what_one_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaders, "SCANS_WORTH_A_PROCESS", 1)
-    rows = folder(tmp_path, 6)
+    rows = folder(tmp_path, 6, 32)
+    # What fitting sends to the processes: a change that is a function of the row.
+    change = partial(_changed, "nuisance", 0, 0)
     before = (list(warnings.filters), warnings.showwarning)
-    one = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1)
-    two = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 2)
+    one = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1, change)
+    two = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 2, change)
     assert torch.equal(one, two)
+    assert not torch.equal(one, framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1))
     # Decoders are silenced while they run; threads would leave this process's warnings changed.
     assert (list(warnings.filters), warnings.showwarning) == before
 

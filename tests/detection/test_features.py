@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,22 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from anomaly.cdm.gaussian import GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.detection.features import FeatureSettings, Observation, feature_names, observe
+from anomaly.detection.features import (
+    GRIDS,
+    GROUPS,
+    FeatureSettings,
+    Observation,
+    feature_groups,
+    join,
+    observe,
+    reported_names,
+)
 from anomaly.errors import ConfigError
 
 LEVELS = NoiseLevels.from_name("log_snr", 40)
@@ -40,14 +51,27 @@ def draw_images(count: int, seed: int = 1) -> Tensor:
     return images
 
 
+def chosen(**settings: Any) -> FeatureSettings:
+    # One cell: the least that divides 3 x 4 pixels.
+    usual: dict[str, Any] = {"noise_to_signal": RATIOS, "draws": 1, "grid": 1, "border": 0}
+    return FeatureSettings(**{**usual, **settings})
+
+
 def look(images: Tensor, grey_levels: int = GREY, **settings: Any) -> Observation:
-    chosen = FeatureSettings(**{"noise_to_signal": RATIOS, "draws": 1, **settings})
-    return observe(oracle()[0], LEVELS, images, chosen, grey_levels=grey_levels)
+    return observe(oracle()[0], LEVELS, images, chosen(**settings), grey_levels=grey_levels)
 
 
 def column(seen: Observation, name: str, **settings: Any) -> NDArray[np.float64]:
-    chosen = FeatureSettings(**{"noise_to_signal": RATIOS, "draws": 1, **settings})
-    return seen.features[:, feature_names(chosen).index(name)]
+    ((group, place),) = [
+        (group, names.index(name))
+        for group, names in feature_groups(chosen(**settings)).items()
+        if name in names
+    ]
+    return seen.groups[group][:, place]
+
+
+def table(seen: Observation) -> NDArray[np.float64]:
+    return np.concatenate(list(seen.groups.values()), axis=1)
 
 
 def at_level(level: int) -> MultivariateNormal:
@@ -61,28 +85,47 @@ def bits(log_p: Tensor, grey_levels: int) -> NDArray[np.float64]:
     return (-log_p / (DIMS * math.log(2)) + math.log2((grey_levels - 1) / 2)).numpy()
 
 
-def test_names_match_the_columns_by_hand() -> None:
-    names = feature_names(FeatureSettings(noise_to_signal=(0.12, 1.0, 2.5)))
-    assert names == (
-        "nll",
-        *[f"profile_{k}" for k in range(16)],
-        "posterior_mean",
-        "posterior_clean",
-        "score_norm_0.12",
-        "score_norm_1",
-        "score_norm_2.5",
-        "residual_0.12",
-        "residual_1",
-        "residual_2.5",
-    )
+def test_names_by_hand() -> None:
+    settings = FeatureSettings(noise_to_signal=(0.12, 1.0, 2.5), grid=4, border=1)
+    ladder = ("0.12", "1", "2.5")
+    assert feature_groups(settings) == {
+        "nll": ("nll",),
+        "nll_excess": ("nll_excess",),
+        "profile": tuple(f"profile_{k}" for k in range(16)),
+        "posterior": ("posterior_mean", "posterior_clean"),
+        "score_norm": ("score_norm_0.12", "score_norm_1", "score_norm_2.5"),
+        "residual": ("residual_0.12", "residual_1", "residual_2.5"),
+        "octave": tuple(f"octave_{r}_{k}" for r in ladder for k in range(4)),
+        # A grid of 4 x 4 without its border has 2 x 2 cells.
+        "energy": tuple(f"energy_{r}_{c}" for r in ladder for c in range(4)),
+        "signed": tuple(f"signed_{r}_{c}" for r in ladder for c in range(4)),
+        "evidence": ("evidence_mean", "evidence_top", "evidence_peak"),
+    }
+
+
+def test_groups_have_a_column_a_name() -> None:
     seen = look(draw_images(2))
-    assert seen.features.shape == (2, 1 + 16 + 2 + 3 + 3)
-    assert seen.features.dtype == np.float64
+    names = feature_groups(chosen())
+    assert tuple(names) == GROUPS
+    # The evidence comes later, of a heatmap model.
+    assert list(seen.groups) == [group for group in GROUPS if group != "evidence"]
+    for group, values in seen.groups.items():
+        assert values.shape == (2, len(names[group])), group
+        assert values.dtype == np.float64, group
+        assert np.isfinite(values).all(), group
+    assert seen.residuals.shape == (2, len(RATIOS), 3, 4)
 
 
 def test_names_of_the_default_ladder_are_unique() -> None:
-    names = feature_names(FeatureSettings())
-    assert len(set(names)) == len(names) == 1 + 16 + 2 + 8 + 8
+    names = [name for group in feature_groups(FeatureSettings()).values() for name in group]
+    assert len(set(names)) == len(names) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + 2 * 8 * 36 + 3
+
+
+def test_reported_are_all_but_the_grids() -> None:
+    names = feature_groups(FeatureSettings())
+    reported = reported_names(FeatureSettings())
+    assert len(reported) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + 3
+    assert not set(reported) & {name for group in GRIDS for name in names[group]}
 
 
 def test_nll_is_the_analytic_code_length() -> None:
@@ -135,61 +178,145 @@ def test_residuals_and_score_norms_have_their_expected_size(ratio: float) -> Non
     assert column(seen, f"residual_{ratio:g}").mean() == pytest.approx(expected, rel=0.1)
 
 
-def test_residual_maps_are_what_the_model_would_have_painted_differently() -> None:
-    # With V = alpha^2 Sigma + sigma^2 I, the mean over the noise of x_0 - E[x_0 | x_t] is
-    # sigma^2 V^-1 (x_0 - m).
+def test_two_draws_give_residual_maps_without_noise() -> None:
+    # The score of a Gaussian is linear, so of a draw and its negative only the mean is left: with
+    # V = alpha^2 Sigma + sigma^2 I, x_0 - E[x_0 | x_t] is sigma^2 V^-1 (x_0 - m) there.
     _, mean, _ = oracle()
     images = draw_images(6)
-    seen = look(images, draws=1500, map_range=(0.5, 9.0))
-    assert seen.residuals.shape == (6, 2, 3, 4)
-    for index, ratio in enumerate((0.5, 2.0)):
+    seen, single = look(images, draws=2), look(images, draws=1)
+    assert seen.residuals.shape == (6, 3, 3, 4)
+    for index, ratio in enumerate(RATIOS):
         level = LEVELS.nearest(ratio)
         spread = at_level(level).covariance_matrix
         pulled = torch.linalg.solve(spread, (images - mean).flatten(1).T).T
         expected = (LEVELS.sigma[level] ** 2 * pulled).reshape(6, 3, 4).numpy()
-        # Noise left: alpha sigma |V^-1 Sigma| / sqrt(1500), at most sqrt(lambda) / 2 / 38 = 0.008.
-        assert_allclose(seen.residuals[:, index], expected, atol=0.035)
-        assert np.abs(expected).max() > 0.2
+        assert_allclose(seen.residuals[:, index], expected, atol=1e-6)
+        assert np.abs(expected).max() > 0.05
+        # One draw alone is noisy: the agreement is that of the pair.
+        assert np.abs(single.residuals[:, index] - expected).max() > 0.02
+
+
+def test_dequantisation_cancels_in_pairs_too() -> None:
+    # Cells of 1, and no less exact: u and 1 - u lie on opposite sides of the grey value.
+    images = draw_images(3).round().clamp(-1, 1)
+    coarse, fine = (look(images, grey_levels=g, draws=2).residuals for g in (3, GREY))
+    assert_allclose(coarse, fine, atol=1e-6)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 4])
+def test_pairs_share_their_noise_and_no_others(draws: int) -> None:
+    # An odd draw is left over: the maps are exact after 2 and 4 draws, not after 1 and 3.
+    images = draw_images(2)
+    gap = np.abs(look(images, draws=draws).residuals - look(images, draws=2).residuals).max()
+    assert (gap < 1e-9) == (draws % 2 == 0)
+
+
+def isotropic(shape: tuple[int, int, int], variance: float) -> GaussianCDM:
+    d = math.prod(shape)
+    eye = torch.eye(d, dtype=torch.float64)
+    return GaussianCDM(torch.zeros(shape, dtype=torch.float64), variance * eye, LEVELS)
 
 
 def test_colour_channels_share_one_map() -> None:
-    shape, d = (3, 2, 2), 12
-    mean = torch.zeros(shape, dtype=torch.float64)
-    network = GaussianCDM(mean, 0.1 * torch.eye(d, dtype=torch.float64), LEVELS)
-    settings = FeatureSettings(noise_to_signal=(2.0,), map_range=(2.0, 2.0), draws=1000)
+    shape = (3, 2, 2)
+    settings = chosen(noise_to_signal=(2.0,), map_range=(2.0, 2.0), draws=2)
     image = torch.zeros(1, *shape, dtype=torch.float64)
     image[0, 0, 1, 0] = 0.9
-    seen = observe(network, LEVELS, image, settings, grey_levels=GREY)
+    seen = observe(isotropic(shape, 0.1), LEVELS, image, settings, grey_levels=GREY)
     level = LEVELS.nearest(2.0)
     noise = LEVELS.sigma[level] ** 2
     shrink = float(noise / (0.1 * LEVELS.alpha[level] ** 2 + noise))
     # One channel of three departs by 0.9: 0.3 on the mean map.
     assert seen.residuals.shape == (1, 1, 2, 2)
     expected = np.array([[0.0, 0.0], [0.3 * shrink, 0.0]])
-    assert_allclose(seen.residuals[0, 0], expected, atol=0.02)
+    assert_allclose(seen.residuals[0, 0], expected, atol=1e-6)
+
+
+def test_grids_and_octaves_are_of_the_residual_maps() -> None:
+    # White data of variance 0.1: the residual is x shrunk by sigma^2 / (0.1 alpha^2 + sigma^2).
+    image = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    image[0, 0, :2, :2] = 0.8
+    image[0, 0, 2:, 2:] = torch.tensor([[0.2, -0.2], [-0.2, 0.2]])
+    settings = chosen(grid=2, draws=2)
+    seen = observe(isotropic((1, 4, 4), 0.1), LEVELS, image, settings, grey_levels=GREY)
+    for ratio in RATIOS:
+        level = LEVELS.nearest(ratio)
+        noise = float(LEVELS.sigma[level] ** 2)
+        shrink = noise / (0.1 * float(LEVELS.alpha[level] ** 2) + noise)
+        cells = [
+            [column(seen, f"{group}_{ratio:g}_{c}", grid=2)[0] for c in range(4)]
+            for group in ("signed", "energy")
+        ]
+        assert_allclose(cells[0], np.array([0.8, 0, 0, 0]) * shrink, atol=1e-6)
+        log = np.log(np.square([0.8, 0, 0, 0.2]) * shrink**2 + 1e-7)
+        assert_allclose(cells[1], log - log.mean(), atol=1e-6)
+        octaves = [column(seen, f"octave_{ratio:g}_{k}")[0] for k in range(4)]
+        # 4 of 16 pixels hold 0.64 and 4 hold 0.04. The mean, 0.2, is all below 1/16.
+        mean_square = 0.17 * shrink**2
+        assert np.exp(octaves).sum() == pytest.approx(mean_square, abs=1e-6)
+        assert np.exp(octaves[3]) == pytest.approx((0.2 * shrink) ** 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "grey_levels"), [(1, 256), (3, 256), (1, 4096)])
+def test_excess_is_the_code_length_less_that_of_the_png(
+    channels: int, grey_levels: int, tmp_path: Path
+) -> None:
+    # A smooth image, then a rough one: 24 x 20 pixels a channel.
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(24), np.arange(20)) * (grey_levels - 1) // 42
+    rough = rng.integers(0, grey_levels, (24, 20))
+    shape = (channels, 24, 20)
+    values = np.stack([np.broadcast_to(v, shape) for v in (smooth, rough)])
+    images = torch.as_tensor(values / (grey_levels - 1) * 2 - 1)
+    settings = chosen(noise_to_signal=(2.0,), map_range=(2.0, 2.0))
+    seen = observe(isotropic(shape, 0.1), LEVELS, images, settings, grey_levels=grey_levels)
+    saved = []
+    for index, value in enumerate((smooth, rough)):
+        path = tmp_path / f"{index}.png"
+        kind = np.uint8 if grey_levels == 256 else np.uint16
+        Image.fromarray(value.astype(kind)).save(path)
+        with Image.open(path) as again:
+            assert_array_equal(np.asarray(again), value)
+        saved.append(8 * path.stat().st_size / (24 * 20))
+    # A file a channel, over all pixels of all channels: the mean of equal files.
+    assert_allclose(seen.groups["nll"] - seen.groups["nll_excess"], np.array(saved)[:, None])
+    assert saved[1] > 2 * saved[0]
+
+
+def test_a_grid_that_does_not_divide_the_frame_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"features.grid is 2: it must divide .* 3x4 pixels"):
+        look(draw_images(1), grid=2)
+
+
+def test_parts_of_an_observation_join_to_the_whole() -> None:
+    whole = look(draw_images(5))
+    again = join([whole.select(np.array([0, 1])), whole.select(np.arange(5) > 1)])
+    assert_array_equal(table(again), table(whole))
+    assert_array_equal(again.residuals, whole.residuals)
+    assert list(again.groups) == list(whole.groups)
 
 
 def test_order_and_batch_do_not_matter() -> None:
     images = draw_images(7)
     turned = [3, 6, 0, 5, 1, 2, 4]
     whole, other = look(images), look(images[turned])
-    assert_allclose(other.features, whole.features[turned], rtol=1e-9, atol=1e-12)
+    assert_allclose(table(other), table(whole)[turned], rtol=1e-9, atol=1e-12)
     assert_allclose(other.residuals, whole.residuals[turned], rtol=1e-6, atol=1e-9)
     for i in range(7):
         alone = look(images[i : i + 1])
-        assert_allclose(alone.features[0], whole.features[i], rtol=1e-9, atol=1e-12)
+        assert_allclose(table(alone)[0], table(whole)[i], rtol=1e-9, atol=1e-12)
 
 
 def test_features_are_a_function_of_the_seed() -> None:
     images = draw_images(3)
-    assert_array_equal(look(images, seed=4).features, look(images, seed=4).features)
-    assert not np.array_equal(look(images, seed=4).features, look(images, seed=5).features)
+    assert_array_equal(table(look(images, seed=4)), table(look(images, seed=4)))
+    assert not np.array_equal(table(look(images, seed=4)), table(look(images, seed=5)))
 
 
 def test_draws_are_averaged_and_differ() -> None:
     images = draw_images(3)
-    one, two = (look(images, draws=d).features for d in (1, 2))
-    four = look(images, draws=4).features
+    one, two = (table(look(images, draws=d)) for d in (1, 2))
+    four = table(look(images, draws=4))
     spread = np.abs(two - one).max()
     assert spread > 1e-3
     assert np.abs(four - two).max() < 10 * spread
@@ -209,7 +336,7 @@ def test_dequantisation_raises_the_code_length_of_a_coarse_grid() -> None:
 
 def test_observing_leaves_no_gradients_on_the_network() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 42)).double()
-    settings = FeatureSettings(noise_to_signal=(1.0,), map_range=(1.0, 1.0), draws=1)
+    settings = chosen(noise_to_signal=(1.0,), map_range=(1.0, 1.0))
     observe(network, LEVELS, draw_images(2), settings, grey_levels=256)
     assert all(p.grad is None for p in network.parameters())
 
@@ -222,9 +349,11 @@ def test_observing_leaves_no_gradients_on_the_network() -> None:
         ({"noise_to_signal": (1.0, 0.5)}, "expected rising values"),
         ({"noise_to_signal": (0.0, 0.5)}, "starts at 0.0: expected > 0"),
         ({"map_range": (4.5, 9.0)}, "map_range is .*: expected a range that holds one of"),
-        ({"use": ()}, "use is empty"),
-        ({"use": ("evidences",)}, "use holds 'evidences': expected groups"),
         ({"draws": 0}, "draws is 0"),
+        ({"grid": 0, "border": 0}, "grid is 0"),
+        ({"border": -1}, "border is -1: expected 0 or more"),
+        ({"border": 4}, "border is 4: .* cells left inside a grid of 8"),
+        ({"grid": 1}, "border is 1: .* cells left inside a grid of 1"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -232,5 +361,6 @@ def test_settings_that_contradict_are_refused(settings: dict[str, Any], message:
         FeatureSettings(**settings)
 
 
-def test_maps_are_kept_within_the_stated_range() -> None:
-    assert FeatureSettings(map_range=(0.5, 2.0)).map_ratios == (0.5, 1.0, 2.0)
+def test_the_heatmap_looks_at_the_levels_within_its_range() -> None:
+    settings = FeatureSettings(noise_to_signal=(0.25, 0.5, 1.0, 2.0, 4.0), map_range=(0.5, 2.0))
+    assert settings.in_map == (False, True, True, True, False)

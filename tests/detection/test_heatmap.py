@@ -1,4 +1,4 @@
-"""Evidence maps and regions: level of normals, an inserted lesion, geometry by hand."""
+"""Evidence maps and regions: sums and scales by hand, an inserted lesion, geometry by hand."""
 
 from __future__ import annotations
 
@@ -29,39 +29,74 @@ def normals(count: int, seed: int, levels: int = 3) -> NDArray[np.float32]:
     return np.asarray(mean + spread * noise, dtype=np.float32)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 1.5])
-def test_evidence_of_normals_is_about_one_everywhere(smoothing: float) -> None:
-    model = HeatmapModel.fit(normals(300, 0), HeatmapSettings(smoothing))
-    evidence = model.evidence(normals(300, 1))
-    assert evidence.shape == (300, SIDE, SIDE)
+@pytest.mark.parametrize("smoothing", [(0.0,), (1.5,), (0.0, 0.7, 1.5)])
+def test_evidence_of_normals_is_about_one_everywhere(smoothing: tuple[float, ...]) -> None:
+    model = HeatmapModel.fit(normals(900, 0), HeatmapSettings(smoothing))
+    evidence = model.evidence(normals(900, 1))
+    assert evidence.shape == (900, SIDE, SIDE)
     assert evidence.dtype == np.float32
-    # e^2 is the mean of 3 squared z scores, each of expectation 1. Within 7 pixels of an edge the
-    # repeated border and the shared spread (2 pixels) shift that by up to a third.
+    # e^2 is the mean over the scales of squared z scores, each of expectation 1. Within 7 pixels of
+    # an edge the repeated border and the shared spread (2 pixels) shift that by up to a third.
     square = np.square(evidence)
     assert square[:, 7:-7, 7:-7].mean() == pytest.approx(1, abs=0.03)
     assert np.abs(square[:, 7:-7, 7:-7].mean((0, 2)) - 1).max() < 0.06
     assert np.abs(square.mean((0, 2)) - 1).max() < 0.35
 
 
+def model_of(
+    size: list[float], mean: object, scale: object, smoothing: tuple[float, ...]
+) -> HeatmapModel:
+    first, second, third = (np.array(x, dtype=np.float32) for x in (size, mean, scale))
+    return HeatmapModel(first, second, third, smoothing)
+
+
 def test_evidence_by_hand_without_smoothing() -> None:
-    model = HeatmapModel(
-        np.array([[[1.0, 0.0]], [[0.0, 0.0]]], dtype=np.float32),
-        np.array([[[2.0, 1.0]], [[0.5, 1.0]]], dtype=np.float32),
-        0.0,
-    )
-    residual = np.array([[[[7.0, 0.0]], [[-2.0, 0.0]]]], dtype=np.float32)
-    # z = (7 - 1) / 2 = 3 and -2 / 0.5 = -4: sqrt((9 + 16) / 2).
-    assert_allclose(model.evidence(residual), [[[np.sqrt(12.5), 0]]])
+    model = model_of([2.0, 0.5], [[[1.0, 0.0]]], [[[2.0, 0.5]]], (0.0,))
+    residual = np.array([[[[6.0, 3.0]], [[2.0, -1.0]]]], dtype=np.float32)
+    # u = 6 / 2 + 2 / 0.5 = 7 and 3 / 2 - 1 / 0.5 = -0.5; e = |7 - 1| / 2 and |-0.5| / 0.5.
+    assert_allclose(model.evidence(residual), [[[3, 1]]])
+
+
+def test_scales_are_averaged_by_their_squares() -> None:
+    # Smoothing leaves a flat sum of 4 as it is: z = (4 - 1) / 1 = 3 and (4 - 6) / 0.5 = -4.
+    mean = np.array([1.0, 6.0])[:, None, None] * np.ones((2, 5, 7))
+    scale = np.array([1.0, 0.5])[:, None, None] * np.ones((2, 5, 7))
+    model = model_of([1.0], mean, scale, (0.5, 3.0))
+    residual = np.full((1, 1, 5, 7), 4.0, dtype=np.float32)
+    assert_allclose(model.evidence(residual), np.full((1, 5, 7), np.sqrt(12.5)), rtol=1e-6)
+
+
+def test_one_sign_over_the_levels_is_more_evidence_than_signs_that_alternate() -> None:
+    model = model_of([1.0, 2.0, 4.0], np.zeros((1, 9, 9)), np.ones((1, 9, 9)), (0.0,))
+    blob = np.zeros((2, 3, 9, 9), dtype=np.float32)
+    blob[0, :, 3:6, 3:6] = np.array([1.0, 2.0, 4.0])[:, None, None]
+    blob[1] = blob[0] * np.array([1, -1, 1])[:, None, None]
+    one, alternating = model.evidence(blob)
+    # The same energy at every level: 1 + 1 + 1 against 1 - 1 + 1.
+    assert_allclose(one[3:6, 3:6], 3)
+    assert_allclose(alternating[3:6, 3:6], 1)
+    smooth = model_of([1.0, 2.0, 4.0], np.zeros((2, 9, 9)), np.ones((2, 9, 9)), (1.0, 2.0))
+    assert_allclose(smooth.evidence(blob)[0], 3 * smooth.evidence(blob)[1], rtol=1e-5)
+
+
+def test_the_unit_of_a_level_does_not_matter() -> None:
+    normal, new = normals(100, 0), normals(3, 1)
+    settings = HeatmapSettings((0.0, 1.5))
+    model = HeatmapModel.fit(normal, settings)
+    assert_allclose(model.size, np.sqrt(np.square(normal).mean((0, 2, 3))), rtol=1e-5)
+    units = np.array([100.0, 1.0, 1e-3], dtype=np.float32)[:, None, None]
+    other = HeatmapModel.fit(normal * units, settings)
+    assert_allclose(other.evidence(new * units), model.evidence(new), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_inserted_lesion_is_found_at_its_place_and_size(sign: int) -> None:
-    model = HeatmapModel.fit(normals(200, 0), HeatmapSettings(1.0))
+    model = HeatmapModel.fit(normals(200, 0), HeatmapSettings((1.0,)))
     scan = normals(1, 5)
     clean = scan.copy()
-    # 6 x 8 pixels, 4 deviations of one sign at every level.
+    # 6 x 8 pixels, 4 / sqrt(3) deviations of one sign at each level: 4 in their sum.
     spread = ROWS[9:15] * np.array([1.0, 0.1, 10.0])[:, None, None]
-    scan[0, :, 9:15, 4:12] += (sign * 4 * spread).astype(np.float32)
+    scan[0, :, 9:15, 4:12] += (sign * 4 / np.sqrt(3) * spread).astype(np.float32)
     evidence = model.evidence(scan)[0]
     first, *others = find_regions(evidence, 4.0, (0.5, 0.5))
     assert not others
@@ -77,17 +112,20 @@ def test_an_inserted_lesion_is_found_at_its_place_and_size(sign: int) -> None:
 
 
 def test_a_lesion_at_a_variable_place_needs_to_be_larger() -> None:
-    model = HeatmapModel.fit(normals(200, 0), HeatmapSettings(0.0))
-    quiet, loud = (np.zeros((1, 3, SIDE, SIDE), np.float32) + model.mean for _ in range(2))
-    quiet[0, 0, 2, 10] += 5
-    loud[0, 0, 21, 10] += 5
+    model = HeatmapModel.fit(normals(200, 0), HeatmapSettings((0.0,)))
+    quiet, loud = (np.zeros((1, 3, SIDE, SIDE), np.float32) for _ in range(2))
+    for scan, row in ((quiet, 2), (loud, 21)):
+        scan[0, 0] = model.mean[0] * model.size[0]  # the usual sum, all of it at one level
+        scan[0, 0, row, 10] += 5 * model.size[0]
     assert model.evidence(quiet).max() > 1.2 * model.evidence(loud).max()
+    # Elsewhere there is nothing: the sum is the mean.
+    assert_allclose(np.sort(model.evidence(quiet).ravel())[:-1], 0, atol=1e-4)
 
 
 def test_a_constant_border_does_not_blow_up() -> None:
     residuals = normals(100, 0)
     residuals[..., :4] = 0.25
-    model = HeatmapModel.fit(residuals, HeatmapSettings(1.5))
+    model = HeatmapModel.fit(residuals, HeatmapSettings((1.5,)))
     assert (model.scale > 0).all()
     new = normals(20, 1)
     new[..., :4] = 0.25
@@ -104,31 +142,34 @@ def test_a_level_that_never_varies_is_refused(value: float) -> None:
     residuals = normals(50, 0)
     residuals[:, 1] = value
     with pytest.raises(CalibrationError, match=r"maps \[1\] are the same on all 50"):
-        HeatmapModel.fit(residuals, HeatmapSettings(1.5))
+        HeatmapModel.fit(residuals, HeatmapSettings((1.5,)))
 
 
 def test_one_scan_has_no_spread() -> None:
     with pytest.raises(CalibrationError, match="all 1 normal scans"):
-        HeatmapModel.fit(normals(1, 0), HeatmapSettings(1.5))
+        HeatmapModel.fit(normals(1, 0), HeatmapSettings((1.5,)))
 
 
 def test_maps_do_not_depend_on_their_batch() -> None:
-    model = HeatmapModel.fit(normals(50, 0), HeatmapSettings(1.5))
+    model = HeatmapModel.fit(normals(50, 0), HeatmapSettings((1.5,)))
     new = normals(6, 1)
     alone = np.concatenate([model.evidence(new[i : i + 1]) for i in range(6)])
     assert_array_equal(model.evidence(new), alone)
 
 
 def test_arrays_round_trip() -> None:
-    settings = HeatmapSettings(0.7)
+    settings = HeatmapSettings((0.7, 2.0))
     model = HeatmapModel.fit(normals(50, 0), settings)
     again = HeatmapModel.from_arrays(settings, {k: v.copy() for k, v in model.arrays().items()})
     assert_array_equal(again.evidence(normals(3, 1)), model.evidence(normals(3, 1)))
+    assert all(v.dtype == np.float32 for v in model.arrays().values())
+    assert model.mean.shape == model.scale.shape == (2, SIDE, SIDE)
 
 
-def test_negative_smoothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"heatmap.smoothing is -0.5"):
-        HeatmapSettings(-0.5)
+@pytest.mark.parametrize("smoothing", [(), (-0.5,), (1.5, -0.5)])
+def test_no_scale_and_a_negative_one_are_refused(smoothing: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"heatmap.smoothing is .*: expected one or more scales"):
+        HeatmapSettings(smoothing)
 
 
 def test_local_features_by_hand() -> None:

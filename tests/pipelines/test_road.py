@@ -32,6 +32,8 @@ from anomaly.checkpoint import read_checkpoint
 from anomaly.config import load_config
 from anomaly.data.manifest import Manifest
 from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.detection.features import feature_groups
+from anomaly.detection.selection import widest
 from anomaly.results import ScoreRow, read_scores
 from pipelines.__main__ import main
 from pipelines.run import RunFolder
@@ -57,6 +59,15 @@ CONFIG = {
         "warmup_steps": 2,
         "validate_every": STEPS,
         "checkpoint_every": 10,
+    },
+    "detector": {
+        "candidates": [
+            {"use": ["energy"]},
+            {"use": ["evidence_peak"]},
+            {"use": ["energy", "evidence", "nll"], "kind": "guarded"},
+        ],
+        "fit_on": ["train", "validation"],
+        "nuisance_copies": 1,
     },
     "alpha": 0.1,
 }
@@ -196,6 +207,20 @@ def test_the_detector_has_not_seen_what_it_is_calibrated_and_tested_on(road: Roa
     assert len(bundle.calibration().scores.scores) == len(calibration)
     used = len(road.manifest.select(split="train")) + len(road.manifest.select(split="validation"))
     assert len(bundle.seen) == used
+
+
+def test_the_detector_is_the_candidate_with_the_widest_margin(road: Road) -> None:
+    bundle = read_bundle(road.run.bundle)
+    candidates = {str(c): c for c in bundle.config.detector.candidates}
+    assert bundle.margins.keys() == candidates.keys()
+    assert all(0 <= value <= 1 for value in bundle.margins.values())
+    # Fitted on 28 images of phantoms: no more is asked than that one can tell changes apart.
+    assert max(bundle.margins.values()) > 0.5
+    chosen = candidates[widest({name: bundle.margins[name] for name in candidates})]
+    groups = feature_groups(bundle.config.features).items()
+    used = [n for group, names in groups for n in names if group in chosen.use or n in chosen.use]
+    assert bundle.detector.names == tuple(used)
+    assert bundle.detector.kind == chosen.kind
 
 
 def test_evidence_is_kept_for_every_scored_scan(road: Road) -> None:
