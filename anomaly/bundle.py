@@ -98,6 +98,8 @@ class Bundle:
         Of the manifest that it was trained on.
     seen : frozenset of str
         `scan_hash` of every scan that network or detector has seen.
+    chosen : str
+        Name of the candidate that `detector` is.
     margins : mapping of str to float
         Margin of every candidate detector, where there were several
         (`anomaly.detection.selection`).
@@ -113,6 +115,7 @@ class Bundle:
     heatmap: HeatmapModel
     manifest_hash: str
     seen: frozenset[str]
+    chosen: str
     margins: Mapping[str, float] = field(default_factory=dict)
     calibrated: Calibrated | None = None
     hash: str = ""
@@ -161,6 +164,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "config": _json_config(bundle.config),
         "feature_names": list(bundle.detector.names),
         "detector_kind": bundle.detector.kind,
+        "chosen": bundle.chosen,
         "margins": dict(bundle.margins),
         "has_base": bundle.network.base is not None,
         "manifest_hash": bundle.manifest_hash,
@@ -219,6 +223,7 @@ def read_bundle(folder: Path) -> Bundle:
             ),
             heatmap=HeatmapModel.from_arrays(config.heatmap, _under("heatmap.", arrays)),
             manifest_hash=record["manifest_hash"],
+            chosen=record["chosen"],
             margins=record["margins"],
             seen=frozenset(json.loads((folder / "seen.json").read_text())),
             calibrated=_read_calibration(folder, record.get("calibration")),

@@ -38,7 +38,6 @@ from anomaly.detection.baselines import default_baselines
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, normal_table
-from anomaly.detection.selection import widest
 from anomaly.errors import AnomalyError, BundleError, CalibrationError, ConfigError, ManifestError
 from pipelines.benchmark_page import benchmark_page
 from pipelines.benchmark_tables import (
@@ -297,14 +296,14 @@ def _fitted_on(
 def _choice(bundle: Bundle) -> tuple[DetectorSettings, str]:
     """Return the settings of the bundle's detector, and the sentence that says why those."""
     candidates = {str(candidate): candidate for candidate in bundle.config.detector.candidates}
-    margins = {name: bundle.margins[name] for name in candidates if name in bundle.margins}
-    if not margins:
-        name = next(iter(candidates))
+    name = bundle.chosen
+    if name not in bundle.margins:
         return candidates[name], f"{name}: the only candidate, there was nothing to choose"
-    name = widest(margins)
     return candidates[name], (
-        f"{name}: widest margin ({margins[name]:.3f}) of {len(margins)} candidates between "
-        "synthetic perturbations and nuisance on validation normals; no abnormal scan took part"
+        f"{name}: margin {bundle.margins[name]:.3f} between synthetic perturbations and nuisance "
+        f"on validation normals, within one standard error of the widest "
+        f"({max(bundle.margins.values()):.3f}) of {len(bundle.margins)} candidates, and of those "
+        "named first; no abnormal scan took part"
     )
 
 

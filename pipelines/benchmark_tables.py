@@ -54,6 +54,7 @@ __all__ = [
     "EvaluationSet",
     "Judge",
     "Looked",
+    "altered_by",
     "baseline_table",
     "cost",
     "detector_table",
@@ -467,13 +468,14 @@ def _look_altered(
     bench: Bench, judge: Judge, alteration: Alteration, *, maps: bool = False
 ) -> Looked:
     return judge.look(
-        bench.held_out.rows, alteration.name, partial(_altered, alteration), maps=maps
+        bench.held_out.rows, alteration.name, partial(altered_by, alteration), maps=maps
     )
 
 
-def _altered(
+def altered_by(
     alteration: Alteration, pixels: NDArray[np.float32], row: ManifestRow
 ) -> NDArray[np.float32]:
+    """Alter a scan's source pixels by the draw that is its own, a function of its content."""
     return alter(pixels, alteration, row.sha256, ALTERATION_SEED).pixels
 
 

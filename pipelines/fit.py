@@ -1,9 +1,9 @@
 """fit: normal scans and a trained network -> heatmap model and detector.
 
 The detector is fitted on normals as they are and, where the configuration says so, on copies under
-mild acquisition nuisance. Of several candidates the one with the widest margin between synthetic
-perturbations and nuisance is taken (`anomaly.detection.selection`), judged on validation
-normals by detectors fitted on the training normals alone. No abnormal scan takes part.
+mild acquisition nuisance. Of several candidates one is chosen by its margin between synthetic
+perturbations and nuisance (`anomaly.detection.selection`), on validation normals, fitted on the
+training normals alone. No abnormal scan takes part.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from anomaly.data.manifest import ManifestRow
 from anomaly.detection.detector import Detector, DetectorSettings
 from anomaly.detection.features import Observation, join, observe
 from anomaly.detection.heatmap import HeatmapModel
-from anomaly.detection.scoring import fit_scoring, score_observation
-from anomaly.detection.selection import margin, widest
+from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_table
+from anomaly.detection.selection import choose, margin, standard_error
 from pipelines.run import progress_bar
 
 __all__ = ["FittedScoring", "Watcher", "fit_detector", "fitting_set"]
@@ -48,12 +48,15 @@ class FittedScoring:
     ----------
     detector : Detector
     heatmap : HeatmapModel
+    chosen : DetectorSettings
+        The candidate that `detector` is.
     margins : dict of str to float
         Of every candidate; empty where there was nothing to choose.
     """
 
     detector: Detector
     heatmap: HeatmapModel
+    chosen: DetectorSettings
     margins: dict[str, float]
 
 
@@ -118,18 +121,13 @@ def fit_detector(
     trained = train if "train" in settings.fit_on else []
     rows = [*trained, *validation]
     observed, scans = fitting_set(watcher, rows)
-    candidates = {str(candidate): candidate for candidate in settings.candidates}
+    chosen = settings.candidates[0]
     margins: dict[str, float] = {}
-    if len(candidates) > 1:
-        margins = _margins(watcher, candidates, observed, scans, len(trained), validation)
-        for name, value in margins.items():
-            log.info("margin %.3f  %s", value, name)
-    chosen = widest(margins) if margins else next(iter(candidates))
-    if margins:
-        log.info("chosen without any abnormal scan: %s", chosen)
+    if len(settings.candidates) > 1:
+        chosen, margins = _choose(watcher, observed, scans, len(trained), validation)
     features, heatmap = watcher.config.features, watcher.config.heatmap
-    detector, model = fit_scoring(observed, features, heatmap, candidates[chosen], scans)
-    return FittedScoring(detector, model, margins)
+    detector, model = fit_scoring(observed, features, heatmap, chosen, scans)
+    return FittedScoring(detector, model, chosen, margins)
 
 
 def fitting_set(
@@ -152,15 +150,14 @@ def fitting_set(
     return join(parts), np.tile(np.arange(len(rows)), len(parts))
 
 
-def _margins(
+def _choose(
     watcher: Watcher,
-    candidates: dict[str, DetectorSettings],
     observed: Observation,
     scans: NDArray[np.intp],
     trained: int,
     validation: Sequence[ManifestRow],
-) -> dict[str, float]:
-    """Margin of every candidate, fitted on the first `trained` scans, on validation scans."""
+) -> tuple[DetectorSettings, dict[str, float]]:
+    """Compare the candidates, fitted on the first `trained` scans, on validation scans."""
     features, heatmap = watcher.config.features, watcher.config.heatmap
     copies = watcher.config.detector.nuisance_copies
     perturbed = join(
@@ -175,15 +172,24 @@ def _margins(
     )
     fitted_on = scans < trained
     is_copy = np.arange(len(scans)) >= len(scans) // (copies + 1)
-    seen = observed.select(fitted_on)
-    nuisance = observed.select(~fitted_on & is_copy)
+    seen, own = observed.select(fitted_on), scans[fitted_on]
+    table = normal_table(seen, features, heatmap, own)
+    model = HeatmapModel.fit(seen.residuals[:, features.in_map], heatmap)
+    calm, disturbed = (
+        new_table(part, features, model)
+        for part in (observed.select(~fitted_on & is_copy), perturbed)
+    )
+    candidates = {str(candidate): candidate for candidate in watcher.config.detector.candidates}
     margins = {}
     for name, candidate in candidates.items():
-        detector, model = fit_scoring(seen, features, heatmap, candidate, scans[fitted_on])
-        margins[name] = margin(
-            *(score_observation(o, features, detector, model).scores for o in (nuisance, perturbed))
-        )
-    return margins
+        detector = fit_on(table, candidate, own)
+        scores = (detector.score(part.use(detector.names).values) for part in (calm, disturbed))
+        margins[name] = margin(*scores)
+        log.info("margin %.3f: %s", margins[name], name)
+    error = standard_error(max(margins.values()), len(calm.values), len(disturbed.values))
+    chosen = choose(margins, error)
+    log.info("chosen without any abnormal scan (standard error %.3f): %s", error, chosen)
+    return candidates[chosen], margins
 
 
 def _changed(

@@ -82,6 +82,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
                 fitted.heatmap,
                 manifest.hash,
                 seen,
+                str(fitted.chosen),
                 fitted.margins,
             ),
             run.bundle,

@@ -78,7 +78,9 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     observed = observe(classifier, levels, images(40, 2), config.features, grey_levels=256)
     settings = config.detector.candidates[0]
     fitted, heatmap = fit_scoring(observed, config.features, config.heatmap, settings)
-    plain = Bundle(config, levels, classifier, fitted, heatmap, "f" * 64, frozenset({"a", "b"}))
+    seen = frozenset({"a", "b"})
+    chosen = str(config.detector.candidates[0])
+    plain = Bundle(config, levels, classifier, fitted, heatmap, "f" * 64, seen, chosen)
     said = score(plain, images(19, 3))
     peaks = Calibration.from_scores(said.evidence.max((1, 2)).astype(np.float64))
     calibrated = Calibrated(
@@ -144,6 +146,7 @@ def test_margins_are_kept(bundle: Bundle, tmp_path: Path) -> None:
     write_bundle(replace(bundle, margins=margins), tmp_path / "b")
     again = read_bundle(tmp_path / "b")
     assert again.margins == margins
+    assert again.chosen == bundle.chosen
     # Margins do not change what is scored, but they are part of what the hash seals.
     plain = write_bundle(bundle, tmp_path / "plain")
     assert again.hash != plain.hash

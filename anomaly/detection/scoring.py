@@ -23,7 +23,15 @@ from anomaly.detection.heatmap import (
     local_features,
 )
 
-__all__ = ["FeatureTable", "Scores", "fit_scoring", "normal_table", "score_observation"]
+__all__ = [
+    "FeatureTable",
+    "Scores",
+    "fit_on",
+    "fit_scoring",
+    "new_table",
+    "normal_table",
+    "score_observation",
+]
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,23 @@ def fit_scoring(
     """
     if scans is None:
         scans = np.arange(len(observed.residuals))
-    table = normal_table(observed, features, heatmap, scans).use(detector.use)
-    return (
-        Detector.fit(table.values, table.names, detector, table.groups, scans),
-        HeatmapModel.fit(observed.residuals[:, features.in_map], heatmap),
-    )
+    table = normal_table(observed, features, heatmap, scans)
+    model = HeatmapModel.fit(observed.residuals[:, features.in_map], heatmap)
+    return fit_on(table, detector, scans), model
+
+
+def fit_on(table: FeatureTable, settings: DetectorSettings, scans: NDArray[np.intp]) -> Detector:
+    """Fit one detector on the `normal_table` of normal scans; `scans` as there."""
+    used = table.use(settings.use)
+    return Detector.fit(used.values, used.names, settings, used.groups, scans)
+
+
+def new_table(
+    observed: Observation, features: FeatureSettings, heatmap: HeatmapModel
+) -> FeatureTable:
+    """Every feature of scans that the heatmap model was not fitted on."""
+    evidence = heatmap.evidence(observed.residuals[:, features.in_map])
+    return FeatureTable.assemble(observed, local_features(evidence), features)
 
 
 def score_observation(

@@ -7,12 +7,17 @@ of a detector that has seen neither,
 .. math:: \mathrm{margin} = P\bigl(s(\text{perturbed}) > s(\text{under nuisance})\bigr),
 
 the AUROC between the two sets. A detector that mistakes a softer image for an ill one gains
-nothing from seeing the perturbations, as the nuisance scans score as high. The largest margin wins;
-of equal ones, the one named first.
+nothing from seeing the perturbations, as the nuisance scans score as high.
+
+The choice follows the one-standard-error rule (Breiman et al. 1984): of all candidates whose margin
+is within one standard error of the widest, the one that the configuration names first is taken. A
+margin on a few hundred synthetic changes cannot tell closer candidates apart; the order in the
+configuration says which is preferred then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,7 +26,7 @@ from scipy import stats
 
 from anomaly.errors import CalibrationError
 
-__all__ = ["margin", "widest"]
+__all__ = ["choose", "margin", "standard_error"]
 
 
 def margin(nuisance: NDArray[np.float64], perturbed: NDArray[np.float64]) -> float:
@@ -42,6 +47,24 @@ def margin(nuisance: NDArray[np.float64], perturbed: NDArray[np.float64]) -> flo
     return float(ranks / (len(nuisance) * len(perturbed)))
 
 
-def widest(margins: Mapping[str, float]) -> str:
-    """Name with the largest margin; of equal ones the first."""
-    return max(margins, key=lambda name: margins[name])
+def standard_error(area: float, nuisance: int, perturbed: int) -> float:
+    """Return the standard error of an AUROC of so many scans (Hanley and McNeil 1982, eq. 2)."""
+    above, below = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = (
+        area * (1 - area) + (perturbed - 1) * (above - area**2) + (nuisance - 1) * (below - area**2)
+    )
+    return math.sqrt(spread / (nuisance * perturbed))
+
+
+def choose(margins: Mapping[str, float], error: float) -> str:
+    """Name of the candidate that the one-standard-error rule takes.
+
+    Parameters
+    ----------
+    margins : mapping of str to float
+        By candidate, in order of preference.
+    error : float
+        Standard error of the widest margin.
+    """
+    widest = max(margins.values())
+    return next(name for name, value in margins.items() if value >= widest - error)

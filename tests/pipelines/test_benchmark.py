@@ -202,7 +202,7 @@ def test_the_detectors_are_the_candidates_other_densities_and_single_groups(done
     margins = {row["name"]: row["margin"] for row in rows if row["role"] == "candidate"}
     assert margins == dict(read_bundle(done.run.bundle).margins)
     assert "no abnormal scan took part" in done.result["chosen"]
-    assert done.result["chosen"].startswith(max(margins, key=lambda name: margins[name]))
+    assert done.result["chosen"].startswith(read_bundle(done.run.bundle).chosen)
     # fitted anew on the same normals, the chosen candidate is the bundle's detector again
     again = next(row for row in rows if rows[0]["name"] == f"bundle: {row['name']}")
     assert again["sets"][HELD_OUT]["auroc"]["value"] == pytest.approx(

@@ -22,7 +22,7 @@ from anomaly.config import Config, parse_config
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.loaders import framed_images, network_images
 from anomaly.data.manifest import ManifestRow, build_manifest
-from anomaly.detection.selection import widest
+from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from pipelines import fit
 from pipelines.fit import Watcher, _changed, fit_detector, fitting_set
@@ -185,12 +185,15 @@ def test_one_candidate_is_taken_without_a_choice(scans: Scans) -> None:
     assert fitted.detector.mean[0] == pytest.approx(nll.mean())
 
 
-def test_the_widest_margin_is_taken_and_fitted_on_all(scans: Scans) -> None:
+def test_one_is_chosen_by_its_margin_and_fitted_on_all(scans: Scans) -> None:
     root, rows = scans
     watcher = watch(root, rows, candidates=TWO, **BOTH_SPLITS)
     fitted = fit_detector(watcher, rows[:20], rows[20:])
     assert list(fitted.margins) == ["ledoit_wolf over energy", "ledoit_wolf over evidence_peak"]
-    chosen = widest(fitted.margins)
+    held_out = len(rows) - 20
+    error = standard_error(max(fitted.margins.values()), held_out, held_out)
+    chosen = choose(fitted.margins, error)
+    assert chosen == str(fitted.chosen)
     assert str(fitted.detector.names[0]).startswith(chosen.removeprefix("ledoit_wolf over "))
     observed, _ = fitting_set(watcher, rows)
     residuals = observed.residuals[:, watcher.config.features.in_map]

@@ -1,0 +1,62 @@
+"""Bundles that are installed with the package: intact, small, described, ready to flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly.bundle import SHIPPED, find_bundle, read_bundle
+from anomaly.detection.features import observe
+from anomaly.detection.scoring import score_observation
+
+NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+
+
+def test_there_is_one_for_the_benchmark() -> None:
+    assert "zhanglab" in NAMES
+
+
+def test_a_name_finds_it_and_a_folder_of_that_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle(Path("zhanglab")) == SHIPPED / "zhanglab"
+    (tmp_path / "zhanglab").mkdir()
+    assert find_bundle(Path("zhanglab")) == Path("zhanglab")
+    assert find_bundle(Path("nothing")) == Path("nothing")
+    assert find_bundle(Path("runs/zhanglab")) == Path("runs/zhanglab")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_intact_small_and_described(name: str) -> None:
+    folder = SHIPPED / name
+    bundle = read_bundle(folder)
+    assert len(bundle.calibration().scores.scores) * bundle.config.alpha >= 1
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 16 * 2**20
+    card = (folder / "card.md").read_text(encoding="utf-8")
+    assert bundle.hash in card
+    for said in ("Research use only. Not a diagnosis.", "Licence", "Intended use", "cannot see"):
+        assert said in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
+    bundle = read_bundle(SHIPPED / name)
+    size = bundle.config.preprocessing.size
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (1, 1, size, size), generator=generator) / 127.5 - 1
+    slope = (torch.linspace(0, 255, size).round() / 127.5 - 1).expand(1, 1, size, size)
+    seen = observe(
+        bundle.network,
+        bundle.levels,
+        torch.cat([noise, slope]),
+        bundle.config.features,
+        grey_levels=bundle.config.preprocessing.grey_levels,
+    )
+    said = score_observation(seen, bundle.config.features, bundle.detector, bundle.heatmap)
+    scores = bundle.calibration().scores
+    assert np.all(said.scores >= scores.threshold(bundle.config.alpha))
+    assert np.all(scores.p_values(said.scores) == 1 / (len(scores.scores) + 1))
