@@ -32,10 +32,10 @@ from anomaly.data.loaders import Change, NetworkImage, read_network_images
 from anomaly.data.manifest import ManifestRow
 from anomaly.detection.baselines import Baseline
 from anomaly.detection.calibration import Calibration, false_alarm_interval
-from anomaly.detection.detector import Detector, DetectorSettings
+from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import reported_names
-from anomaly.detection.heatmap import HeatmapModel, local_features
-from anomaly.detection.scoring import FeatureTable, score_observation
+from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.scoring import FeatureTable, fit_on, new_table, score_observation
 from anomaly.errors import AnomalyError, CalibrationError
 from anomaly.evaluation import (
     auroc,
@@ -164,8 +164,7 @@ class Judge:
         for part in self.watcher.parts(images, what):
             said = score_observation(part, features, bundle.detector, bundle.heatmap)
             scores.append(said.scores)
-            local = local_features(self.heatmap.evidence(part.residuals[:, features.in_map]))
-            tables.append(FeatureTable.assemble(part, local, features))
+            tables.append(new_table(part, features, self.heatmap))
             if maps:
                 evidence.append(said.evidence)
                 gradient.append(np.abs(part.residuals[:, level]))
@@ -327,8 +326,7 @@ def _rivals(candidates: Sequence[DetectorSettings], chosen: DetectorSettings) ->
 def _fit_detector(
     settings: DetectorSettings, normals: FeatureTable, scans: NDArray[np.intp]
 ) -> Scorer:
-    used = normals.use(settings.use)
-    detector = Detector.fit(used.values, used.names, settings, used.groups, scans)
+    detector = fit_on(normals, settings, scans)
     return lambda table: detector.score(table.use(detector.names).values)
 
 
