@@ -4,7 +4,7 @@
 
     bundle.json                what it is: settings, versions, hashes of the other files
     weights.safetensors        the averaged network, with its closed-form base and intercepts
-    detector.safetensors       density over features, heatmap statistics
+    detector.safetensors       density over features, heatmap statistics, mean normal image
     calibration.safetensors    scores and evidence peaks of held-out normals (once calibrated)
     seen.json                  hashes of the scans that network and detector have seen
 
@@ -31,6 +31,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 import anomaly
 from anomaly.cdm.gaussian import CosineGaussianCDM
@@ -55,7 +56,7 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 2
+FORMAT = 3
 _MAIN = "bundle.json"
 
 
@@ -94,6 +95,8 @@ class Bundle:
         In evaluation mode.
     detector : Detector
     heatmap : HeatmapModel
+    reference : Tensor (1, S, S)
+        Mean training image, against which anatomy is placed (`anomaly.detection.placement`).
     manifest_hash : str
         Of the manifest that it was trained on.
     seen : frozenset of str
@@ -113,6 +116,7 @@ class Bundle:
     network: LevelClassifier
     detector: Detector
     heatmap: HeatmapModel
+    reference: Tensor
     manifest_hash: str
     seen: frozenset[str]
     chosen: str
@@ -153,9 +157,12 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     state = {k: v.contiguous().cpu() for k, v in bundle.network.state_dict().items()}
     detector = {f"detector.{k}": v for k, v in bundle.detector.arrays().items()}
     heatmap = {f"heatmap.{k}": v for k, v in bundle.heatmap.arrays().items()}
+    reference = bundle.reference.cpu().numpy()
     files = {
         "weights.safetensors": save_tensors(state),
-        "detector.safetensors": save_arrays(_contiguous({**detector, **heatmap})),
+        "detector.safetensors": save_arrays(
+            _contiguous({**detector, **heatmap, "reference": reference})
+        ),
         "seen.json": json.dumps(sorted(bundle.seen)).encode(),
     }
     record: dict[str, Any] = {
@@ -222,6 +229,7 @@ def read_bundle(folder: Path) -> Bundle:
                 record["feature_names"], record["detector_kind"], _under("detector.", arrays)
             ),
             heatmap=HeatmapModel.from_arrays(config.heatmap, _under("heatmap.", arrays)),
+            reference=torch.from_numpy(arrays["reference"]),
             manifest_hash=record["manifest_hash"],
             chosen=record["chosen"],
             margins=record["margins"],

@@ -191,11 +191,6 @@ class Config:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
         if self.training.seed < 0:
             raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
-        if self.preprocessing.size % self.features.grid:
-            raise ConfigError(
-                f"features.grid is {self.features.grid}: it must divide preprocessing.size, "
-                f"{self.preprocessing.size}"
-            )
         names = [name for group in feature_groups(self.features).values() for name in group]
         for name in (name for candidate in self.detector.candidates for name in candidate.use):
             if name not in GROUPS and name not in names:

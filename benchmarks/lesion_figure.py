@@ -40,7 +40,7 @@ def draw(data: Path, run: RunFolder, out: Path, seed: int) -> None:
     rows = [normals[i] for i in rng.choice(len(normals), COUNT, replace=False)]
     lesions = [LESIONS[i] for i in rng.integers(len(LESIONS), size=COUNT)]
     config = replace(config, data=replace(config.data, root=data, workers=1))
-    watcher = Watcher(bundle.network, bundle.levels, config, torch.device("cpu"))
+    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
     judge = Judge(watcher, bundle, bundle.heatmap)
     ceiling = bundle.calibration().evidence_ceiling
     figure, axes = plt.subplots(3, COUNT, figsize=(2 * COUNT, 6.6))

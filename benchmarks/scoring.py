@@ -72,12 +72,19 @@ def arrays(size: int, count: int) -> None:
     base = CosineGaussianCDM.fit(images, levels, floor=1e-5)
     settings = EncoderSettings(widths=(32, 48, 64, 64))
     network = LevelClassifier(build_network(settings, levels), base).eval()
-    features, detector = FeatureSettings(), DetectorSettings(("energy", "octave"), "guarded")
-    observed = observe(network, levels, images[:BATCH], features, grey_levels=256)
+    features, detector = (
+        FeatureSettings(),
+        DetectorSettings(("energy", "texture", "score_norm"), "guarded"),
+    )
+    observed = observe(
+        network, levels, images[:BATCH], features, grey_levels=256, reference=images.mean(0)
+    )
     fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)
     began = time.perf_counter()
     for part in images.split(BATCH):
-        observed = observe(network, levels, part, features, grey_levels=256)
+        observed = observe(
+            network, levels, part, features, grey_levels=256, reference=images.mean(0)
+        )
         score_observation(observed, features, fitted, heatmap)
     seconds = time.perf_counter() - began
     ladder = len(features.noise_to_signal)

@@ -282,12 +282,14 @@ class _Normals:
 def _fitted_on(
     bundle: Bundle, manifest: Manifest, config: Config, device: torch.device
 ) -> _Normals:
-    watcher = Watcher(bundle.network, bundle.levels, config, device)
+    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, device)
     train, validation = (_split(manifest, s, config.data.normal) for s in ("train", "validation"))
     rows = [*(train if "train" in config.detector.fit_on else ()), *validation]
     observed, scans = fitting_set(watcher, rows)
     table = normal_table(observed, config.features, config.heatmap, scans)
-    heatmap = HeatmapModel.fit(observed.residuals[:, config.features.in_map], config.heatmap)
+    heatmap = HeatmapModel.fit(
+        observed.residuals[:, config.features.in_map], observed.shifts, config.heatmap
+    )
     chosen, rule = _choice(bundle)
     log.info("%s", rule)
     return _Normals(Judge(watcher, bundle, heatmap), chosen, rule, table, scans, train, validation)

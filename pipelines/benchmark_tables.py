@@ -83,6 +83,7 @@ SHOWN_SIDE = 112
 
 SINGLE_GROUPS = (
     "energy",
+    "texture",
     "signed",
     "octave",
     "score_norm",

@@ -33,7 +33,7 @@ from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_tab
 from anomaly.detection.selection import choose, margin, standard_error
 from pipelines.run import progress_bar
 
-__all__ = ["FittedScoring", "Watcher", "fit_detector", "fitting_set"]
+__all__ = ["FittedScoring", "Watcher", "changed", "fit_detector", "fitting_set"]
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,15 @@ class Watcher:
     network : LevelClassifier
     levels : NoiseLevels
     config : Config
+    reference : Tensor (1, size, size)
+        Mean training image.
     device : torch.device
     """
 
     network: LevelClassifier
     levels: NoiseLevels
     config: Config
+    reference: Tensor
     device: torch.device
 
     def observe(
@@ -103,7 +106,14 @@ class Watcher:
         with progress_bar(len(images), what, "scan") as bar:
             for part in images.split(BATCH):
                 x = part.to(self.device)
-                yield observe(network, self.levels, x, self.config.features, grey_levels=grey)
+                yield observe(
+                    network,
+                    self.levels,
+                    x,
+                    self.config.features,
+                    grey_levels=grey,
+                    reference=self.reference,
+                )
                 bar.update(len(part))
 
 
@@ -145,7 +155,7 @@ def fitting_set(
     settings = watcher.config.detector
     parts = [watcher.observe(rows, "observing normals")]
     for copy in range(settings.nuisance_copies):
-        change = partial(_changed, "nuisance", settings.seed, copy)
+        change = partial(changed, "nuisance", settings.seed, copy)
         parts.append(watcher.observe(rows, f"under nuisance {copy + 1}", change))
     return join(parts), np.tile(np.arange(len(rows)), len(parts))
 
@@ -165,7 +175,7 @@ def _choose(
             watcher.observe(
                 validation,
                 f"perturbed {copy + 1}",
-                partial(_changed, "perturbation", watcher.config.detector.seed, copy),
+                partial(changed, "perturbation", watcher.config.detector.seed, copy),
             )
             for copy in range(copies)
         ]
@@ -174,7 +184,7 @@ def _choose(
     is_copy = np.arange(len(scans)) >= len(scans) // (copies + 1)
     seen, own = observed.select(fitted_on), scans[fitted_on]
     table = normal_table(seen, features, heatmap, own)
-    model = HeatmapModel.fit(seen.residuals[:, features.in_map], heatmap)
+    model = HeatmapModel.fit(seen.residuals[:, features.in_map], seen.shifts, heatmap)
     calm, disturbed = (
         new_table(part, features, model)
         for part in (observed.select(~fitted_on & is_copy), perturbed)
@@ -192,7 +202,7 @@ def _choose(
     return candidates[chosen], margins
 
 
-def _changed(
+def changed(
     kind: Literal["nuisance", "perturbation"],
     seed: int,
     copy: int,

@@ -138,7 +138,14 @@ def score_rows(
         if good:
             images = torch.stack([item.image for item in good]).to(device)
             grey = config.preprocessing.grey_levels
-            observed = observe(network, bundle.levels, images, config.features, grey_levels=grey)
+            observed = observe(
+                network,
+                bundle.levels,
+                images,
+                config.features,
+                grey_levels=grey,
+                reference=bundle.reference,
+            )
             said = score_observation(observed, config.features, bundle.detector, bundle.heatmap)
             names = reported_names(config.features)
             scored = (

@@ -70,7 +70,8 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
         assert isinstance(result.network, LevelClassifier)
         network = result.network
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
-        watcher = Watcher(network, levels, config, device)
+        reference = images["train"].mean(0)
+        watcher = Watcher(network, levels, config, reference, device)
         fitted = fit_detector(watcher, normals["train"], normals["validation"])
         seen = frozenset(scan_hash(row) for rows in normals.values() for row in rows)
         bundle = write_bundle(
@@ -80,6 +81,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
                 network,
                 fitted.detector,
                 fitted.heatmap,
+                reference,
                 manifest.hash,
                 seen,
                 str(fitted.chosen),

@@ -50,6 +50,7 @@ def score(bundle: Bundle, pictures: torch.Tensor) -> Scores:
         pictures,
         how.features,
         grey_levels=how.preprocessing.grey_levels,
+        reference=bundle.reference,
     )
     return score_observation(observed, bundle.config.features, bundle.detector, bundle.heatmap)
 
@@ -75,12 +76,20 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     )
     classifier.intercept.copy_(torch.linspace(-1, 1, len(levels)))
     classifier.eval().requires_grad_(False)
-    observed = observe(classifier, levels, images(40, 2), config.features, grey_levels=256)
+    reference = images(40, 1).mean(0)
+    observed = observe(
+        classifier,
+        levels,
+        images(40, 2),
+        config.features,
+        grey_levels=256,
+        reference=reference,
+    )
     settings = config.detector.candidates[0]
     fitted, heatmap = fit_scoring(observed, config.features, config.heatmap, settings)
     seen = frozenset({"a", "b"})
     chosen = str(config.detector.candidates[0])
-    plain = Bundle(config, levels, classifier, fitted, heatmap, "f" * 64, seen, chosen)
+    plain = Bundle(config, levels, classifier, fitted, heatmap, reference, "f" * 64, seen, chosen)
     said = score(plain, images(19, 3))
     peaks = Calibration.from_scores(said.evidence.max((1, 2)).astype(np.float64))
     calibrated = Calibrated(
@@ -217,11 +226,11 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match="has format 99: this version reads format 2"):
+    with pytest.raises(BundleError, match="has format 99: this version reads format 3"):
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 3}'])
 def test_a_main_file_that_says_nothing_is_refused(content: bytes, folder: Path) -> None:
     (folder / "bundle.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"bundle\.json"):

@@ -55,6 +55,7 @@ def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
         torch.cat([noise, slope]),
         bundle.config.features,
         grey_levels=bundle.config.preprocessing.grey_levels,
+        reference=bundle.reference,
     )
     said = score_observation(seen, bundle.config.features, bundle.detector, bundle.heatmap)
     scores = bundle.calibration().scores

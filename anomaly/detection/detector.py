@@ -8,10 +8,11 @@ Every feature is standardised by the normals, :math:`z = (f - \mu) / s`. Then, b
 - ``conformal``: a ``ledoit_wolf`` distance a group of features, each turned into a p-value by
   normals that its density was not fitted on, combined by Fisher's :math:`-2 \sum_g \log p_g`.
 
-- ``guarded``: a ``ledoit_wolf`` distance a group, in standard deviations of its logarithm beyond
-  the 99 % quantile of normals that it was not fitted on. The score is that of the *first* group in
-  use; another group, a guard, has a say only where it is beyond its quantile and further than the
-  first: an image off the charts there is abnormal, however its main group looks.
+- ``guarded``: a ``ledoit_wolf`` distance over the *last* group in use, the guard, and one over all
+  others together, each in standard deviations of its logarithm beyond the 99 % quantile of normals
+  that it was not fitted on. The score is that of the others; the guard has a say only where it is
+  beyond its quantile and further than they are: an image off the charts there is abnormal, however
+  the rest of it looks.
 
 All are scikit-learn's estimators, kept as plain arrays. Two-sided by nature: an image that is *too
 likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
@@ -220,7 +221,7 @@ def _fit_density(
     scans: NDArray[np.intp] | None,
 ) -> Density:
     # Groups in the order of their first mention in `use`, by their own name or a feature's: the
-    # first is the main one of `guarded`.
+    # last is the guard of `guarded`.
     known = dict(zip(names, groups, strict=True))
     mentioned = [known.get(wanted, wanted) for wanted in settings.use]
     order = sorted(
@@ -236,7 +237,8 @@ def _fit_density(
     if settings.kind == "conformal":
         return _Conformal.fit(z, judged, group, rows)
     if settings.kind == "guarded":
-        return _Guarded.fit(z, judged, group, rows)
+        guard = (group == group.max()) & (group > 0)
+        return _Guarded.fit(z, judged, guard.astype(np.intp), rows)
     return _Mahalanobis.fit(z)
 
 
@@ -398,7 +400,7 @@ class _Conformal:
 
 @dataclass(frozen=True)
 class _Guarded:
-    blocks: _Blocks  # group 0 is the main one
+    blocks: _Blocks  # group 1, where there is one, is the guard
     spread: Array  # (G,), deviation of the normals' log distances, from densities without them
     limit: Array  # (G,), their quantile `GUARD`
 
@@ -415,7 +417,7 @@ class _Guarded:
 
     def score(self, z: Array) -> Array:
         beyond = (_log(self.blocks.distances(z)) - self.limit[:, None]) / self.spread[:, None]
-        # All groups on one scale, on which 0 is the limit; below it only the main group counts.
+        # Both on one scale, on which 0 is the limit; below it the guard is silent.
         guards = np.where(beyond[1:] > 0, beyond[1:], -np.inf)
         return np.asarray(np.maximum(beyond[0], guards.max(0, initial=-np.inf)))
 

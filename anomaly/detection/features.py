@@ -15,13 +15,16 @@ r"""What the network says of one image: named numbers in groups, and residual ma
 ``residual_r``         :math:`\|\hat\varepsilon - \varepsilon\|^2 / d`, the denoising error there
 ``octave_r_k``         log energy of the residual map of level ``r`` in octave ``k``
 ``energy_r_c``         log energy of it in cell ``c`` of a coarse grid, relative to the image
-``signed_r_c``         its mean in cell ``c``
+``texture_k_c``        log energy of octave band ``k`` of the image itself there, relative to the
+                       image; no network takes part
+``signed_r_c``         mean of the residual map of level ``r`` in cell ``c``
 ``evidence_...``       of the heatmap (`anomaly.detection.heatmap.local_features`)
 =====================  ==================================================================
 
 The residual map of level ``r`` is :math:`x_0 - E[x_0 \mid x_t]`, a scaled input gradient of the
-log density ratio: what the model would have painted differently, signed. The last four groups are
-computed from these maps (`anomaly.detection.local`).
+log density ratio: what the model would have painted differently, signed. The groups from ``octave``
+on are local features (`anomaly.detection.local`); the grid of cells moves with the anatomy
+(`anomaly.detection.placement`).
 
 Noise is a function of (seed, draw) and the same for every image, so a score depends on neither the
 batch nor the order. Every second draw is the negative of the one before: what the noise adds to a
@@ -49,7 +52,14 @@ from anomaly.cdm.density import (
 )
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.detection.heatmap import LOCAL_FEATURES
-from anomaly.detection.local import OCTAVES, cell_energies, cell_means, octave_energies
+from anomaly.detection.local import (
+    OCTAVES,
+    cell_energies,
+    cell_means,
+    image_bands,
+    octave_energies,
+)
+from anomaly.detection.placement import displacements
 from anomaly.errors import ConfigError
 
 __all__ = [
@@ -74,12 +84,13 @@ GROUPS = (
     "residual",
     "octave",
     "energy",
+    "texture",
     "signed",
     "evidence",
 )
 """Groups of features, in the order of the detector's columns."""
 
-GRIDS = ("energy", "signed")
+GRIDS = ("energy", "texture", "signed")
 """Groups with a number a place: for the detector, too many to be reported one by one."""
 
 
@@ -97,9 +108,11 @@ class FeatureSettings:
     draws : int
         Noise draws averaged; an even number lets every draw meet its negative.
     grid : int
-        Cells a side of the coarse grid; must divide the frame.
+        Cells a side of the coarse grid.
     border : int
         Cells of it left out on every side.
+    bands : int
+        Octave bands of the image itself.
     seed : int
     """
 
@@ -108,6 +121,7 @@ class FeatureSettings:
     draws: int = 2
     grid: int = 8
     border: int = 1
+    bands: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,7 +136,7 @@ class FeatureSettings:
                 f"features.map_range is {self.map_range}: expected a range that holds one of the "
                 f"levels {ladder}"
             )
-        for name in ("draws", "grid"):
+        for name in ("draws", "grid", "bands"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"features.{name} is {getattr(self, name)}: expected 1 or more")
 
@@ -150,14 +164,18 @@ class Observation:
         model.
     residuals : ndarray (N, L, H, W) float32
         Signed residual maps, one a level of `FeatureSettings.noise_to_signal`, in units of ``x``.
+    shifts : ndarray (N, 2) float64
+        Where the anatomy lies (`anomaly.detection.placement.displacements`).
     """
 
     groups: dict[str, NDArray[np.float64]]
     residuals: NDArray[np.float32]
+    shifts: NDArray[np.float64]
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
         """Return the observation of some of the images."""
-        return Observation({k: v[rows] for k, v in self.groups.items()}, self.residuals[rows])
+        groups = {k: v[rows] for k, v in self.groups.items()}
+        return Observation(groups, self.residuals[rows], self.shifts[rows])
 
 
 def join(parts: list[Observation]) -> Observation:
@@ -165,6 +183,7 @@ def join(parts: list[Observation]) -> Observation:
     return Observation(
         {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
         np.concatenate([part.residuals for part in parts]),
+        np.concatenate([part.shifts for part in parts]),
     )
 
 
@@ -181,6 +200,7 @@ def feature_groups(settings: FeatureSettings) -> dict[str, tuple[str, ...]]:
         "residual": tuple(f"residual_{r}" for r in ratios),
         "octave": tuple(f"octave_{r}_{k}" for r in ratios for k in range(OCTAVES)),
         "energy": tuple(f"energy_{r}_{c}" for r in ratios for c in cells),
+        "texture": tuple(f"texture_{k}_{c}" for k in range(settings.bands) for c in cells),
         "signed": tuple(f"signed_{r}_{c}" for r in ratios for c in cells),
         "evidence": LOCAL_FEATURES,
     }
@@ -199,6 +219,7 @@ def observe(
     settings: FeatureSettings,
     *,
     grey_levels: int,
+    reference: Tensor,
 ) -> Observation:
     """Ask the network about images.
 
@@ -210,11 +231,13 @@ def observe(
     images : Tensor (N, C, H, W) in [-1, 1], quantised, on the network's device
     settings : FeatureSettings
     grey_levels : int
+    reference : Tensor (C, H, W)
+        Mean normal image, against which the anatomy is placed.
 
     Raises
     ------
     ConfigError
-        If the grid does not divide the images.
+        If images and reference differ in size.
     """
     rows = [
         _observe_once(network, levels, images, settings, grey_levels, draw)
@@ -225,6 +248,11 @@ def observe(
     )
     residuals = torch.stack([row[2] for row in rows]).mean(0).cpu().numpy()
     count, ladder = len(images), len(settings.noise_to_signal)
+    # Colour channels see one place.
+    grey, mean = (x.float().mean(-3).cpu().numpy() for x in (images, reference))
+    shifts = displacements(grey, mean)
+    cells = (settings.grid, settings.border, shifts)
+    bands = image_bands(grey, settings.bands)
     groups = {
         "nll": density[:, :1],
         "nll_excess": density[:, :1] - _png_bits(images, grey_levels)[:, None],
@@ -233,10 +261,11 @@ def observe(
         "score_norm": by_level[:, :ladder],
         "residual": by_level[:, ladder:],
         "octave": octave_energies(residuals).reshape(count, -1),
-        "energy": cell_energies(residuals, settings.grid, settings.border).reshape(count, -1),
-        "signed": cell_means(residuals, settings.grid, settings.border).reshape(count, -1),
+        "energy": cell_energies(residuals, *cells).reshape(count, -1),
+        "texture": cell_energies(bands, *cells).reshape(count, -1),
+        "signed": cell_means(residuals, *cells).reshape(count, -1),
     }
-    return Observation(groups, residuals)
+    return Observation(groups, residuals, shifts)
 
 
 def _observe_once(
@@ -265,7 +294,7 @@ def _observe_once(
         norms.append(eps_hat.square().flatten(1).mean(1))
         errors.append((eps_hat - eps).square().flatten(1).mean(1))
         residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
-        maps.append(residual.mean(1))  # colour channels see one place
+        maps.append(residual.mean(1))
     return density, torch.stack(norms + errors, 1).double(), torch.stack(maps, 1)
 
 

@@ -1,15 +1,19 @@
 r"""Where a scan departs from normal: residual maps calibrated per pixel, and regions.
 
 The signed residuals :math:`r_l` of several levels, each in units of its own size on normals, are
-added, smoothed at several scales and compared with what normal scans show *at the same place*:
+added, smoothed at several scales and compared with what normal scans show *at the same place* of
+the anatomy, which lies :math:`\delta` pixels off in this scan (`anomaly.detection.placement`):
 
 .. math:: u(p) = \sum_l \frac{r_l(p)}{\rho_l}, \qquad
-          z_s(p) = \frac{(G_s * u)(p) - m_s(p)}{d_s(p)}, \qquad
-          e(p) = \sqrt{\tfrac1S \sum_s z_s(p)^2} ,
+          z_s(p) = \frac{(G_s * u)(p) - m_s(p - \delta)}{d_s(p - \delta)}, \qquad
+          y(p) = \sqrt{\tfrac1S \sum_s z_s(p)^2}, \qquad
+          e = \frac{y}{\mathrm{median}\, y},
 
-so the evidence ``e`` is about 1 wherever a scan looks like any other. A lesion adds residual of one
-sign over its area and at neighbouring levels; the sum and the smoothing keep that and average noise
-away. A scale of the lesion's own size sees it best, and nobody knows it in advance.
+so the evidence ``e`` is 1 where a scan departs from normal as much as it does in the middle. A
+lesion adds residual of one sign over its area and at neighbouring levels; the sum and the smoothing
+keep that and average noise away. A scale of the lesion's own size sees it best, and nobody knows it
+in advance. The median takes out what moves a whole scan, another body or another exposure, and is
+moved by no lesion that covers less than half of it: the heatmap says *where*, the detector whether.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from anomaly.detection.placement import displaced
 from anomaly.errors import CalibrationError, ConfigError
 from anomaly.types import Region
 
@@ -43,7 +48,7 @@ class HeatmapSettings:
         smallest region that can stand out.
     """
 
-    smoothing: tuple[float, ...] = (1.5, 2.5, 4.0)
+    smoothing: tuple[float, ...] = (0.7, 1.0, 1.4, 2.8, 4.0)
 
     def __post_init__(self) -> None:
         """Refuse no scale and a negative one."""
@@ -73,8 +78,13 @@ class HeatmapModel:
     smoothing: tuple[float, ...]
 
     @classmethod
-    def fit(cls, residuals: NDArray[np.float32], settings: HeatmapSettings) -> HeatmapModel:
-        """Fit on the residuals (N, L, H, W) of normal scans.
+    def fit(
+        cls,
+        residuals: NDArray[np.float32],
+        shifts: NDArray[np.float64],
+        settings: HeatmapSettings,
+    ) -> HeatmapModel:
+        """Fit on the residuals (N, L, H, W) and displacements (N, 2) of normal scans.
 
         Raises
         ------
@@ -93,7 +103,7 @@ class HeatmapModel:
         size = np.sqrt(np.square(residuals).mean((0, 2, 3), dtype=np.float64)).astype(np.float32)
         means, scales = [], []
         for scale in settings.smoothing:
-            smooth = _smooth(_added(residuals, size), scale)
+            smooth = displaced(_smooth(_added(residuals, size), scale), shifts)
             # Neighbours share their spread: an estimate from few scans at one pixel is noisy, and
             # a too small one would glow on every scan to come.
             variance = _smooth(smooth.var(0, dtype=np.float64), 2.0)
@@ -108,14 +118,22 @@ class HeatmapModel:
             settings.smoothing,
         )
 
-    def evidence(self, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Evidence (N, H, W) >= 0 of residuals (N, L, H, W); about 1 where all is normal."""
+    def evidence(
+        self, residuals: NDArray[np.float32], shifts: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Evidence (N, H, W) >= 0 of residuals (N, L, H, W) and displacements (N, 2).
+
+        The median of every map is 1.
+        """
         added = _added(residuals, self.size)
         total = np.zeros(added.shape, dtype=np.float32)
         for index, scale in enumerate(self.smoothing):
-            total += np.square((_smooth(added, scale) - self.mean[index]) / self.scale[index])
-        root: NDArray[np.float32] = np.sqrt(total / len(self.smoothing))
-        return root
+            aligned = displaced(_smooth(added, scale), shifts)
+            total += np.square((aligned - self.mean[index]) / self.scale[index])
+        departure = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
+        usual = np.median(departure, axis=(1, 2), keepdims=True)
+        # Normal scans have 0.6 to 0.9; a blank one, equal to the mean, has nothing to divide by.
+        return np.asarray(departure / np.maximum(usual, 1e-3), dtype=np.float32)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Everything but the settings, for saving."""

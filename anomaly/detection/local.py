@@ -1,4 +1,4 @@
-r"""Local features: residual maps by place and by octave.
+r"""Local features: maps by place and by octave.
 
 With :math:`r_l` the residual map of level ``l`` (`anomaly.detection.features`) and ``c`` a cell of
 a coarse grid over the frame,
@@ -11,7 +11,12 @@ a coarse grid over the frame,
 ``signed`` sees large shadows: something that should be dark is bright. ``energy`` sees texture that
 is missing or added, *relative to the rest of the same image and level*: a whole image that is
 softer, sharper, of more or of less contrast than normal moves all cells alike, and the difference
-takes that out. What is left is where.
+takes that out. What is left is where. ``texture`` is the same of octave bands of the image itself,
+which no network has seen.
+
+The mean over a cell is weighted: 1 inside, falling off at its edges as a box does under a Gaussian
+blur of half a cell. Cells lie on the anatomy: the grid moves with the displacement of the image
+(`anomaly.detection.placement`).
 
 ``octave`` is the log energy of :math:`r_l` in octaves of spatial frequency, over the whole image.
 """
@@ -20,48 +25,82 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
 
-from anomaly.errors import ConfigError
-
-__all__ = ["OCTAVES", "cell_energies", "cell_means", "octave_energies"]
+__all__ = [
+    "OCTAVES",
+    "cell_energies",
+    "cell_means",
+    "image_bands",
+    "octave_energies",
+]
 
 OCTAVES = 4
 """Bands of spatial frequency: above 1/4, 1/8 and 1/16 cycles a pixel, and the rest."""
 
-# Of the square of a residual, in units of x: far below the rounding of 256 grey values (5e-6).
+SOFTNESS = 0.5
+"""Sigma of the blur of a cell's edges, in cells."""
+
+FINEST = 0.75
+"""Sigma of the blur whose remainder is the finest band of an image, pixels."""
+
+# Of the square of a residual, in units of x. Of whole images: far below the rounding of 256 grey
+# values (5e-6). Of a cell: an amplitude of 0.01, somewhat above it; how much less than that a
+# smooth place holds depends on the exposure, and says nothing.
 _FLOOR = 1e-7
+_CELL_FLOOR = 1e-4
 
 
-def cell_means(residuals: NDArray[np.float32], grid: int, border: int) -> NDArray[np.float64]:
-    """``signed``: mean residual of every cell.
+def cell_means(
+    maps: NDArray[np.float32], grid: int, border: int, shifts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``signed``: weighted mean of every cell.
 
     Parameters
     ----------
-    residuals : ndarray (N, L, H, W), in units of ``x``
+    maps : ndarray (N, L, H, W), in units of ``x``
     grid : int
-        Cells a side; must divide H and W.
+        Cells a side.
     border : int
         Cells left out on every side: collimation and markers, not anatomy.
+    shifts : ndarray (N, 2), pixels
+        How far the grid of every image is moved. Where a cell reaches out of the frame, the part
+        of it inside is what counts.
 
     Returns
     -------
     ndarray (N, L, C) float64, ``C = (grid - 2 border)**2``
-
-    Raises
-    ------
-    ConfigError
-        If the grid does not divide the frame.
     """
-    return _cells(residuals, grid, border)
+    height, width = maps.shape[-2:]
+    rows = _cell_weights(height, grid, border, shifts[:, 0])
+    columns = _cell_weights(width, grid, border, shifts[:, 1])
+    cells = rows[:, None] @ maps.astype(np.float64) @ columns[:, None].swapaxes(2, 3)
+    return np.asarray(cells.reshape(*maps.shape[:2], -1))
 
 
-def cell_energies(residuals: NDArray[np.float32], grid: int, border: int) -> NDArray[np.float64]:
-    """``energy``: log mean squared residual of every cell, less its mean over the cells.
+def cell_energies(
+    maps: NDArray[np.float32], grid: int, border: int, shifts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``energy`` and ``texture``: log mean square of every cell, less its mean over the cells.
 
-    Shapes and errors as in `cell_means`; every level sums to 0 over its cells.
+    Parameters and shape as in `cell_means`; every map sums to 0 over its cells.
     """
-    energy = np.log(_cells(np.square(residuals), grid, border) + _FLOOR)
+    energy = np.log(cell_means(np.square(maps), grid, border, shifts) + _CELL_FLOOR)
     return np.asarray(energy - energy.mean(-1, keepdims=True))
+
+
+def image_bands(images: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Octave bands of images (N, H, W), finest first: (N, count, H, W) float32.
+
+    Band ``k`` is the difference of two Gaussian blurs, of sigma `FINEST` ``2**(k - 1)`` and
+    ``2**k`` pixels; the first takes the image itself as its sharper one. Borders repeat.
+    """
+    sigmas = FINEST * 2.0 ** np.arange(count)
+    blurred = [gaussian_filter(images, (0, sigma, sigma), mode="nearest") for sigma in sigmas]
+    sharper = [images, *blurred]
+    bands = [fine - coarse for fine, coarse in zip(sharper, blurred, strict=False)]
+    return np.stack(bands, 1).astype(np.float32)
 
 
 def octave_energies(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -81,13 +120,13 @@ def octave_energies(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(np.log(np.stack(energies, -1) + _FLOOR), dtype=np.float64)
 
 
-def _cells(maps: NDArray[np.float32], grid: int, border: int) -> NDArray[np.float64]:
-    count, levels, height, width = maps.shape
-    if height % grid or width % grid:
-        raise ConfigError(
-            f"features.grid is {grid}: it must divide the frame of {height}x{width} pixels"
-        )
-    blocks = maps.reshape(count, levels, grid, height // grid, grid, width // grid)
-    means = blocks.mean((3, 5), dtype=np.float64)
-    inner = slice(border, grid - border)
-    return np.asarray(means[:, :, inner, inner].reshape(count, levels, -1), dtype=np.float64)
+def _cell_weights(
+    side: int, grid: int, border: int, shifts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Weights (N, grid - 2 border, side) of the pixels of one axis, summing to 1 over the last."""
+    cell = side / grid
+    pixels = np.arange(side) + 0.5
+    start = np.arange(border, grid - border) * cell
+    left = (pixels - start[:, None] - shifts[:, None, None]) / (SOFTNESS * cell)
+    weights = ndtr(left) - ndtr(left - 1 / SOFTNESS)
+    return np.asarray(weights / weights.sum(-1, keepdims=True))

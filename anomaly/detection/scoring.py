@@ -116,8 +116,8 @@ def normal_table(
     fold = fold_of(scans)
     for out in (fold == f for f in range(FOLDS)):
         if out.any() and (~out).any():
-            part = HeatmapModel.fit(maps[~out], heatmap)
-            local[out] = local_features(part.evidence(maps[out]))
+            part = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
+            local[out] = local_features(part.evidence(maps[out], observed.shifts[out]))
     return FeatureTable.assemble(observed, local, features)
 
 
@@ -146,7 +146,7 @@ def fit_scoring(
     if scans is None:
         scans = np.arange(len(observed.residuals))
     table = normal_table(observed, features, heatmap, scans)
-    model = HeatmapModel.fit(observed.residuals[:, features.in_map], heatmap)
+    model = HeatmapModel.fit(observed.residuals[:, features.in_map], observed.shifts, heatmap)
     return fit_on(table, detector, scans), model
 
 
@@ -160,7 +160,7 @@ def new_table(
     observed: Observation, features: FeatureSettings, heatmap: HeatmapModel
 ) -> FeatureTable:
     """Every feature of scans that the heatmap model was not fitted on."""
-    evidence = heatmap.evidence(observed.residuals[:, features.in_map])
+    evidence = heatmap.evidence(observed.residuals[:, features.in_map], observed.shifts)
     return FeatureTable.assemble(observed, local_features(evidence), features)
 
 
@@ -168,7 +168,7 @@ def score_observation(
     observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
 ) -> Scores:
     """Score what the network said; the detector sees the features that it was fitted on."""
-    evidence = heatmap.evidence(observed.residuals[:, features.in_map])
+    evidence = heatmap.evidence(observed.residuals[:, features.in_map], observed.shifts)
     table = FeatureTable.assemble(observed, local_features(evidence), features)
     return Scores(
         detector.score(table.use(detector.names).values),

@@ -28,7 +28,7 @@ from anomaly.data.loaders import (
 from anomaly.data.manifest import ManifestRow, build_manifest
 from anomaly.data.transforms import Augmentation, Preprocessing, network_image
 from anomaly.errors import ScanError
-from pipelines.fit import _changed
+from pipelines.fit import changed
 
 HOW = Preprocessing(8)
 COUNT = 10
@@ -229,7 +229,7 @@ def test_several_processes_read_what_one_reads(
     monkeypatch.setattr(loaders, "SCANS_WORTH_A_PROCESS", 1)
     rows = folder(tmp_path, 6, 32)
     # What fitting sends to the processes: a change that is a function of the row.
-    change = partial(_changed, "nuisance", 0, 0)
+    change = partial(changed, "nuisance", 0, 0)
     before = (list(warnings.filters), warnings.showwarning)
     one = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 1, change)
     two = framed_images(tmp_path, rows, IntensityPolicy(), HOW, 2, change)

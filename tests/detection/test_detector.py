@@ -314,7 +314,7 @@ def distance_from(normal: NDArray[np.float64], new: NDArray[np.float64]) -> NDAr
 
 
 @pytest.mark.parametrize(("use", "main"), [(("x", "y"), slice(0, 2)), (("y", "x"), slice(2, 5))])
-def test_a_guarded_score_is_that_of_the_first_group_in_use(
+def test_a_guarded_score_is_that_of_the_other_group_where_the_guard_is_silent(
     use: tuple[str, ...], main: slice
 ) -> None:
     normal, new = features(200, 0), features(300, 1)
@@ -332,7 +332,7 @@ def test_a_guarded_score_is_that_of_the_first_group_in_use(
     assert (detector.score(new) >= expected - 1e-9).all()
 
 
-def test_the_first_group_may_be_named_by_one_of_its_features() -> None:
+def test_the_last_group_may_be_named_by_one_of_its_features() -> None:
     normal, new = features(200, 0)[:, 1:4], features(300, 1)[:, 1:4]
     names, groups = NAMES[1:4], GROUPS[1:4]
     named = fit(normal, names, groups, kind="guarded", use=("c", "b", "d"))
@@ -340,6 +340,17 @@ def test_the_first_group_may_be_named_by_one_of_its_features() -> None:
     assert_array_equal(named.score(new), grouped.score(new))
     other = fit(normal, names, groups, kind="guarded", use=("x", "y"))
     assert (grouped.score(new) != other.score(new)).any()
+
+
+def test_all_groups_but_the_guard_are_judged_together() -> None:
+    # Of three groups the first two make one distance, correlations between them included.
+    normal, new = features(200, 0), features(300, 1)
+    groups = ("x", "x", "y", "z", "z")
+    detector = fit(normal, groups=groups, kind="guarded", use=("x", "y", "z"))
+    merged = fit(normal, groups=("m", "m", "m", "z", "z"), kind="guarded", use=("m", "z"))
+    assert_array_equal(detector.score(new), merged.score(new))
+    apart = fit(normal, groups=groups, kind="guarded", use=("x", "z", "y"))
+    assert (apart.score(new) != detector.score(new)).any()
 
 
 def test_a_guard_off_the_charts_is_above_all_normals() -> None:

@@ -1,4 +1,4 @@
-"""Residual maps by place and by octave: tiny arrays by hand, waves, sums that must hold."""
+"""Maps by place and by octave: closed forms of a blurred box, waves, sums that must hold."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
-from anomaly.detection.local import OCTAVES, cell_energies, cell_means, octave_energies
-from anomaly.errors import ConfigError
+from anomaly.detection.local import (
+    OCTAVES,
+    cell_energies,
+    cell_means,
+    image_bands,
+    octave_energies,
+)
 
-FLOOR = 1e-7  # added to every energy before its logarithm
+FLOOR = 1e-7  # added to every energy of an octave before its logarithm
+CELL_FLOOR = 1e-4  # and to every energy of a cell
 
 
 def residuals(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -21,82 +28,138 @@ def one(map_: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(map_, dtype=np.float32)[None, None]
 
 
-def test_cells_by_hand() -> None:
-    # 0 1 | 2 3      means 2.5, 4.5, 10.5, 12.5; mean squares
-    # 4 5 | 6 7      (0 + 1 + 16 + 25) / 4 = 10.5, 24.5, 114.5, 160.5
-    # ----+----
-    # 8 9 | ...
-    values = one(np.arange(16.0).reshape(4, 4))
-    assert_allclose(cell_means(values, 2, 0), [[[2.5, 4.5, 10.5, 12.5]]])
-    log = np.log([10.5, 24.5, 114.5, 160.5])
-    assert_allclose(cell_energies(values, 2, 0)[0, 0], log - log.mean(), atol=1e-6)
+def still(count: int = 1) -> NDArray[np.float64]:
+    return np.zeros((count, 2))
 
 
-def test_cells_of_a_frame_that_is_not_square() -> None:
-    # 2 x 6 pixels in 2 x 2 cells of 1 x 3.
-    values = one(np.array([[1, 2, 3, 4, 5, 6], [0, 0, 3, -1, -2, -3]]))
-    assert_allclose(cell_means(values, 2, 0), [[[2, 5, 1, -2]]])
+def test_the_weight_of_a_pixel_is_a_blurred_box_by_hand() -> None:
+    # 64 pixels in 8 cells of 8, blurred by half a cell: the fourth cell is 24 ... 32, and the
+    # centre of pixel p, at p + 0.5, weighs Phi((p + 0.5 - 24) / 4) - Phi((p + 0.5 - 32) / 4). All
+    # weights together come to the cell's 8 pixels.
+    map_ = np.zeros((64, 64))
+    map_[27, 21] = 1
+    means = cell_means(one(map_), 8, 0, still()).reshape(8, 8)
+    row = (ndtr(3.5 / 4) - ndtr(-4.5 / 4)) / 8
+    column = (ndtr(-2.5 / 4) - ndtr(-10.5 / 4)) / 8
+    assert means[3, 3] == pytest.approx(row * column, rel=1e-4)
+    # The pixel is in the third column of cells, which sees more of it.
+    own = (ndtr(5.5 / 4) - ndtr(-2.5 / 4)) / 8
+    assert means[3, 2] == pytest.approx(row * own, rel=1e-4)
+    assert means.argmax() == 3 * 8 + 2
+
+
+def test_a_constant_is_its_own_mean_wherever_the_grid_lies() -> None:
+    map_ = np.full((2, 3, 16, 24), 0.7, dtype=np.float32)
+    shifts = np.array([[0.0, 0.0], [-3.0, 20.0]])
+    assert_allclose(cell_means(map_, 4, 0, shifts), 0.7, rtol=1e-6)
+
+
+def test_inner_cells_of_a_slope_have_the_value_at_their_centre() -> None:
+    # A blurred box is symmetric; cells 2 ... 5 of 8 are two deviations and more from any border.
+    rows, columns = np.arange(64) + 0.5, 2 * (np.arange(32) + 0.5)
+    slope = one(np.add.outer(rows, columns))
+    means = cell_means(slope, 8, 3, still())
+    centres = np.add.outer([28, 36], [28, 36])
+    assert_allclose(means[0, 0], centres.ravel(), rtol=1e-4)
+
+
+def test_the_grid_moves_with_the_anatomy() -> None:
+    still_map = residuals(1, 2, 64, 64)
+    moved = np.roll(still_map, (3, -5), (2, 3))
+    pair = np.concatenate([still_map, moved])
+    for function in (cell_means, cell_energies):
+        inner = function(pair, 8, 3, np.array([[0.0, 0.0], [3.0, -5.0]]))
+        assert_allclose(inner[1], inner[0], atol=5e-4)
+        unmoved = function(moved, 8, 3, still())
+        assert np.abs(unmoved - inner[0]).max() > 0.01
+
+
+def test_where_a_cell_leaves_the_frame_the_part_inside_counts() -> None:
+    map_ = np.zeros((16, 16))
+    map_[:4] = 1  # the first row of cells
+    away = cell_means(one(map_), 4, 0, np.array([[-4.0, 0.0]])).reshape(4, 4)
+    # The first cell lies one cell above the frame: of it only its lower tail, in the first row.
+    assert away[0].min() > 0.95
+    # The second lies where the first was; its upper tail is cut off, as that of the first would be.
+    first = cell_means(one(map_), 4, 0, still()).reshape(4, 4)
+    assert_allclose(away[1], first[0])
 
 
 def test_the_border_is_left_out() -> None:
-    values = residuals(2, 3, 8, 12)
-    whole = cell_means(values, 4, 0).reshape(2, 3, 4, 4)
-    inner = cell_means(values, 4, 1)
+    values = residuals(2, 3, 16, 24)
+    whole = cell_means(values, 4, 0, still(2)).reshape(2, 3, 4, 4)
+    inner = cell_means(values, 4, 1, still(2))
     assert_allclose(inner, whole[:, :, 1:3, 1:3].reshape(2, 3, 4))
-    loud = values.copy()
-    loud[..., :2, :] = loud[..., -2:, :] = loud[..., :3] = loud[..., -3:] = 1e3
-    assert_allclose(cell_means(loud, 4, 1), inner)
-    assert_allclose(cell_energies(loud, 4, 1), cell_energies(values, 4, 1))
 
 
 def test_images_and_levels_are_apart() -> None:
     values = residuals(3, 4, 6, 6)
     for function in (cell_means, cell_energies):
-        whole = function(values, 3, 0)
+        whole = function(values, 3, 0, still(3))
         assert whole.shape == (3, 4, 9)
         assert whole.dtype == np.float64
-        assert_allclose(function(values[1:2, 2:3], 3, 0)[0, 0], whole[1, 2])
-
-
-@pytest.mark.parametrize("grid", [3, 4, 8])
-def test_a_grid_that_does_not_divide_the_frame_is_refused(grid: int) -> None:
-    for function in (cell_means, cell_energies):
-        with pytest.raises(ConfigError, match=f"features.grid is {grid}: .* 4x6 pixels"):
-            function(residuals(1, 1, 4, 6), grid, 0)
+        assert_allclose(function(values[1:2, 2:3], 3, 0, still())[0, 0], whole[1, 2], rtol=1e-5)
 
 
 def test_energies_sum_to_zero_over_the_cells() -> None:
-    energy = cell_energies(residuals(5, 3, 16, 16), 8, 1)
+    energy = cell_energies(residuals(5, 3, 16, 16), 8, 1, still(5))
     assert_allclose(energy.sum(-1), 0, atol=1e-12)
     assert np.abs(energy).max() > 0.1
 
 
-def test_contrast_does_not_move_energies() -> None:
-    # Below the floor of 1e-7 a change would show; residuals of 1 are far above it.
+def test_contrast_does_not_move_energies_far_above_the_floor() -> None:
     values = residuals(2, 3, 16, 16)
     factor = np.array([0.5, 1.0, 7.0], dtype=np.float32)[:, None, None]
-    assert_allclose(cell_energies(values * factor, 4, 0), cell_energies(values, 4, 0), atol=1e-5)
+    energy, means = (f(values, 4, 0, still(2)) for f in (cell_energies, cell_means))
+    assert_allclose(cell_energies(values * factor, 4, 0, still(2)), energy, atol=2e-3)
     assert_allclose(
-        cell_means(values * factor, 4, 0), cell_means(values, 4, 0) * factor[..., 0], rtol=1e-5
+        cell_means(values * factor, 4, 0, still(2)), means * factor[..., 0], rtol=1e-4, atol=1e-6
     )
 
 
-def test_one_louder_cell_moves_itself_up_and_the_others_down() -> None:
-    # Twice the residual is log 4 more energy, and the mean over 16 cells log 4 / 16.
-    values = residuals(1, 2, 16, 16)
+def test_a_louder_place_moves_its_cell_up_and_the_others_down() -> None:
+    # With e the mean squares of the cells and e' those of the louder map, each from `cell_means`.
+    values = residuals(1, 2, 32, 32)
     louder = values.copy()
-    louder[0, 1, 4:8, 8:12] *= 2  # second row, third column: cell 1 * 4 + 2
-    moved = cell_energies(louder, 4, 0) - cell_energies(values, 4, 0)
-    expected = np.zeros((1, 2, 16))
-    expected[0, 1] = -np.log(4) / 16
-    expected[0, 1, 6] += np.log(4)
-    assert_allclose(moved, expected, atol=1e-5)
+    louder[0, 1, 8:16, 16:24] *= 2  # second row, third column: cell 1 * 4 + 2
+    log = [np.log(cell_means(np.square(v), 4, 0, still()) + CELL_FLOOR) for v in (values, louder)]
+    moved = cell_energies(louder, 4, 0, still()) - cell_energies(values, 4, 0, still())
+    gain = log[1] - log[0]
+    assert_allclose(moved, gain - gain.mean(-1, keepdims=True), atol=1e-6)
+    assert moved[0, 1].argmax() == 6
+    assert moved[0, 1, 15] < 0
+    assert_allclose(moved[0, 0], 0, atol=1e-12)
 
 
-def test_an_empty_residual_has_finite_energies() -> None:
+def test_an_empty_map_has_finite_energies() -> None:
     empty = np.zeros((1, 1, 4, 4), dtype=np.float32)
-    assert_allclose(cell_energies(empty, 2, 0), 0, atol=1e-12)
+    assert_allclose(cell_energies(empty, 2, 0, still()), 0, atol=1e-12)
     assert_allclose(octave_energies(empty), np.log(FLOOR))
+
+
+def test_bands_of_a_wave_are_differences_of_gaussian_gains() -> None:
+    # A blur of sigma multiplies a wave of f cycles a pixel by exp(-2 (pi f sigma)^2), away from
+    # the borders. The sigmas are 0.75, 1.5 and 3; scipy cuts a blur off at four sigmas, which is
+    # worth 1e-3.
+    frequency = 4 / 64
+    wave = np.cos(2 * np.pi * frequency * np.arange(64))[None, None, :].repeat(64, 1)
+    bands = image_bands(wave.astype(np.float32), 3)
+    assert bands.shape == (1, 3, 64, 64)
+    gains = [1, *(np.exp(-2 * (np.pi * frequency * sigma) ** 2) for sigma in (0.75, 1.5, 3))]
+    for k in range(3):
+        inner = slice(16, 48)
+        expected = (gains[k] - gains[k + 1]) * wave[0, inner, inner]
+        assert_allclose(bands[0, k, inner, inner], expected, atol=2e-3)
+
+
+def test_bands_and_what_is_left_add_up_to_the_image() -> None:
+    images = residuals(2, 16, 16)
+    # What is left below k bands is what the (k + 1)-th takes from, less that band and what follows.
+    four, five = image_bands(images, 4), image_bands(images, 5)
+    assert_allclose(five[:, :4], four)
+    constant = np.full((1, 8, 8), 0.3, dtype=np.float32)
+    assert_allclose(image_bands(constant, 4), 0, atol=1e-6)
+    assert_allclose(images - four.sum(1), images - five.sum(1) + five[:, 4], atol=1e-5)
 
 
 @pytest.mark.parametrize(

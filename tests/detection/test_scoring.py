@@ -35,7 +35,8 @@ def observed(count: int, seed: int) -> Observation:
         for group, names in feature_groups(SETTINGS).items()
         if group != "evidence"
     }
-    return Observation(groups, rng.normal(size=(count, 2, SIDE, SIDE)).astype(np.float32))
+    residuals = rng.normal(size=(count, 2, SIDE, SIDE)).astype(np.float32)
+    return Observation(groups, residuals, rng.integers(-1, 2, (count, 2)).astype(np.float64))
 
 
 def table(count: int = 3) -> FeatureTable:
@@ -49,7 +50,7 @@ def table(count: int = 3) -> FeatureTable:
         start += len(names)
     local = groups.pop("evidence")
     maps = np.zeros((count, 2, SIDE, SIDE), dtype=np.float32)
-    return FeatureTable.assemble(Observation(groups, maps), local, SETTINGS)
+    return FeatureTable.assemble(Observation(groups, maps, np.zeros((count, 2))), local, SETTINGS)
 
 
 def test_a_column_has_its_name_and_its_group() -> None:
@@ -98,7 +99,7 @@ def test_normal_evidence_is_of_models_without_the_scan_and_its_copies() -> None:
     before = evidence(seen, scans)
     changed = seen.residuals.copy()
     changed[5] *= 3
-    after = evidence(Observation(seen.groups, changed), scans)
+    after = evidence(Observation(seen.groups, changed, seen.shifts), scans)
     moved = (after != before).any(1)
     assert moved[5]
     # Neither its copy nor others of the fold are judged by a model that knows it; the rest are.
@@ -113,18 +114,20 @@ def test_normal_evidence_is_that_of_a_model_of_the_other_folds() -> None:
     found = evidence(seen, scans)
     for first in range(5):
         out = np.isin(scans, (first, first + 5))
-        model = HeatmapModel.fit(seen.residuals[~out], HEATMAP)
-        assert_allclose(found[out], local_features(model.evidence(seen.residuals[out])))
+        model = HeatmapModel.fit(seen.residuals[~out], seen.shifts[~out], HEATMAP)
+        assert_allclose(
+            found[out], local_features(model.evidence(seen.residuals[out], seen.shifts[out]))
+        )
 
 
-def test_normal_evidence_is_not_too_low() -> None:
-    # A model that knows a scan finds less in it than one that does not, whichever the scan.
+def test_normal_evidence_is_like_that_of_new_normals() -> None:
+    # What normals are judged by when a detector is fitted is what new normals are judged by later.
     seen, new = observed(20, 0), observed(400, 1)
-    model = HeatmapModel.fit(seen.residuals, HEATMAP)
-    inside, fresh = (local_features(model.evidence(o.residuals))[:, 0] for o in (seen, new))
-    held_out = evidence(seen, np.arange(20))[:, 0]
-    assert (held_out > inside).all()
-    assert held_out.mean() > fresh.mean() - 3 * fresh.std() / np.sqrt(20)
+    model = HeatmapModel.fit(seen.residuals, seen.shifts, HEATMAP)
+    fresh = local_features(model.evidence(new.residuals, new.shifts))
+    held_out = evidence(seen, np.arange(20))
+    error = fresh.std(0) / np.sqrt(20)
+    assert (np.abs(held_out.mean(0) - fresh.mean(0)) < 3 * error).all()
 
 
 def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
@@ -132,7 +135,9 @@ def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
     seen, detector = observed(30, 0), DetectorSettings(use=("evidence",))
     fitted, heatmap = fit_scoring(seen, settings, HEATMAP, detector)
     assert heatmap.size.shape == (1,)
-    other = Observation(seen.groups, seen.residuals * np.array([9, 1], np.float32)[:, None, None])
+    other = Observation(
+        seen.groups, seen.residuals * np.array([9, 1], np.float32)[:, None, None], seen.shifts
+    )
     one, two = (score_observation(o, settings, fitted, heatmap) for o in (seen, other))
     assert_array_equal(one.evidence, two.evidence)
     assert_array_equal(one.scores, two.scores)
@@ -144,7 +149,7 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
     detector, heatmap = fit_scoring(seen, SETTINGS, HEATMAP, DetectorSettings(use=use))
     said = score_observation(new, SETTINGS, detector, heatmap)
     assert said.evidence.shape == (6, SIDE, SIDE)
-    assert_array_equal(said.evidence, heatmap.evidence(new.residuals))
+    assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts))
     whole = FeatureTable.assemble(new, local_features(said.evidence), SETTINGS)
     assert detector.names == whole.use(use).names
     assert_array_equal(said.scores, detector.score(whole.use(use).values))
@@ -157,7 +162,9 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
         k: v if k in {n.split("_")[0] for n in use} | set(use) else v + 1
         for k, v in new.groups.items()
     }
-    again = score_observation(Observation(others, new.residuals), SETTINGS, detector, heatmap)
+    again = score_observation(
+        Observation(others, new.residuals, new.shifts), SETTINGS, detector, heatmap
+    )
     assert_array_equal(again.scores, said.scores)
 
 

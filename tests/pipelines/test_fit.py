@@ -25,7 +25,7 @@ from anomaly.data.manifest import ManifestRow, build_manifest
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from pipelines import fit
-from pipelines.fit import Watcher, _changed, fit_detector, fitting_set
+from pipelines.fit import Watcher, changed, fit_detector, fitting_set
 
 Kind = Literal["nuisance", "perturbation"]
 BOTH: Callable[..., Any] = pytest.mark.parametrize("kind", ["nuisance", "perturbation"])
@@ -70,16 +70,16 @@ def test_a_change_is_a_function_of_content_seed_and_copy(
     kind: Kind, rows: tuple[ManifestRow, ...]
 ) -> None:
     one, other = rows
-    first = _changed(kind, 0, 0, PIXELS, one)
-    assert_array_equal(_changed(kind, 0, 0, PIXELS.copy(), one), first)
+    first = changed(kind, 0, 0, PIXELS, one)
+    assert_array_equal(changed(kind, 0, 0, PIXELS.copy(), one), first)
     # The same bytes under another name, of another patient, in another split.
     renamed = replace(one, path="elsewhere/x.png", key="0" * 12, patient="p", split="test")
-    assert_array_equal(_changed(kind, 0, 0, PIXELS, renamed), first)
+    assert_array_equal(changed(kind, 0, 0, PIXELS, renamed), first)
     for what, found in {
-        "seed": _changed(kind, 1, 0, PIXELS, one),
-        "copy": _changed(kind, 0, 1, PIXELS, one),
-        "scan": _changed(kind, 0, 0, PIXELS, other),
-        "frame": _changed(kind, 0, 0, PIXELS, replace(one, frame=1)),
+        "seed": changed(kind, 1, 0, PIXELS, one),
+        "copy": changed(kind, 0, 1, PIXELS, one),
+        "scan": changed(kind, 0, 0, PIXELS, other),
+        "frame": changed(kind, 0, 0, PIXELS, replace(one, frame=1)),
     }.items():
         assert not np.array_equal(found, first), what
 
@@ -88,7 +88,7 @@ def test_a_change_is_a_function_of_content_seed_and_copy(
 def test_a_changed_scan_is_a_scan(kind: Kind, rows: tuple[ManifestRow, ...]) -> None:
     before = PIXELS.copy()
     for copy in range(20):
-        found = _changed(kind, 0, copy, PIXELS, rows[0])
+        found = changed(kind, 0, copy, PIXELS, rows[0])
         assert found.shape == PIXELS.shape
         assert found.dtype == np.float32
         assert 0 <= found.min() < found.max() <= 1
@@ -100,7 +100,7 @@ def test_most_perturbations_are_of_a_place_and_nuisance_is_everywhere(
     rows: tuple[ManifestRow, ...],
 ) -> None:
     def moved(kind: Kind) -> NDArray[np.float64]:
-        found = [_changed(kind, 0, copy, PIXELS, rows[0]) for copy in range(20)]
+        found = [changed(kind, 0, copy, PIXELS, rows[0]) for copy in range(20)]
         return np.array([np.mean(image != PIXELS) for image in found])
 
     assert np.median(moved("perturbation")) < 0.2
@@ -130,10 +130,12 @@ def watch(root: Path, rows: tuple[ManifestRow, ...], **detector: Any) -> Watcher
     how = config(root, **detector)
     framed = framed_images(root, rows, how.intensity, how.preprocessing, 1)
     levels = NoiseLevels.from_name(how.levels.schedule, how.levels.steps)
-    base = CosineGaussianCDM.fit(network_images(framed, how.preprocessing), levels, floor=1e-3)
+    images = network_images(framed, how.preprocessing)
+    base = CosineGaussianCDM.fit(images, levels, floor=1e-3)
     torch.manual_seed(0)
     network = LevelClassifier(build_network(how.network, levels), base)
-    return Watcher(network.eval().requires_grad_(False), levels, how, torch.device("cpu"))
+    network.eval().requires_grad_(False)
+    return Watcher(network, levels, how, images.mean(0), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +157,8 @@ def test_copies_have_the_number_of_their_scan(scans: Scans) -> None:
     # First the scans as they are, then all first copies, then all second ones.
     maps = observed.groups["profile"]
     for copy in (1, 2):
-        changed = watcher.observe(rows[:5], "", partial(_changed, "nuisance", 0, copy - 1))
-        assert_array_equal(maps[5 * copy : 5 * copy + 5], changed.groups["profile"])
+        moved = watcher.observe(rows[:5], "", partial(changed, "nuisance", 0, copy - 1))
+        assert_array_equal(maps[5 * copy : 5 * copy + 5], moved.groups["profile"])
         assert (maps[5 * copy : 5 * copy + 5] != maps[:5]).any(1).all()
 
 
