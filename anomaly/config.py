@@ -159,6 +159,36 @@ class DetectorFit:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ResultsSettings:
+    """How results are kept.
+
+    Attributes
+    ----------
+    shard : int
+        Scans a part; what is lost when a process is killed is less than one part.
+    maps : {"all", "flagged"}
+        Scans whose evidence map is kept: all, or those that are flagged and a sample of the rest.
+    sampled : float
+        That sample's share, drawn by pseudonym: the same scans whoever scores them.
+    """
+
+    shard: int = 256
+    maps: Literal["all", "flagged"] = "all"
+    sampled: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse empty parts and shares that are none."""
+        if self.shard < 1:
+            raise ConfigError(f"results.shard is {self.shard}: expected 1 scan or more")
+        if not 0 <= self.sampled <= 1:
+            raise ConfigError(f"results.sampled is {self.sampled}: expected a share, 0 to 1")
+
+    def keeps_map(self, key: str, *, flagged: bool) -> bool:
+        """Whether the evidence map of a scan is kept; `key` is its pseudonym, hex digits."""
+        return self.maps == "all" or flagged or int(key[:8], 16) < self.sampled * 16**8
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One experiment, whole.
 
@@ -170,6 +200,7 @@ class Config:
         See their classes.
     alpha : float
         Stated false-alarm rate.
+    results : ResultsSettings
     """
 
     name: str
@@ -184,6 +215,7 @@ class Config:
     heatmap: HeatmapSettings = field(default_factory=HeatmapSettings)
     detector: DetectorFit = field(default_factory=DetectorFit)
     alpha: float = 0.05
+    results: ResultsSettings = field(default_factory=ResultsSettings)
 
     def __post_init__(self) -> None:
         """Refuse what no calibration can support."""

@@ -28,7 +28,7 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import FeatureSettings, observe
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.detection.scoring import fit_scoring, score_observation
-from pipelines.run import RunFolder
+from pipelines.run import RunFolder, progress_bar
 from pipelines.score import choose_scans, score_rows
 
 BATCH = 32
@@ -56,7 +56,8 @@ def files(bundle_name: Path, count: int) -> None:
         bundle = read_bundle(folder)
         rows = manifest.select()
         began = time.perf_counter()
-        scored = score_rows(bundle, config.data.root, rows, torch.device("cpu"), "scoring")
+        bar = progress_bar(len(rows), "scoring", "scan", hidden=True)
+        scored = score_rows(bundle, config.data.root, rows, torch.device("cpu"), bar)
         print(f"{'scans':>7} {'resident MiB':>13} {'scans/s':>9}")
         for done, _ in enumerate(scored, start=1):
             if done % max(1, count // 10) == 0:

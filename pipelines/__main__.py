@@ -122,12 +122,21 @@ def score(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run to make of a folder of scans; default: runs/NAME-scores."),
     ] = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="i/n", help="Only the i-th of n shares; default: all that is free."),
+    ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score scans: p-values, flags and heatmaps where the bundle is calibrated."""
+    """Score scans: p-values, flags and heatmaps where the bundle is calibrated.
+
+    A run that was stopped goes on where it stopped, and any number of these commands may work on
+    one run at once.
+    """
     from pipelines import score as stage
     from pipelines.run import RunFolder
+    from pipelines.shards import Turn
     from pipelines.train import pick_device
 
     folder = RunFolder(run)
@@ -135,7 +144,53 @@ def score(
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
     resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
-    stage.score(folder, resolved, source, manifest, pick_device(device))
+    turn = None if shard is None else Turn.parse(shard)
+    stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """Say how far scoring is: done, failed by reason, scans a second, time left."""
+    from pipelines import status as stage
+    from pipelines.run import RunFolder
+
+    for line in stage.status(RunFolder(run)):
+        typer.echo(line)
+
+
+@app.command()
+def query(
+    run: RunArgument,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table `scores`.")],
+) -> None:
+    """Ask the scores in SQL (DuckDB); the answer is CSV on standard output."""
+    import csv
+    import sys
+
+    from pipelines.run import RunFolder
+
+    answer = RunFolder(run).results.query(sql)
+    lines = csv.writer(sys.stdout)
+    lines.writerow(answer.column_names)
+    for batch in answer.to_batches():
+        lines.writerows(row.values() for row in batch.to_pylist())
+
+
+@app.command()
+def retry(
+    run: RunArgument,
+    reason: Annotated[str, typer.Option(help="Reason of the rows, as `anomaly status` prints.")],
+) -> None:
+    """Forget the parts that hold rows with a reason; `anomaly score` makes them again."""
+    from pipelines import status as stage
+    from pipelines.run import RunFolder
+
+    folder = RunFolder(run)
+    parts, rows = stage.retry(folder, reason)
+    typer.echo(
+        f"{rows} rows with reason {reason!r} in {parts} parts: run `anomaly score {run}` to make "
+        "them again"
+    )
 
 
 @app.command()

@@ -14,7 +14,7 @@ from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError
-from pipelines.run import RunFolder
+from pipelines.run import RunFolder, progress_bar
 from pipelines.score import ScoredScan, score_rows
 from pipelines.train import scan_hash
 
@@ -41,15 +41,16 @@ def calibrate(
     _refuse_unfit(rows, bundle, config)
     allowed_rank(len(rows), config.alpha)  # before the work, not after
     scores, peaks = [], []
-    for item in score_rows(bundle, config.data.root, rows, device, "calibrating"):
-        if not isinstance(item, ScoredScan):
-            row, error = item
-            raise CalibrationError(
-                f"calibration scan {row.key} could not be read ({error.reason}): a scan left out "
-                "would bend the false-alarm rate. Run `anomaly prepare` again"
-            )
-        scores.append(item.score)
-        peaks.append(item.peak)
+    with progress_bar(len(rows), "calibrating", "scan") as bar:
+        for item in score_rows(bundle, config.data.root, rows, device, bar):
+            if not isinstance(item, ScoredScan):
+                row, error = item
+                raise CalibrationError(
+                    f"calibration scan {row.key} could not be read ({error.reason}): a scan left "
+                    "out would bend the false-alarm rate. Run `anomaly prepare` again"
+                )
+            scores.append(item.score)
+            peaks.append(item.peak)
     calibrated_peaks = Calibration.from_scores(np.array(peaks))
     calibrated = Calibrated(
         Calibration.from_scores(np.array(scores)),

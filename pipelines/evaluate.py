@@ -19,7 +19,7 @@ from anomaly.data.transforms import Frame
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
 from anomaly.evaluation import Estimate, Rate, auroc, image_metrics, pixel_metrics
-from anomaly.results import ScoreRow, read_evidence, read_scores
+from anomaly.results import Provenance, ScoreRow
 from pipelines.run import NOTICE, RunFolder
 
 __all__ = ["evaluate", "matching_scores", "source_evidence"]
@@ -40,7 +40,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     calibrated = bundle.calibration()
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows, provenance = matching_scores(run, manifest, bundle)
-    alpha = float(provenance["alpha"])  # the one that the flags were raised at
+    alpha = provenance.alpha  # the one that the flags were raised at
     by_key = {row.key: row for row in manifest.select()}
     pairs = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
     if not pairs:
@@ -70,7 +70,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
             )
         ),
         "features": _feature_aurocs(pairs, abnormal, patients),
-        "provenance": provenance,
+        "provenance": asdict(provenance),
     }
     if config.data.masks:
         metrics["pixels"] = _pixels(run, config, bundle, pairs)
@@ -82,7 +82,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
 
 def matching_scores(
     run: RunFolder, manifest: Manifest, bundle: Bundle
-) -> tuple[list[ScoreRow], dict[str, str]]:
+) -> tuple[list[ScoreRow], Provenance]:
     """Read the run's scores and their provenance, if they fit its manifest and bundle.
 
     Raises
@@ -90,23 +90,28 @@ def matching_scores(
     AnomalyError
         If there are none, or they were made with another manifest or bundle.
     """
-    rows, provenance = read_scores(run.scores)
+    rows, provenance = run.results.read()
     known = {row.key for row in manifest.select()}
-    fits = provenance["manifest"] == manifest.hash and provenance["bundle"] == bundle.hash
+    fits = (provenance.manifest, provenance.bundle) == (manifest.hash, bundle.hash)
     # The hash of a manifest does not cover its pseudonyms: another site.key changes them.
     if not fits or any(row.key not in known for row in rows if row.status == "scored"):
         raise AnomalyError(
-            f"{run.scores} was made with another manifest or bundle than the run holds now: run "
-            f"`anomaly score {run.path}` again"
+            f"{run.results.folder} was made with another manifest or bundle than the run holds "
+            f"now: run `anomaly score {run.path}` again"
         )
     return rows, provenance
 
 
-def source_evidence(run: RunFolder, bundle: Bundle, scan: ManifestRow) -> NDArray[np.float32]:
-    """Read a scan's evidence back onto its source pixels: (H, W) float32."""
+def source_evidence(
+    run: RunFolder, bundle: Bundle, row: ScoreRow, scan: ManifestRow
+) -> NDArray[np.float32] | None:
+    """Read a scan's evidence back onto its source pixels, (H, W) float32; None if not kept."""
+    evidence = run.results.evidence(row)
+    if evidence is None:
+        return None
     how = bundle.config.preprocessing
     frame = Frame((scan.rows, scan.columns), how.size, how.geometry)
-    return frame.to_source(read_evidence(run.evidence, scan.key))
+    return frame.to_source(evidence)
 
 
 def _feature_aurocs(
@@ -131,7 +136,7 @@ def _pixels(
     pairs: Sequence[tuple[ScoreRow, ManifestRow]],
 ) -> dict[str, Any]:
     evidence, masks = [], []
-    for _, scan in pairs:
+    for row, scan in pairs:
         path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
         if scan.label == config.data.normal or not path.exists():
             continue
@@ -142,7 +147,13 @@ def _pixels(
                 f"{(scan.rows, scan.columns)}: they must agree"
             )
         if mask.any():
-            evidence.append(source_evidence(run, bundle, scan))
+            found = source_evidence(run, bundle, row, scan)
+            if found is None:
+                raise AnomalyError(
+                    f"no evidence map is kept of {scan.key}, which has a mask: score with "
+                    "results.maps=all"
+                )
+            evidence.append(found)
             masks.append(mask)
     if not masks:
         raise AnomalyError(f"data.masks is {config.data.masks!r}, but no abnormal scan has a mask")

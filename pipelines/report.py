@@ -49,7 +49,7 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows, provenance = matching_scores(run, manifest, bundle)
     # The flags were raised at this rate, whatever the configuration says now.
-    config = replace(config, alpha=float(provenance["alpha"]))
+    config = replace(config, alpha=provenance.alpha)
     by_key = {row.key: row for row in manifest.select()}
     scored = [row for row in rows if row.status == "scored"]
     scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
@@ -67,7 +67,10 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
         evidence_threshold=calibrated.peaks.threshold(config.alpha),
         evidence_ceiling=calibrated.evidence_ceiling,
         provenance={
-            **provenance,
+            "bundle": provenance.bundle,
+            "manifest": provenance.manifest,
+            "settings": provenance.settings,
+            "alpha": repr(provenance.alpha),
             "anomaly": anomaly.__version__,
             "torch": torch.__version__.split("+")[0],
         },
@@ -88,10 +91,11 @@ def _case(
     shown: bool,
 ) -> ReportCase:
     calibrated = bundle.calibration()
-    evidence = source_evidence(run, bundle, scan)
+    evidence = source_evidence(run, bundle, row, scan)
     spacing = None
     if scan.spacing_row is not None and scan.spacing_column is not None:
         spacing = (scan.spacing_row, scan.spacing_column)
+    peak_threshold = calibrated.peaks.threshold(config.alpha)
     assert row.score is not None
     assert row.p_value is not None
     verdict = Verdict(
@@ -100,10 +104,15 @@ def _case(
         config.alpha,
         calibrated.scores.threshold(config.alpha),
         bool(row.flagged),
-        find_regions(evidence, calibrated.peaks.threshold(config.alpha), spacing),
+        () if evidence is None else find_regions(evidence, peak_threshold, spacing),
     )
     pixels, note = None, ""
-    if shown and scan.burned_in:
+    if evidence is None:
+        note = (
+            f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
+            "when it was scored."
+        )
+    elif shown and scan.burned_in:
         note = "The source says that text is burned into this image, so it is not shown."
     elif shown:
         try:

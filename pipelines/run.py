@@ -3,8 +3,8 @@
 ::
 
     RUN/config.yaml          what really ran            RUN/bundle/        the detector
-    RUN/manifest.parquet     scans; private (0600)      RUN/scores.parquet, scores.csv
-    RUN/site.key             pseudonyms; private        RUN/evidence/      heatmaps by pseudonym
+    RUN/manifest.parquet     scans; private (0600)      RUN/parts/         scores and heatmaps
+    RUN/site.key             pseudonyms; private        RUN/scores.csv     scores
     RUN/checkpoint.pt        training state             RUN/metrics.json   evaluation
     RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html
 """
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import anomaly
 from anomaly.errors import AnomalyError
+from anomaly.results import Results
 
 __all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
 
@@ -64,14 +65,14 @@ class RunFolder:
         return self._at("bundle")
 
     @property
-    def scores(self) -> Path:
-        """The scores."""
-        return self._at("scores.parquet")
+    def results(self) -> Results:
+        """Scores and evidence maps."""
+        return Results(self._at("parts"))
 
     @property
-    def evidence(self) -> Path:
-        """The folder of evidence maps."""
-        return self._at("evidence")
+    def scores_csv(self) -> Path:
+        """The scores for a spreadsheet."""
+        return self._at("scores.csv")
 
     @property
     def metrics(self) -> Path:

@@ -313,6 +313,7 @@ def test_every_setting_is_in_the_hash() -> None:
         "features.grid": 16,
         "preprocessing.intensity": "full",
         "training.precision": "bfloat16",
+        "results.maps": "flagged",
         "training.level_weights": "relative",
         "detector.candidates": [{"use": ["nll"]}],
         "detector.fit_on": ["train", "validation"],

@@ -1,8 +1,9 @@
-"""The results store: what is written is read back, and a stranger's file is refused."""
+"""The results store: what is written is read back, whole, and a stranger's part does not count."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anomaly import results
+from anomaly import results as module
 from anomaly.errors import AnomalyError
-from anomaly.results import (
-    ScoreRow,
-    export_csv,
-    read_evidence,
-    read_scores,
-    write_evidence,
-    write_scores,
-)
+from anomaly.results import Provenance, Results, ScoreRow
 
-ROWS = [
+MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
+FIRST = [
     ScoreRow(
         "0a",
         "scored",
@@ -32,112 +27,179 @@ ROWS = [
         evidence_peak=9.25,
         regions=2,
         view="PA",
-        features={"nll": 3.25, "residual_0.5": 1e-3},
+        study="55",
+        patient="77",
+        map_part=0,
+        features={"nll": 3.25, "residual_0.5": 2**-10},
     ),
     ScoreRow("1b", "scored", score=0.1 + 0.2, features={"nll": -1.0}),  # not calibrated
-    ScoreRow("2c", "not scored", reason="truncated", features={}),
 ]
+SECOND = [ScoreRow("2c", "not scored", reason="truncated", features={})]
 
 
-def test_rows_and_provenance_come_back_equal(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "scores.parquet"
-    write_scores(path, ROWS, {"bundle": "abc", "alpha": "0.05"})
-    rows, provenance = read_scores(path)
-    assert rows == ROWS
-    assert provenance == {"bundle": "abc", "alpha": "0.05"}
-    assert [p.name for p in path.parent.iterdir()] == ["scores.parquet"]
+@pytest.fixture
+def store(tmp_path: Path) -> Results:
+    made = Results(tmp_path / "parts")
+    made.begin(MADE_OF)
+    made.write(1, SECOND, {}, MADE_OF)
+    made.write(0, FIRST, {"0a": np.full((3, 3), 2.5, np.float32)}, MADE_OF)
+    return made
 
 
-def test_an_empty_table_comes_back_empty(tmp_path: Path) -> None:
-    write_scores(tmp_path / "s.parquet", [], {})
-    assert read_scores(tmp_path / "s.parquet") == ([], {})
+def names(store: Results) -> set[str]:
+    return {path.name for path in store.folder.iterdir()}
 
 
-def test_missing_values_are_empty_cells(tmp_path: Path) -> None:
-    export_csv(tmp_path / "s.csv", ROWS)
-    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.reader(file))
-    assert table == [
-        [
-            "key",
-            "status",
-            "reason",
-            "score",
-            "p_value",
-            "flagged",
-            "evidence_peak",
-            "regions",
-            "view",
-        ],
-        ["0a", "scored", "", "1.5", "0.04", "True", "9.25", "2", "PA"],
-        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", ""],
-        ["2c", "not scored", "truncated", "", "", "", "", "", ""],
-    ]
+def test_rows_and_provenance_come_back_equal_and_in_order(store: Results) -> None:
+    rows, provenance = store.read()
+    assert rows == FIRST + SECOND
+    assert provenance == MADE_OF
+    assert names(store) == {
+        "job.json",
+        "part-00000.parquet",
+        "part-00001.parquet",
+        "maps-00000.npz",
+    }
 
 
-def test_a_failed_write_leaves_the_old_table_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_results_of_no_scans_are_complete_and_empty(tmp_path: Path) -> None:
+    empty = Results(tmp_path)
+    empty.begin(replace(MADE_OF, parts=0))
+    assert empty.read()[0] == []
+
+
+def test_a_missing_part_is_said_and_not_passed_over(store: Results) -> None:
+    store.part(0).unlink()
+    assert store.done() == [1]
+    with pytest.raises(AnomalyError, match="holds 1 of 2 parts: run `anomaly score` again"):
+        store.read()
+
+
+@pytest.mark.parametrize("change", ["bundle", "manifest", "inputs", "settings"])
+def test_a_part_of_something_else_does_not_count(store: Results, change: str) -> None:
+    other = replace(MADE_OF, **{change: "another"})
+    assert store.is_done(0, MADE_OF)
+    assert not store.is_done(0, other)
+    store.begin(other)
+    assert store.done() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"key,status\n", b"PAR1" + b"\0" * 64 + b"PAR1"])
+def test_a_file_that_is_no_parquet_does_not_count(content: bytes, store: Results) -> None:
+    store.part(0).write_bytes(content)
+    assert store.done() == [1]
+
+
+def test_a_truncated_part_does_not_count(store: Results) -> None:
+    store.part(0).write_bytes(store.part(0).read_bytes()[:-20])
+    assert not store.is_done(0, MADE_OF)
+
+
+def test_a_part_damaged_inside_is_refused_by_name(store: Results) -> None:
+    data = bytearray(store.part(0).read_bytes())
+    data[4:40] = bytes(36)  # in the first column; what describes the columns is at the end
+    store.part(0).write_bytes(bytes(data))
+    with pytest.raises(AnomalyError, match=r"part-00000\.parquet cannot be read"):
+        store.read()
+
+
+def test_a_strangers_parquet_does_not_count(store: Results) -> None:
+    pq.write_table(pa.table({"name": ["x"], "age": [3]}), store.part(0))
+    assert store.done() == [1]
+
+
+def test_no_scores_says_which_stage_is_missing(tmp_path: Path) -> None:
+    for ask in (Results(tmp_path).read, Results(tmp_path).done):
+        with pytest.raises(AnomalyError, match="run `anomaly score` first"):
+            ask()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"bundle": 1}'])
+def test_a_damaged_job_is_said(store: Results, text: str) -> None:
+    store.job.write_text(text)
+    with pytest.raises(AnomalyError, match=r"job\.json is damaged"):
+        store.provenance()
+
+
+def test_a_failed_write_leaves_the_old_part_and_no_litter(
+    store: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "scores.parquet"
-    write_scores(path, ROWS, {})
+    before = names(store)
 
     def disk_full(_table: Any, file: Any, **_: Any) -> None:
         file.write(b"PAR1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.pq, "write_table", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        write_scores(path, ROWS[:1], {})
-    assert [p.name for p in tmp_path.iterdir()] == ["scores.parquet"]
-    assert read_scores(path)[0] == ROWS
+    monkeypatch.setattr(module.pq, "write_table", disk_full)
+    with pytest.raises(AnomalyError, match=r"could not be written \(No space left"):
+        store.write(0, FIRST[:1], {}, MADE_OF)
+    assert names(store) == before
+    assert store.read()[0] == FIRST + SECOND
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"key,status\n", b"PAR1" + b"\0" * 64 + b"PAR1"])
-def test_a_file_that_is_no_parquet_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "s.parquet"
-    path.write_bytes(content)
-    with pytest.raises(AnomalyError, match=r"s\.parquet cannot be read"):
-        read_scores(path)
+def test_finishing_cleans_away_litter_and_what_is_beyond_the_end(
+    store: Results, tmp_path: Path
+) -> None:
+    before = names(store)
+    for name in ("part-00001.parquet.0f.tmp", "x.1e.stale", "part-00001.lease", "maps-00007.npz"):
+        (store.folder / name).write_bytes(b"x")
+    store.write(5, SECOND, {}, MADE_OF)  # of longer results
+    (store.folder / "notes.txt").write_text("somebody's")
+    assert not store.is_finished(MADE_OF)
+    store.finish(MADE_OF, tmp_path / "scores.csv")
+    assert names(store) == before | {"notes.txt", "finished.json"}
+    assert store.is_finished(MADE_OF)
+    assert not store.is_finished(replace(MADE_OF, inputs="others"))
+    assert (tmp_path / "scores.csv").exists()
+    store.forget(1)
+    assert not store.is_finished(MADE_OF)
+    assert store.done() == [0]
 
 
-def test_a_truncated_table_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "s.parquet"
-    write_scores(path, ROWS, {})
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(AnomalyError, match="cannot be read"):
-        read_scores(path)
+def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
+    store.export_csv(tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.reader(file))
+    columns = "key status reason score p_value flagged evidence_peak regions view study patient"
+    assert table == [
+        columns.split(),
+        ["0a", "scored", "", "1.5", "0.04", "true", "9.25", "2", "PA", "55", "77"],
+        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", ""],
+        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", ""],
+    ]
 
 
-def test_other_columns_are_refused_by_name(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"name": ["x"], "age": [3]}), tmp_path / "s.parquet")
-    with pytest.raises(AnomalyError, match=r"\['name', 'age'\]: not scores of this version"):
-        read_scores(tmp_path / "s.parquet")
+def test_a_question_in_sql(store: Results) -> None:
+    found = store.query("SELECT key, features['nll'] AS nll FROM scores ORDER BY nll")
+    assert found.to_pylist() == [
+        {"key": "1b", "nll": -1.0},
+        {"key": "0a", "nll": 3.25},
+        {"key": "2c", "nll": None},
+    ]
 
 
-def test_our_columns_without_provenance_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "s.parquet"
-    write_scores(path, ROWS, {})
-    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
-    with pytest.raises(AnomalyError, match="not scores of this version"):
-        read_scores(path)
+@pytest.mark.parametrize("sql", ["SELECT nothing FROM scores", "SELEC", "DROP TABLE x"])
+def test_a_question_that_cannot_be_answered_is_said(store: Results, sql: str) -> None:
+    with pytest.raises(AnomalyError, match="the query is refused"):
+        store.query(sql)
 
 
-def test_no_scores_says_which_stage_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(AnomalyError, match="run `anomaly score` first"):
-        read_scores(tmp_path / "s.parquet")
+def test_a_question_before_the_first_part(tmp_path: Path) -> None:
+    store = Results(tmp_path)
+    store.begin(MADE_OF)
+    with pytest.raises(AnomalyError, match="no finished part yet"):
+        store.query("SELECT 1")
 
 
-def test_evidence_comes_back_in_half_precision(tmp_path: Path) -> None:
+def test_evidence_comes_back_in_half_precision(store: Results) -> None:
     evidence = np.random.default_rng(0).uniform(0, 30, (5, 7)).astype(np.float32)
-    write_evidence(tmp_path / "e", "abc", evidence)
-    again = read_evidence(tmp_path / "e", "abc")
+    evidence[0, 0] = 1e9  # absurd: stays finite and the largest there is
+    row = replace(SECOND[0], map_part=1)
+    store.write(1, [row], {row.key: evidence}, MADE_OF)
+    again = store.evidence(row)
+    assert again is not None
     assert again.dtype == np.float32
-    assert again.shape == (5, 7)
+    assert again[0, 0] == 65504
     # float16 keeps 11 bits: a relative error of at most 2**-11
-    np.testing.assert_allclose(again, evidence, rtol=2**-11)
-    assert [p.name for p in (tmp_path / "e").iterdir()] == ["abc.npz"]
-
-
-def test_absurd_evidence_stays_finite_and_largest(tmp_path: Path) -> None:
-    write_evidence(tmp_path, "k", np.array([[1e9, 2.0]], dtype=np.float32))
-    assert read_evidence(tmp_path, "k").tolist() == [[65504.0, 2.0]]  # the largest float16
+    np.testing.assert_allclose(again.ravel()[1:], evidence.ravel()[1:], rtol=2**-11)
+    assert store.evidence(SECOND[0]) is None

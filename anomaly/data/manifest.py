@@ -43,6 +43,7 @@ __all__ = [
     "build_manifest",
     "load_site_key",
     "prove_disjoint",
+    "pseudonym",
 ]
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -379,9 +380,13 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
+def pseudonym(site_key: bytes, name: str) -> str:
+    """Name that only who has the site key can link to `name`: HMAC-SHA256, shortened."""
+    return hmac.new(site_key, name.encode(), hashlib.sha256).hexdigest()[:_KEY_DIGITS]
+
+
 def _key(site_key: bytes, instance: str, frame: int) -> str:
-    message = f"{instance}/{frame}".encode()
-    return hmac.new(site_key, message, hashlib.sha256).hexdigest()[:_KEY_DIGITS]
+    return pseudonym(site_key, f"{instance}/{frame}")
 
 
 # --- one file ---------------------------------------------------------------------------------

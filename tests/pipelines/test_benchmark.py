@@ -31,7 +31,7 @@ from anomaly.errors import CalibrationError, ConfigError
 from pipelines import benchmark as stage
 from pipelines.__main__ import main
 from pipelines.benchmark import benchmark, benchmark_config, published_labels, split_hash
-from pipelines.run import RunFolder
+from pipelines.run import RunFolder, progress_bar
 from pipelines.score import ScoredScan, score_rows
 
 ALPHA = 0.1
@@ -150,7 +150,8 @@ def command(*arguments: object) -> str:
 
 def scores_of(done: Done, rows: tuple[ManifestRow, ...]) -> NDArray[np.float64]:
     """Score rows as `anomaly score` does, apart from the benchmark."""
-    scored = list(score_rows(read_bundle(done.run.bundle), done.data, rows, CPU, "by hand"))
+    with progress_bar(len(rows), "by hand", "scan", hidden=True) as bar:
+        scored = list(score_rows(read_bundle(done.run.bundle), done.data, rows, CPU, bar))
     assert all(isinstance(item, ScoredScan) for item in scored)
     return np.array([item.score for item in scored if isinstance(item, ScoredScan)])
 

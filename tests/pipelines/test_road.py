@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import os
 import shutil
 import signal
@@ -14,9 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -25,143 +21,15 @@ import pydicom
 import pytest
 import yaml
 from PIL import Image
+from road import STEPS, Road, anomaly, copy, done, refused
 from safetensors.numpy import load_file
 
 from anomaly.bundle import read_bundle
 from anomaly.checkpoint import read_checkpoint
 from anomaly.config import load_config
 from anomaly.data.manifest import Manifest
-from anomaly.data.phantom_dicom import write_phantom_studies
 from anomaly.detection.features import feature_groups
-from anomaly.results import ScoreRow, read_scores
-from pipelines.__main__ import main
 from pipelines.run import RunFolder
-
-STEPS = 40
-CONFIG = {
-    "name": "Small phantoms",
-    "data": {
-        "labels": {"normal": ["normal/*"], "abnormal": ["abnormal/*"]},
-        "masks": "masks",
-        "splits": {"train": 0.3, "validation": 0.25, "calibration": 0.3, "test": 0.15},
-        "allow_synthetic": True,
-        "workers": 1,
-    },
-    "preprocessing": {"size": 16},
-    "augmentation": {"rotate": 3, "zoom": 0.04, "shift": 0.03, "gamma": 0.1},
-    "levels": {"steps": 20},
-    "network": {"widths": [8, 8], "features": 8},
-    "features": {"noise_to_signal": [0.25, 1.0], "draws": 1},
-    "training": {
-        "steps": STEPS,
-        "batch_size": 8,
-        "warmup_steps": 2,
-        "validate_every": STEPS,
-        "checkpoint_every": 10,
-    },
-    "detector": {
-        "candidates": [
-            {"use": ["energy"]},
-            {"use": ["evidence_peak"]},
-            {"use": ["energy", "evidence", "nll"], "kind": "guarded"},
-        ],
-        "fit_on": ["train", "validation"],
-        "nuisance_copies": 1,
-    },
-    "alpha": 0.1,
-}
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def anomaly(*arguments: object) -> Said:
-    """Run a command in this process as a shell would, and leave no trace in it."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "monai")]
-    before = sys.argv, [logger.level for logger in loggers]
-    out, err = io.StringIO(), io.StringIO()
-    sys.argv = ["anomaly", *map(str, arguments)]
-    code: object = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as end:
-                code = end.code or 0
-    finally:
-        sys.argv = before[0]
-        for logger, level in zip(loggers, before[1], strict=True):
-            logger.setLevel(level)
-    assert isinstance(code, int)
-    return Said(code, out.getvalue(), err.getvalue())
-
-
-def done(*arguments: object) -> Said:
-    said = anomaly(*arguments)
-    assert said.code == 0, said.err
-    return said
-
-
-def refused(*arguments: object) -> str:
-    """Run a command that must fail as one sentence for a person, and return the sentence."""
-    said = anomaly(*arguments)
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert said.code == 1, said
-    assert len(errors) == 1, said.err
-    assert said.err.rstrip().endswith(errors[0])  # the last line, and a single one
-    assert "Traceback" not in said.err
-    return errors[0]
-
-
-@dataclass(frozen=True)
-class Road:
-    """An archive, a configuration and the run at three of its stages; copy before changing it."""
-
-    scans: Path
-    config: Path
-    prepared: RunFolder
-    trained: RunFolder
-    run: RunFolder
-
-    @property
-    def manifest(self) -> Manifest:
-        return Manifest.read(self.run.manifest, self.scans)
-
-    @property
-    def rows(self) -> list[ScoreRow]:
-        return read_scores(self.run.scores)[0]
-
-
-def copy(run: RunFolder, path: Path) -> RunFolder:
-    shutil.copytree(run.path, path)
-    return RunFolder(path)
-
-
-@pytest.fixture(scope="session")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
-    root = tmp_path_factory.mktemp("road")
-    scans, config = root / "archive", root / "config.yaml"
-    write_phantom_studies(scans, normals=48, abnormals=8, seed=0, size=(96, 84))
-    (scans / "notes.txt").write_text("not a scan")
-    config.write_text(yaml.safe_dump(CONFIG))
-    run = RunFolder(root / "run")
-    done("prepare", run.path, "--config", config, "--data", scans)
-    prepared = copy(run, root / "prepared")
-    done("train", run.path, "--device", "cpu")
-    trained = copy(run, root / "trained")
-    for stage in ("calibrate", "score", "evaluate", "report"):
-        done(stage, run.path)
-    return Road(scans, config, prepared, trained, run)
-
-
-@pytest.fixture
-def run(road: Road, tmp_path: Path) -> RunFolder:
-    """Return a copy of the finished run that a test may change."""
-    return copy(road.run, tmp_path / "run")
-
 
 # --- what the road leaves ---------------------------------------------------------------------
 
@@ -224,8 +92,11 @@ def test_the_detector_is_a_candidate_chosen_by_its_margin(road: Road) -> None:
 
 
 def test_evidence_is_kept_for_every_scored_scan(road: Road) -> None:
-    kept = {path.stem for path in road.run.evidence.iterdir()}
-    assert kept == {row.key for row in road.rows if row.status == "scored"}
+    size = read_bundle(road.run.bundle).config.preprocessing.size
+    for row in road.rows:
+        kept = road.run.results.evidence(row)
+        assert (kept is not None) == (row.status == "scored")
+        assert kept is None or kept.shape == (size, size)
 
 
 def test_metrics_count_what_was_scored(road: Road) -> None:
@@ -259,15 +130,16 @@ def test_shared_outputs_identify_nobody(road: Road) -> None:
         secrets |= {row.path, row.patient, row.study, row.series, row.instance, row.detail}
     secrets -= {""}
     assert len(secrets) > 200
-    table = pq.read_table(road.run.scores)
-    texts = {
-        "scores.parquet": f"{table.to_pylist()} {table.schema.metadata}",
-        "evidence": " ".join(path.name for path in road.run.evidence.iterdir()),
-    }
-    plain = [road.run.report, road.run.metrics, road.run.scores.with_suffix(".csv")]
+    table = pq.read_table(road.run.results.part(0))
+    with np.load(road.run.results.maps(0)) as maps:
+        texts = {
+            "part-00000.parquet": f"{table.to_pylist()} {table.schema.metadata}",
+            "maps-00000.npz": " ".join(maps),
+        }
+    plain = [road.run.report, road.run.metrics, road.run.scores_csv, road.run.results.job]
     for path in [*plain, *road.run.bundle.iterdir()]:
         texts[path.name] = path.read_bytes().decode("latin-1")
-    assert len(texts) == 10
+    assert len(texts) == 11
     for name, text in texts.items():
         found = [secret for secret in secrets if secret in text]
         assert not found, f"{name} holds {found[:3]}"
@@ -288,7 +160,7 @@ def test_sample_sheets_say_that_they_are_synthetic(road: Road) -> None:
 
 def test_scoring_twice_gives_the_same_scores(road: Road, run: RunFolder) -> None:
     done("score", run.path)
-    assert read_scores(run.scores) == read_scores(road.run.scores)
+    assert run.results.read() == road.run.results.read()
 
 
 def test_the_configuration_kept_is_what_ran(road: Road) -> None:
@@ -340,13 +212,13 @@ def test_new_scans_each_get_a_row_and_a_reason(road: Road, tmp_path: Path) -> No
     said = done("score", new.path, "--scans", tmp_path / "new", "--bundle", road.run.bundle)
     listed = Manifest.read(new.manifest).rows
     assert {row.path: row.reason for row in listed} == expected
-    rows, provenance = read_scores(new.scores)
+    rows, provenance = new.results.read()
     # the twin shares the key of the scan that it repeats, hence pairs
     assert sorted((r.key, r.reason) for r in rows) == sorted((r.key, r.reason) for r in listed)
     (usable,) = [row.key for row in listed if row.path == "a.dcm"]
     assert [row.key for row in rows if row.status == "scored"] == [usable]
     assert all(row.score is None and row.flagged is None for row in rows if row.reason)
-    assert provenance["bundle"] == read_bundle(road.run.bundle).hash
+    assert provenance.bundle == read_bundle(road.run.bundle).hash
     assert "Traceback" not in said.err
     done("report", new.path)
     page = new.report.read_text(encoding="utf-8")
@@ -361,7 +233,7 @@ def test_a_scan_scores_the_same_alone_as_in_company(road: Road, tmp_path: Path) 
     new = RunFolder(tmp_path / "run")
     # A folder of scans stands where a run would.
     done("score", tmp_path / "one", "--bundle", road.run.bundle, "--out", new.path)
-    ((alone,), _) = read_scores(new.scores)
+    ((alone,), _) = new.results.read()
     (company,) = [r for r in road.rows if r.key == row.key]
     assert alone.key != company.key  # another site key gives another pseudonym
     assert alone.score == pytest.approx(company.score, rel=1e-4)
@@ -378,8 +250,8 @@ def test_settings_reach_new_scans(road: Road, tmp_path: Path) -> None:
     new = RunFolder(tmp_path / "run")
     arguments = ["--scans", road.scans / "abnormal", "--bundle", road.run.bundle]
     done("score", new.path, *arguments, "--set", "alpha=0.5")
-    rows, provenance = read_scores(new.scores)
-    assert float(provenance["alpha"]) == 0.5
+    rows, provenance = new.results.read()
+    assert provenance.alpha == 0.5
     assert all(row.flagged == (row.p_value <= 0.5) for row in rows if row.p_value is not None)
     assert "unknown configuration key" in refused(
         "score", tmp_path / "other", *arguments, "--set", "alhpa=0.5"
@@ -402,14 +274,14 @@ def test_a_stage_before_training_finds_no_bundle(stage: str, road: Road) -> None
 
 @pytest.mark.parametrize("stage", ["evaluate", "report"])
 def test_a_stage_before_scoring_says_so(stage: str, run: RunFolder) -> None:
-    run.scores.unlink()
+    shutil.rmtree(run.results.folder)
     assert "run `anomaly score` first" in refused(stage, run.path)
 
 
 def test_without_calibration_there_are_scores_and_no_flags(road: Road, tmp_path: Path) -> None:
     run = copy(road.trained, tmp_path / "run")
     done("score", run.path)
-    scored = [row for row in read_scores(run.scores)[0] if row.status == "scored"]
+    scored = [row for row in run.results.read()[0] if row.status == "scored"]
     calibrated = {row.key: row.score for row in road.rows}
     assert {row.key: row.score for row in scored}.items() <= calibrated.items()
     assert all((row.p_value, row.flagged, row.regions) == (None, None, None) for row in scored)
@@ -438,7 +310,7 @@ def test_figures_are_of_the_rate_that_the_flags_were_raised_at(run: RunFolder) -
     done("evaluate", run.path)
     done("report", run.path)
     metrics = json.loads(run.metrics.read_text())
-    rows = [row for row in read_scores(run.scores)[0] if row.p_value is not None]
+    rows = [row for row in run.results.read()[0] if row.p_value is not None]
     assert metrics["alpha"] == 0.5
     flagged = sum(row.p_value <= 0.5 for row in rows if row.p_value is not None)
     assert metrics["false_alarms"]["count"] + metrics["sensitivity"]["count"] == flagged > 0

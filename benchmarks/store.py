@@ -1,0 +1,105 @@
+"""Time the questions that a worklist asks of a large results store.
+
+    python benchmarks/store.py --rows 10000000 --shard 8192
+
+Writes synthetic parts of the documented schema to a temporary folder, then asks: the hundred most
+anomalous scans, a summary by view, one scan by its pseudonym, the hundred most anomalous studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anomaly.detection.features import FeatureSettings, reported_names
+from anomaly.results import SCHEMA, Provenance, Results
+
+VIEWS = ("PA", "AP", "LATERAL")
+
+
+def part(rng: np.random.Generator, first: int, count: int) -> tuple[pa.Table, str]:
+    """Rows of one shard and the first pseudonym; two images a study, 1 in 50 not scored."""
+    number = np.arange(first, first + count)
+    failed = rng.random(count) < 0.02
+    score, p_value = rng.gamma(4, size=count), rng.random(count)
+    names = reported_names(FeatureSettings())
+    values = rng.normal(size=count * len(names)).astype(np.float32)
+    offsets = np.arange(count + 1, dtype=np.int32) * len(names)
+    # As `scramble` of a counter: pseudonyms have no order.
+    keys = [f"{(n * 0x9E3779B97F4A7C15) % 2**48:012x}" for n in number.tolist()]
+    columns = {
+        "key": keys,
+        "status": np.where(failed, "not scored", "scored"),
+        "reason": np.where(failed, "truncated", ""),
+        "score": pa.array(score, mask=failed),
+        "p_value": pa.array(p_value, mask=failed),
+        "flagged": pa.array(p_value <= 0.05, mask=failed),
+        "evidence_peak": pa.array(score * 2, mask=failed),
+        "regions": pa.array(rng.integers(0, 4, count), mask=failed),
+        "view": np.array(VIEWS)[number % 3],
+        "study": [f"{n // 2:012x}" for n in number.tolist()],
+        "patient": [f"{n // 4:012x}" for n in number.tolist()],
+        "map_part": pa.array(number // count, mask=rng.random(count) > 0.06),
+        "features": pa.MapArray.from_arrays(
+            pa.array(offsets), pa.array(list(names) * count), pa.array(values)
+        ),
+    }
+    return pa.table(columns).cast(SCHEMA), keys[0]
+
+
+QUESTIONS = {
+    "the 100 most anomalous scans": "SELECT key, score, p_value FROM scores ORDER BY score DESC "
+    "LIMIT 100",
+    "summary by view": "SELECT view, count(*), avg(score), sum(flagged::int) FROM scores "
+    "GROUP BY view",
+    "one scan by pseudonym": "SELECT * FROM scores WHERE key = '{key}'",
+    "the 100 most anomalous studies": "SELECT study, least(1, count(*) * min(p_value)) AS p "
+    "FROM scores WHERE status = 'scored' GROUP BY study ORDER BY p LIMIT 100",
+}
+
+
+def main() -> None:
+    """Write the parts, ask, print seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--shard", type=int, default=8192)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Results(Path(folder) / "parts")
+        count = -(-options.rows // options.shard)
+        provenance = Provenance(
+            "b" * 64, "m" * 64, "i" * 64, "s" * 64, 0.05, count, {"anomaly": "0.1.0"}
+        )
+        results.begin(provenance)
+        rng, key = np.random.default_rng(0), ""
+        said = {"provenance": json.dumps(asdict(provenance))}
+        began = time.perf_counter()
+        for index in range(count):
+            rows = min(options.shard, options.rows - index * options.shard)
+            table, key = part(rng, index * options.shard, rows)
+            pq.write_table(table.replace_schema_metadata(said), results.part(index))
+        size = sum(path.stat().st_size for path in results.folder.iterdir()) / 2**20
+        print(
+            f"{options.rows} rows in {count} parts, {size:.0f} MiB, "
+            f"{size / options.rows * 1e6:.0f} MiB a million rows; generated in "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        for repeat in ("first", "again"):
+            for name, sql in QUESTIONS.items():
+                began = time.perf_counter()
+                found = results.query(sql.format(key=key))
+                seconds = time.perf_counter() - began
+                print(f"{repeat}: {name}: {seconds:.2f} s, {found.num_rows} rows", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A small phantom archive that has gone the whole road, for the tests that start from there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from anomaly.data.manifest import Manifest
+from anomaly.results import ScoreRow
+from pipelines.__main__ import main
+from pipelines.run import RunFolder
+
+STEPS = 40
+CONFIG = {
+    "name": "Small phantoms",
+    "data": {
+        "labels": {"normal": ["normal/*"], "abnormal": ["abnormal/*"]},
+        "masks": "masks",
+        "splits": {"train": 0.3, "validation": 0.25, "calibration": 0.3, "test": 0.15},
+        "allow_synthetic": True,
+        "workers": 1,
+    },
+    "preprocessing": {"size": 16},
+    "augmentation": {"rotate": 3, "zoom": 0.04, "shift": 0.03, "gamma": 0.1},
+    "levels": {"steps": 20},
+    "network": {"widths": [8, 8], "features": 8},
+    "features": {"noise_to_signal": [0.25, 1.0], "draws": 1},
+    "training": {
+        "steps": STEPS,
+        "batch_size": 8,
+        "warmup_steps": 2,
+        "validate_every": STEPS,
+        "checkpoint_every": 10,
+    },
+    "detector": {
+        "candidates": [
+            {"use": ["energy"]},
+            {"use": ["evidence_peak"]},
+            {"use": ["energy", "evidence", "nll"], "kind": "guarded"},
+        ],
+        "fit_on": ["train", "validation"],
+        "nuisance_copies": 1,
+    },
+    "alpha": 0.1,
+}
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def anomaly(*arguments: object) -> Said:
+    """Run a command in this process as a shell would, and leave no trace in it."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "monai")]
+    before = sys.argv, [logger.level for logger in loggers]
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["anomaly", *map(str, arguments)]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+    finally:
+        sys.argv = before[0]
+        for logger, level in zip(loggers, before[1], strict=True):
+            logger.setLevel(level)
+    assert isinstance(code, int)
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Said:
+    said = anomaly(*arguments)
+    assert said.code == 0, said.err
+    return said
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail as one sentence for a person, and return the sentence."""
+    said = anomaly(*arguments)
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert said.code == 1, said
+    assert len(errors) == 1, said.err
+    assert said.err.rstrip().endswith(errors[0])  # the last line, and a single one
+    assert "Traceback" not in said.err
+    return errors[0]
+
+
+@dataclass(frozen=True)
+class Road:
+    """An archive, a configuration and the run at three of its stages; copy before changing it."""
+
+    scans: Path
+    config: Path
+    prepared: RunFolder
+    trained: RunFolder
+    run: RunFolder
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.run.manifest, self.scans)
+
+    @property
+    def rows(self) -> list[ScoreRow]:
+        return self.run.results.read()[0]
+
+
+def copy(run: RunFolder, path: Path) -> RunFolder:
+    shutil.copytree(run.path, path)
+    return RunFolder(path)
