@@ -1,0 +1,143 @@
+"""What each training choice is worth on a benchmark: one short training a row.
+
+    python benchmarks/ablations.py --data DIR --out FOLDER --steps 600
+
+A row is the benchmark's own configuration with the overrides that it names, so
+`anomaly benchmark zhanglab --data DIR --set OVERRIDE ...` repeats and extends it. All rows are
+trained for the same number of steps, one seed, and judged by the features that come from the
+network alone (Ledoit-Wolf over `energy`). Rows that are done are read again from FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.bundle import read_bundle
+from anomaly.evaluation import auroc
+from pipelines.benchmark import benchmark_config
+from pipelines.benchmark_tables import Judge
+from pipelines.calibrate import calibrate
+from pipelines.fit import Watcher, changed
+from pipelines.prepare import prepare
+from pipelines.run import RunFolder
+from pipelines.train import train
+
+DETECTOR = (
+    "detector.candidates=[{kind: ledoit_wolf, use: [energy]}]",
+    "detector.nuisance_copies=0",
+)
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "the configuration": (),
+    "half the width": ("network.widths=[16, 24, 32, 32]",),
+    "one and a half times the width": ("network.widths=[48, 72, 96, 96]",),
+    "linear schedule (DDPM)": ("levels.schedule=linear",),
+    "cosine schedule": ("levels.schedule=cosine",),
+    "100 levels instead of 400": ("levels.steps=100",),
+    "uniform level weights": ("training.level_weights=uniform",),
+    "cross-entropy from the start, weight 1e-3": (
+        "training.ce_weight=0.001",
+        "training.ce_from=0.0",
+    ),
+    "no augmentation": (
+        "augmentation.rotate=0",
+        "augmentation.zoom=0",
+        "augmentation.shift=0",
+        "augmentation.gamma=0",
+    ),
+    "no closed-form base": ("network.spectral_base=false",),
+    "one noise draw": ("features.draws=1",),
+    "four noise draws": ("features.draws=4",),
+    "intensity range as stored": ("preprocessing.intensity=full",),
+    "32x32": ("preprocessing.size=32",),
+    "128x128": ("preprocessing.size=128",),
+}
+
+
+def measure(name: str, data: Path, folder: Path, steps: int) -> dict[str, object]:
+    """Train one row and look at held-out normals, altered ones and abnormal scans."""
+    overrides = [f"training.steps={steps}", f"training.validate_every={steps}", *DETECTOR]
+    config = benchmark_config("zhanglab", data, None, None, [*overrides, *ROWS[name]])
+    run, device = RunFolder(folder / name.replace(" ", "-")), torch.device("cpu")
+    run.path.mkdir(parents=True, exist_ok=True)
+    manifest = prepare(run, config)
+    began = time.perf_counter()
+    train(run, config, device)
+    seconds = time.perf_counter() - began
+    last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    calibrate(run, config, run.bundle, "calibration", device)
+    bundle = read_bundle(run.bundle)
+    judge = Judge(
+        Watcher(bundle.network, bundle.levels, config, bundle.reference, device),
+        bundle,
+        bundle.heatmap,
+    )
+    held_out = manifest.select(split="test", label=config.data.normal)
+    abnormal = [row for row in manifest.select(split="test") if row.label != config.data.normal]
+    disturb = partial(changed, "nuisance", 1, 0)
+    calm, moved = judge.look(held_out, "normal"), judge.look(held_out, "disturbed", disturb)
+    ill = judge.look(abnormal, "abnormal")
+
+    def compare(
+        low: NDArray[np.float64], high: NDArray[np.float64], patients: list[str]
+    ) -> dict[str, float]:
+        kinds = np.repeat([False, True], [len(low), len(high)])
+        found = auroc(np.concatenate([low, high]), kinds, patients)
+        return {"value": found.value, "low": found.low, "high": found.high}
+
+    both = calm.patients + ill.patients
+    return {
+        "name": name,
+        "overrides": list(ROWS[name]),
+        "steps": steps,
+        "bits_per_dim": last["bits_per_dim"],
+        "seconds": seconds,
+        "auroc": compare(calm.scores, ill.scores, both),
+        "auroc_against_nuisance": compare(moved.scores, ill.scores, both),
+        "nuisance": compare(calm.scores, moved.scores, calm.patients + moved.patients),
+    }
+
+
+def show(row: dict[str, object]) -> None:
+    """Print one line of the table."""
+
+    def cell(name: str) -> str:
+        found = row[name]
+        assert isinstance(found, dict)
+        return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+    print(
+        f"| {row['name']} | {row['bits_per_dim']:.2f} | {row['seconds']:.0f} | {cell('auroc')} | "
+        f"{cell('auroc_against_nuisance')} | {cell('nuisance')} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Parse the options, train every row and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    print("| row | bits/dim | training, s | AUROC | against altered normals | altered normals |")
+    print("|---|---|---|---|---|---|")
+    for name in options.rows:
+        done = options.out / f"{name.replace(' ', '-')}-{options.steps}.json"
+        if not done.exists():
+            done.write_text(json.dumps(measure(name, options.data, options.out, options.steps)))
+        show(json.loads(done.read_text()))
+
+
+if __name__ == "__main__":
+    main()
