@@ -130,7 +130,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    print("| row | bits/dim | training, s | AUROC | against altered normals | altered normals |")
+    print(
+        "| row | bits/dim | training and fitting, s | AUROC | against altered normals | "
+        "altered normals |"
+    )
     print("|---|---|---|---|---|---|")
     for name in options.rows:
         done = options.out / f"{name.replace(' ', '-')}-{options.steps}.json"
