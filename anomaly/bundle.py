@@ -56,7 +56,7 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 3
+FORMAT = 4
 _MAIN = "bundle.json"
 
 
@@ -74,12 +74,20 @@ class Calibrated:
         Top of the colour scale: twice the region threshold at the configured alpha.
     manifest_hash : str
         Of the manifest that they came from.
+    under_nuisance : bool
+        They were scored under random mild acquisition changes, not as they are.
     """
 
     scores: Calibration
     peaks: Calibration
     evidence_ceiling: float
     manifest_hash: str
+    under_nuisance: bool = False
+
+    def __str__(self) -> str:
+        """Say what it was made of."""
+        changed = " under mild acquisition changes" if self.under_nuisance else ""
+        return f"{len(self.scores.scores)} normal scans{changed}"
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         record["calibration"] = {
             "evidence_ceiling": calibrated.evidence_ceiling,
             "manifest_hash": calibrated.manifest_hash,
+            "under_nuisance": calibrated.under_nuisance,
             "scans": len(calibrated.scores.scores),
         }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -304,6 +313,7 @@ def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibra
         Calibration(arrays["peaks"]),
         float(record["evidence_ceiling"]),
         record["manifest_hash"],
+        bool(record["under_nuisance"]),
     )
 
 

@@ -51,6 +51,8 @@ class DataSettings:
         Folder of scans.
     labels : dict of str to list of str
         Label -> glob patterns on the path relative to `root`; the first match wins.
+    sites : dict of str to list of str
+        Name of a site -> glob patterns of its files, likewise; the names go into the results.
     normal : str
         The label that the model learns from.
     patient_pattern : str or None
@@ -69,6 +71,7 @@ class DataSettings:
 
     root: Path = Path("data")
     labels: dict[str, list[str]] = field(default_factory=lambda: {"normal": ["*"]})
+    sites: dict[str, list[str]] = field(default_factory=dict)
     normal: str = "normal"
     patient_pattern: str | None = None
     masks: str | None = None
@@ -90,6 +93,8 @@ class DataSettings:
             raise ConfigError(
                 f"data.normal is {self.normal!r}: expected one of the labels {sorted(self.labels)}"
             )
+        if self.workers < 1:
+            raise ConfigError(f"data.workers is {self.workers}: expected 1 process or more")
         if self.seed < 0:
             raise ConfigError(f"data.seed is {self.seed}: expected 0 or more")
 
@@ -125,6 +130,9 @@ class DetectorFit:
     nuisance_copies : int
         Copies of each of them under random mild acquisition changes
         (`anomaly.data.alterations.random_nuisance`) that are fitted on too.
+    calibrate_under_nuisance : bool
+        Calibrate on the calibration scans under such changes, not as they are: the false-alarm
+        rate then holds for normals so changed, and is smaller for unchanged ones.
     seed : int
         Of these changes.
     """
@@ -132,6 +140,7 @@ class DetectorFit:
     candidates: tuple[DetectorSettings, ...] = (DetectorSettings(),)
     fit_on: tuple[Literal["train", "validation"], ...] = ("validation",)
     nuisance_copies: int = 0
+    calibrate_under_nuisance: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -223,12 +232,23 @@ class Config:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
         if self.training.seed < 0:
             raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
-        names = [name for group in feature_groups(self.features).values() for name in group]
-        for name in (name for candidate in self.detector.candidates for name in candidate.use):
-            if name not in GROUPS and name not in names:
+        of = {n: group for group, names in feature_groups(self.features).items() for n in names}
+        names = list(of)
+        for candidate in self.detector.candidates:
+            for name in candidate.features:
+                if name not in GROUPS and name not in names:
+                    raise ConfigError(
+                        f"detector.candidates use {name!r}: expected groups {GROUPS} or names of "
+                        f"features {reported_names(self.features)}"
+                    )
+            use, guard = (
+                {name for name in names if {name, of[name]} & set(wanted)}
+                for wanted in (candidate.use, candidate.guard)
+            )
+            if both := sorted(use & guard):
                 raise ConfigError(
-                    f"detector.candidates use {name!r}: expected groups {GROUPS} or names of "
-                    f"features {reported_names(self.features)}"
+                    f"detector.candidates {candidate}: {both[0]!r} is in use and on guard: "
+                    "expected one of the two"
                 )
 
     @property

@@ -6,6 +6,7 @@
     parts/finished.json        the same, once all parts are there and exported
     parts/part-00012.parquet   rows of shard 12
     parts/maps-00012.npz       evidence maps of shard 12 that are kept, float16, by pseudonym
+    parts/worklist.parquet     all rows without features, most anomalous first, once all are there
 
 A part is there whole or not at all: it is written under a temporary name, flushed to disk and
 renamed. Its metadata says what it was made of (`Provenance`), so a part of something else is never
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal
 
 import duckdb
 import numpy as np
@@ -60,6 +62,8 @@ class ScoreRow:
     regions : int or None
         Connected regions above the evidence threshold.
     view : str
+    site : str
+        As the configuration names it; empty where it does not.
     study, patient : str
         Pseudonyms; empty where the source says nothing.
     map_part : int or None
@@ -76,6 +80,7 @@ class ScoreRow:
     evidence_peak: float | None = None
     regions: int | None = None
     view: str = ""
+    site: str = ""
     study: str = ""
     patient: str = ""
     map_part: int | None = None
@@ -93,6 +98,7 @@ SCHEMA = pa.schema(
         ("evidence_peak", pa.float64()),
         ("regions", pa.int64()),
         ("view", pa.string()),
+        ("site", pa.string()),
         ("study", pa.string()),
         ("patient", pa.string()),
         ("map_part", pa.int64()),
@@ -103,7 +109,19 @@ SCHEMA = pa.schema(
 
 _TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
 
-_Answer = TypeVar("_Answer")
+_GROUPS = """
+CREATE VIEW {name} AS
+SELECT *, p_value <= {alpha!r} AS flagged
+FROM (
+    SELECT {column}, count(*) AS images, count(score) AS scored,
+        arg_max(key, score) AS most_anomalous, max(score) AS score,
+        CASE WHEN count(p_value) > 0 THEN least(1, count(p_value) * min(p_value)) END AS p_value
+    FROM worklist WHERE {column} != '' GROUP BY {column}
+)
+"""
+"""A study or patient is as anomalous as its most anomalous image. The smallest of m p-values, times
+m, is a p-value again, whatever the images have to do with each other (Bonferroni). Without any
+there is none: not scored is not normal."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +183,15 @@ class Results:
         """Whose results were all there, and exported, last."""
         return self.folder / "finished.json"
 
+    @property
+    def worklist(self) -> Path:
+        """All rows in one file, for quick questions; counts while `is_finished`."""
+        return self.folder / "worklist.parquet"
+
     def begin(self, provenance: Provenance) -> None:
         """Say whose results these will be; parts of others no longer count."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.finished.unlink(missing_ok=True)
+        self.reopen()
         with _whole(self.job) as file:
             file.write(_said(provenance).encode())
 
@@ -246,13 +269,20 @@ class Results:
     def finish(self, provenance: Provenance, table: Path) -> None:
         """Tidy up after the last part and export; for one process at a time."""
         self._clean(provenance)
+        for left in table.parent.glob(f"{table.name}.*.tmp"):
+            left.unlink(missing_ok=True)
         self.export_csv(table)
+        self._sort()
         with _whole(self.finished) as file:
             file.write(_said(provenance).encode())
 
+    def reopen(self) -> None:
+        """Say that the results are being changed: no longer finished."""
+        self.finished.unlink(missing_ok=True)
+
     def forget(self, index: int) -> None:
         """Remove a shard's part, so that it is made again."""
-        self.finished.unlink(missing_ok=True)
+        self.reopen()
         self.part(index).unlink()
 
     def read(self) -> tuple[list[ScoreRow], Provenance]:
@@ -295,6 +325,12 @@ class Results:
         with np.load(self.maps(row.map_part), allow_pickle=False) as arrays:
             return np.asarray(arrays[row.key], dtype=np.float32)
 
+    def _sort(self) -> None:
+        """Write the worklist: in one sorted file the first of ten million are found fast."""
+        with self._asked(self.worklist) as (connection, temporary):
+            rows = connection.sql("SELECT * FROM worklist ORDER BY score DESC NULLS LAST")
+            rows.write_parquet(temporary, compression="zstd")
+
     def _clean(self, provenance: Provenance) -> None:
         # All parts are there: what is being written now is written twice.
         names = ("*.tmp", "*.stale", "part-*.lease")
@@ -305,17 +341,26 @@ class Results:
             if not number.isdigit() or int(number) >= provenance.parts:
                 path.unlink(missing_ok=True)
 
-    def export_csv(self, path: Path) -> None:
-        """Write all rows, in order and without features, as CSV for a spreadsheet.
+    def export_csv(self, path: Path) -> int:
+        """Write all rows, in order and without features, as CSV; return how many.
 
         Raises
         ------
         AnomalyError
             If there is no part yet or the file cannot be written.
         """
-        temporary = _temporary(self.folder / path.name)  # where tidying up finds it
+        with self._asked(path) as (connection, temporary):
+            rows = connection.sql(f"SELECT {_TABLE} FROM scores")  # noqa: S608
+            rows.write_csv(temporary)
+            return int(rows.shape[0])
+
+    @contextmanager
+    def _asked(self, path: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        """Yield the database and the name under which to write a file that then appears whole."""
+        temporary = _temporary(path)
         try:
-            self._ask(lambda scores: scores.project(_TABLE).write_csv(str(temporary)))
+            with self._open() as connection:
+                yield connection, str(temporary)
             temporary.replace(path)
         except (duckdb.Error, OSError) as error:
             raise AnomalyError(
@@ -325,34 +370,66 @@ class Results:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def query(self, sql: str) -> pa.Table:
-        """Ask the finished parts in SQL: the table is called ``scores``.
+    def table(self) -> pa.Table:
+        """All rows, in order and without features."""
+        return self.query(f"SELECT {_TABLE} FROM scores")  # noqa: S608
+
+    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
+        """Ask the finished parts in SQL.
+
+        Parameters
+        ----------
+        sql : str
+            Over ``scores``, the rows; ``worklist``, the same without features, and quicker;
+            ``studies`` and ``patients``, one row each (`_GROUPS`); and the tables given.
+        **tables : pyarrow.Table
 
         Raises
         ------
         AnomalyError
             If there is no part yet, or DuckDB refuses the query.
         """
-
-        def ask(scores: duckdb.DuckDBPyRelation) -> pa.Table:
-            found = scores.query("scores", sql)
-            if found is None:  # DuckDB 1.x has no answer to a statement
-                raise AnomalyError(f"{sql!r} gives no table: expected a SELECT over `scores`")
-            return found.to_arrow_table()
-
         try:
-            return self._ask(ask)
+            with self._open() as connection:
+                for name, table in tables.items():
+                    connection.register(name, table)
+                found = connection.sql(sql)
+                if found is None:
+                    raise AnomalyError(f"{sql!r} gives no table: expected a SELECT over `scores`")
+                return found.to_arrow_table()
         except duckdb.Error as error:
             said = str(error).splitlines()[0]  # below it the query is drawn again
             raise AnomalyError(f"the query is refused: {said}") from error
 
-    def _ask(self, question: Callable[[duckdb.DuckDBPyRelation], _Answer]) -> _Answer:
-        parts = [str(self.part(i)) for i in self.done()]
+    @contextmanager
+    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a database in memory that knows the parts that are done."""
+        provenance = self.provenance()
+        # A look whether they are there, and not into each of thousands.
+        everything = [*map(self.part, range(provenance.parts)), self.worklist]
+        complete = self.is_finished(provenance) and all(path.exists() for path in everything)
+        done = range(provenance.parts) if complete else self.done(provenance)
+        parts = [_plain(self.part(index)) for index in done]
         if not parts:
             raise AnomalyError(f"{self.folder} holds no finished part yet: run `anomaly score`")
         with duckdb.connect() as connection:
             # A folder named "a=b" is a folder, not a column.
-            return question(connection.read_parquet(parts, hive_partitioning=False))
+            connection.read_parquet(parts, hive_partitioning=False).create_view("scores")
+            if complete:
+                sorted_rows = connection.read_parquet(
+                    _plain(self.worklist), hive_partitioning=False
+                )
+                sorted_rows.create_view("worklist")
+            else:
+                connection.execute(f"CREATE VIEW worklist AS SELECT {_TABLE} FROM scores")  # noqa: S608
+            for name, column in (("studies", "study"), ("patients", "patient")):
+                connection.execute(_GROUPS.format(name=name, column=column, alpha=provenance.alpha))
+            yield connection
+
+
+def _plain(path: Path) -> str:
+    """Name a file for DuckDB, to which brackets and stars are a pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
 def _said(provenance: Provenance) -> str:

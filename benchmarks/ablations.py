@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from anomaly.bundle import read_bundle
 from anomaly.evaluation import auroc
 from pipelines.benchmark import benchmark_config
-from pipelines.benchmark_tables import Judge
+from pipelines.benchmark_scans import Judge
 from pipelines.calibrate import calibrate
 from pipelines.fit import Watcher, changed
 from pipelines.prepare import prepare
@@ -53,7 +53,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "augmentation.shift=0",
         "augmentation.gamma=0",
     ),
-    "no closed-form base": ("network.spectral_base=false",),
+    "no closed-form base": ("network.spectral_base=false", "training.level_weights=uniform"),
     "one noise draw": ("features.draws=1",),
     "four noise draws": ("features.draws=4",),
     "intensity range as stored": ("preprocessing.intensity=full",),

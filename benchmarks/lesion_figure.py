@@ -24,7 +24,8 @@ from anomaly.data.alterations import LESIONS, alter
 from anomaly.data.manifest import Manifest
 from anomaly.data.readers import read_scan
 from anomaly.data.transforms import Frame
-from pipelines.benchmark_tables import ALTERATION_SEED, Judge, altered_by
+from pipelines.benchmark_robustness import ALTERATION_SEED, altered_by
+from pipelines.benchmark_scans import Judge
 from pipelines.fit import Watcher
 from pipelines.run import NOTICE, RunFolder
 

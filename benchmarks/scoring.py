@@ -24,12 +24,14 @@ from anomaly.bundle import find_bundle, read_bundle
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
+from anomaly.data.loaders import ImageReader
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import FeatureSettings, observe
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.detection.scoring import fit_scoring, score_observation
-from pipelines.run import RunFolder, progress_bar
-from pipelines.score import choose_scans, score_rows
+from pipelines.batches import Scorer
+from pipelines.run import RunFolder
+from pipelines.score import choose_scans
 
 BATCH = 32
 
@@ -56,8 +58,8 @@ def files(bundle_name: Path, count: int) -> None:
         bundle = read_bundle(folder)
         rows = manifest.select()
         began = time.perf_counter()
-        bar = progress_bar(len(rows), "scoring", "scan", hidden=True)
-        scored = score_rows(bundle, config.data.root, rows, torch.device("cpu"), bar)
+        reader = ImageReader(config.data.root, bundle.config.intensity, bundle.config.preprocessing)
+        scored = Scorer(bundle, reader, torch.device("cpu")).score((0, row) for row in rows)
         print(f"{'scans':>7} {'resident MiB':>13} {'scans/s':>9}")
         for done, _ in enumerate(scored, start=1):
             if done % max(1, count // 10) == 0:
@@ -75,7 +77,7 @@ def arrays(size: int, count: int) -> None:
     network = LevelClassifier(build_network(settings, levels), base).eval()
     features, detector = (
         FeatureSettings(),
-        DetectorSettings(("energy", "texture", "score_norm"), "guarded"),
+        DetectorSettings(("energy", "texture"), "guarded", ("octave", "score_norm")),
     )
     observed = observe(
         network, levels, images[:BATCH], features, grey_levels=256, reference=images.mean(0)

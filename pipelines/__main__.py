@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from anomaly.errors import AnomalyError
+from anomaly.errors import AnomalyError, ConfigError
+from anomaly.logs import log_what_is_allowed
 
 if TYPE_CHECKING:
     from anomaly.config import Config
@@ -126,6 +126,12 @@ def score(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="i/n", help="Only the i-th of n shares; default: all that is free."),
     ] = None,
+    ray: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, metavar="N", help="On Ray, with N actors; RAY_ADDRESS names a cluster."
+        ),
+    ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -144,6 +150,13 @@ def score(
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
     resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
+    if ray is not None and shard is not None:
+        raise ConfigError("--ray deals out all shards itself: leave --shard away")
+    if ray is not None:
+        from pipelines.cluster import score_on_ray
+
+        score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
+        return
     turn = None if shard is None else Turn.parse(shard)
     stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
 
@@ -161,19 +174,69 @@ def status(run: RunArgument) -> None:
 @app.command()
 def query(
     run: RunArgument,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table `scores`.")],
+    sql: Annotated[
+        str,
+        typer.Argument(
+            metavar="SQL", help="A SELECT over `scores`, `studies`, `patients`, `feedback`."
+        ),
+    ],
 ) -> None:
     """Ask the scores in SQL (DuckDB); the answer is CSV on standard output."""
     import csv
     import sys
 
+    from anomaly.feedback import Feedback
     from pipelines.run import RunFolder
 
-    answer = RunFolder(run).results.query(sql)
+    folder = RunFolder(run)
+    # Only who asks for it: it may be for somebody else's eyes.
+    asked = "feedback" in sql.lower()
+    tables = {"feedback": Feedback.table(folder.feedback)} if asked else {}
+    answer = folder.results.query(sql, **tables)
     lines = csv.writer(sys.stdout)
     lines.writerow(answer.column_names)
     for batch in answer.to_batches():
         lines.writerows(row.values() for row in batch.to_pylist())
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .csv or .xlsx.")],
+    with_identifiers: Annotated[
+        bool,
+        typer.Option(
+            "--with-identifiers",
+            help="Name paths, patients and UIDs too: for the owner of the scans alone.",
+        ),
+    ] = False,
+) -> None:
+    """Write the scores for a spreadsheet: pseudonyms, unless identifiers are asked for."""
+    from pipelines import score as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import run_config
+
+    folder = RunFolder(run)
+    rows = stage.export_scores(folder, run_config(folder, []), out, identifiers=with_identifiers)
+    typer.echo(f"{rows} rows in {out}. Research use only. Not a diagnosis.")
+    if with_identifiers:
+        typer.echo("This file names patients: do not share it.")
+
+
+@app.command()
+def feedback(
+    run: RunArgument,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Pseudonym of a scan.")],
+    opinion: Annotated[str, typer.Argument(metavar="agree|disagree")],
+    comment: Annotated[str, typer.Option(help="Stays in feedback.sqlite; may be empty.")] = "",
+    reader: Annotated[str, typer.Option(help="Who says so; any name.")] = "",
+) -> None:
+    """Note what a reader thinks of a result; ask with `anomaly query`, table `feedback`."""
+    from pipelines import status as stage
+    from pipelines.run import RunFolder
+
+    said = stage.give_feedback(RunFolder(run), key, opinion, reader=reader, comment=comment)
+    typer.echo(f"{said.opinion} with {said.key} noted")
 
 
 @app.command()
@@ -216,7 +279,8 @@ def report(
     from pipelines.train import run_config
 
     folder = RunFolder(run)
-    stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
+    page = stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
+    typer.echo(f"report: {page}")
 
 
 @app.command()
@@ -231,7 +295,9 @@ def demo(
     from pipelines.run import RunFolder
     from pipelines.train import pick_device
 
-    stage.demo(RunFolder(out), config, set_ or [], pick_device(device))
+    folder = RunFolder(out)
+    stage.demo(folder, config, set_ or [], pick_device(device))
+    typer.echo(f"Figures: {folder.metrics}. Open {folder.report}")
 
 
 @app.command()
@@ -302,10 +368,7 @@ def _printed(config: Config, wanted: bool) -> bool:
 
 def main() -> None:
     """Run a command; an error made for a person is one sentence and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # These quote file contents, which may identify; their warnings reach us as exceptions.
-    for name in ("pydicom", "nibabel", "monai"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    log_what_is_allowed()
     try:
         app()
     except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours

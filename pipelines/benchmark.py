@@ -39,23 +39,18 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, BundleError, CalibrationError, ConfigError, ManifestError
+from anomaly.logs import Public
 from pipelines.benchmark_page import benchmark_page
-from pipelines.benchmark_tables import (
+from pipelines.benchmark_robustness import (
     ALTERATION_SEED,
-    Bench,
-    EvaluationSet,
-    Judge,
-    Looked,
-    baseline_table,
-    cost,
-    detector_table,
     false_alarm_table,
-    feature_table,
     lesion_tables,
     nuisance_table,
 )
+from pipelines.benchmark_scans import Bench, EvaluationSet, Judge, Looked
+from pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
 from pipelines.calibrate import calibrate
-from pipelines.fit import Watcher, fitting_set
+from pipelines.fit import Watcher, calibration_change, fitting_set
 from pipelines.prepare import prepare, scan_folder
 from pipelines.run import NOTICE, RunFolder
 from pipelines.train import scan_hash, train
@@ -182,7 +177,7 @@ def benchmark(
     text = benchmark_page(result)
     (run.path / "benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (run.path / "benchmark.md").write_text(text, encoding="utf-8")
-    log.info("%s", text)
+    log.info("%s", Public(text))
     run.record("benchmark", {"split_hash": identity, "bundle_hash": bundle.hash})
     return result
 
@@ -200,7 +195,7 @@ def _prepared(run: RunFolder, config: Config) -> Manifest:
             f"{run.path} holds a run with other data settings: name a new folder with --out, or "
             "the same archive and labels as before"
         )
-    log.info("the table of scans in %s is used again", run.path)
+    log.info("the table of scans in the run is used again")
     return Manifest.read(run.manifest, config.data.root)
 
 
@@ -230,8 +225,8 @@ def _own_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle | 
         return None
     try:
         bundle = read_bundle(run.bundle)
-    except BundleError as error:
-        log.warning("%s: trained or exported again", error)
+    except BundleError:
+        log.warning("the run's bundle cannot be read: trained or exported again")
         return None
     # A bundle does not keep the folder that it was trained from.
     made_with = replace(bundle.config, data=replace(bundle.config.data, root=config.data.root))
@@ -291,7 +286,7 @@ def _fitted_on(
         observed.residuals[:, config.features.in_map], observed.shifts, config.heatmap
     )
     chosen, rule = _choice(bundle)
-    log.info("%s", rule)
+    log.info("%s", Public(rule))
     return _Normals(Judge(watcher, bundle, heatmap), chosen, rule, table, scans, train, validation)
 
 
@@ -319,14 +314,14 @@ def _split(manifest: Manifest, split: str, label: str | None = None) -> tuple[Ma
 
 def _identity(name: str, manifest: Manifest) -> str:
     found = split_hash(manifest)
-    log.info("split %s", found)
+    log.info("split %s", Public(found))
     expected = SPLITS.get(name)
     if expected not in (None, found):
         log.warning(
             "this is not the split of the benchmark %r (%s...): its figures are of other scans, "
             "and cannot be compared with published ones",
-            name,
-            str(expected)[:12],
+            Public(name),
+            Public(str(expected)[:12]),
         )
     return found
 
@@ -361,9 +356,9 @@ def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[Mani
     classes = {row.label for row in rows}
     if len(classes) < 2 or config.data.normal not in classes:
         log.warning(
-            "%s holds %s: expected normal and abnormal scans in folders of their own; left out",
-            config.data.root / PUBLISHED,
-            sorted(classes) or "no usable scan",
+            "the published test set holds %d classes of usable scans: expected normal and abnormal "
+            "scans in folders of their own; left out",
+            len(classes),
         )
         return ()
     return tuple(rows)
@@ -395,7 +390,8 @@ def _published_config(config: Config) -> Config:
 def _bench(judge: Judge, manifest: Manifest, published: tuple[ManifestRow, ...]) -> Bench:
     config = judge.watcher.config
     normal = config.data.normal
-    calibration = judge.look(_split(manifest, "calibration", normal), "calibration")
+    change = calibration_change(config)
+    calibration = judge.look(_split(manifest, "calibration", normal), "calibration", change)
     test = _split(manifest, "test")
     held_out = judge.look([row for row in test if row.label == normal], "held-out normals")
     sets = list(_sets(judge, "held-out", held_out, test))
@@ -452,7 +448,7 @@ def _tables(
         "nuisances": nuisances,
         "alterations": changes,
         "localisation": places,
-        "false_alarm_law": false_alarm_table(bench, scores),
+        "false_alarm_law": false_alarm_table(bench, judge, scores),
         "cost": cost(bench, judge),
     }
 
@@ -460,13 +456,7 @@ def _tables(
 def _baseline_images(watcher: Watcher, normals: _Normals) -> tuple[Tensor, Tensor]:
     """Training images with one augmented copy of each, and validation images as they are."""
     config = watcher.config
-    framed = framed_images(
-        config.data.root,
-        normals.train,
-        config.intensity,
-        config.preprocessing,
-        config.data.workers,
-    )
+    framed = framed_images(watcher.reader(), normals.train, config.data.workers)
     chain = augment(config.augmentation, config.preprocessing)
     chain.set_random_state(seed=BASELINE_SEED)
     copies = torch.stack([torch.as_tensor(chain(image)) for image in framed])

@@ -142,8 +142,8 @@ def _law(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## False-alarm law",
         "Random halves of the held-out normals by patient: calibrate on one, count on the other. "
-        "The law promises 0.95 or more inside for unaltered scans (counts are whole numbers), and "
-        "nothing for altered ones.",
+        "The law promises 0.95 or more inside for scans in the state that they are calibrated in "
+        "(counts are whole numbers), and nothing for others.",
         _table(head, said),
     ]
 

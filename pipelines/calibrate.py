@@ -11,11 +11,14 @@ import torch
 
 from anomaly.bundle import Bundle, Calibrated, read_bundle, write_bundle
 from anomaly.config import Config
+from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError
+from anomaly.logs import Public
+from pipelines.batches import ScoredScan, Scorer
+from pipelines.fit import calibration_change
 from pipelines.run import RunFolder, progress_bar
-from pipelines.score import ScoredScan, score_rows
 from pipelines.train import scan_hash
 
 __all__ = ["calibrate"]
@@ -40,9 +43,13 @@ def calibrate(
     rows = manifest.select(split=split)
     _refuse_unfit(rows, bundle, config)
     allowed_rank(len(rows), config.alpha)  # before the work, not after
+    settings = bundle.config
+    reader = ImageReader(
+        config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
+    )
     scores, peaks = [], []
     with progress_bar(len(rows), "calibrating", "scan") as bar:
-        for item in score_rows(bundle, config.data.root, rows, device, bar):
+        for _, item in Scorer(bundle, reader, device).score((0, row) for row in rows):
             if not isinstance(item, ScoredScan):
                 row, error = item
                 raise CalibrationError(
@@ -51,19 +58,21 @@ def calibrate(
                 )
             scores.append(item.score)
             peaks.append(item.peak)
+            bar.update()
     calibrated_peaks = Calibration.from_scores(np.array(peaks))
     calibrated = Calibrated(
         Calibration.from_scores(np.array(scores)),
         calibrated_peaks,
         2 * calibrated_peaks.threshold(config.alpha),
         manifest.hash,
+        config.detector.calibrate_under_nuisance,
     )
     written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)
     low, high = false_alarm_interval(len(rows), config.alpha, 0.95)
     log.info(
-        "calibrated on %d normal scans: at alpha = %g the long-run false-alarm rate lies in "
-        "[%.3f, %.3f] with 95 %% confidence, and is at most alpha on average",
-        len(rows),
+        "calibrated on %s: at alpha = %g the long-run false-alarm rate lies in [%.3f, %.3f] with "
+        "95 %% confidence, and is at most alpha on average",
+        Public(calibrated),
         config.alpha,
         low,
         high,

@@ -70,6 +70,6 @@ def demo(
     score(run, config, run.bundle, Manifest.read(run.manifest, config.data.root), device)
     metrics = evaluate(run, config)
     log.info("6/6 writing the report")
-    page = report(run, config)
-    log.info("done in %.0f s. Figures: %s. Open %s", time.perf_counter() - began, run.metrics, page)
+    report(run, config)
+    log.info("done in %.0f s", time.perf_counter() - began)
     return metrics

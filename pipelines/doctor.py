@@ -76,7 +76,7 @@ def _intact(folder: Path) -> list[str]:
     bundle = read_bundle(folder)
     weights = sum(parameter.numel() for parameter in bundle.network.parameters())
     calibrated = (
-        f"calibrated on {len(bundle.calibrated.scores.scores)} normal scans"
+        f"calibrated on {bundle.calibrated}"
         if bundle.calibrated
         else "not calibrated: scores only, no flags"
     )

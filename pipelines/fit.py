@@ -24,16 +24,24 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier
 from anomaly.config import Config
 from anomaly.data.alterations import random_nuisance, random_perturbation
-from anomaly.data.loaders import Change, framed_images, network_images
+from anomaly.data.loaders import Change, ImageReader, framed_images, network_images
 from anomaly.data.manifest import ManifestRow
 from anomaly.detection.detector import Detector, DetectorSettings
 from anomaly.detection.features import Observation, join, observe
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_table
 from anomaly.detection.selection import choose, margin, standard_error
+from anomaly.logs import Public
 from pipelines.run import progress_bar
 
-__all__ = ["FittedScoring", "Watcher", "changed", "fit_detector", "fitting_set"]
+__all__ = [
+    "FittedScoring",
+    "Watcher",
+    "calibration_change",
+    "changed",
+    "fit_detector",
+    "fitting_set",
+]
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +96,13 @@ class Watcher:
 
     def images(self, rows: Sequence[ManifestRow], change: Change | None = None) -> Tensor:
         """Network images (N, 1, size, size) in [-1, 1] of scans, changed where asked, in order."""
+        framed = framed_images(self.reader(change), rows, self.config.data.workers)
+        return network_images(framed, self.config.preprocessing)
+
+    def reader(self, change: Change | None = None) -> ImageReader:
+        """Return what reads its scans, changed where asked."""
         config = self.config
-        framed = framed_images(
-            config.data.root,
-            rows,
-            config.intensity,
-            config.preprocessing,
-            config.data.workers,
-            change,
-        )
-        return network_images(framed, config.preprocessing)
+        return ImageReader(config.data.root, config.intensity, config.preprocessing, change)
 
     def parts(self, images: Tensor, what: str) -> Iterator[Observation]:
         """Ask the network about images, a batch at a time: not all residuals fit in memory."""
@@ -195,11 +200,18 @@ def _choose(
         detector = fit_on(table, candidate, own)
         scores = (detector.score(part.use(detector.names).values) for part in (calm, disturbed))
         margins[name] = margin(*scores)
-        log.info("margin %.3f: %s", margins[name], name)
+        log.info("margin %.3f: %s", margins[name], Public(name))
     error = standard_error(max(margins.values()), len(calm.values), len(disturbed.values))
     chosen = choose(margins, error)
-    log.info("chosen without any abnormal scan (standard error %.3f): %s", error, chosen)
+    log.info("chosen without any abnormal scan (standard error %.3f): %s", error, Public(chosen))
     return candidates[chosen], margins
+
+
+def calibration_change(config: Config) -> Change | None:
+    """How calibration scans are changed before they are scored; None where they are not."""
+    if not config.detector.calibrate_under_nuisance:
+        return None
+    return partial(changed, "nuisance", config.detector.seed, 0)
 
 
 def changed(

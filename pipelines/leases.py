@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from anomaly.errors import AnomalyError
+from anomaly.logs import Public
 
 __all__ = ["BEAT", "PATIENCE", "Lease", "Leases"]
 
@@ -38,7 +39,7 @@ PATIENCE = 30.0
 
 
 class Lease:
-    """A lease that this process holds; a context manager that keeps it alive and gives it back.
+    """A lease that this process holds and keeps alive until it is released; a context manager.
 
     Attributes
     ----------
@@ -50,9 +51,9 @@ class Lease:
         self._name = name
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, args=(beat,), daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Lease:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -61,6 +62,10 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back, unless somebody has taken it over; a second time changes nothing."""
         self._done.set()
         self._thread.join()
         if self._is_own():
@@ -73,7 +78,7 @@ class Lease:
                 with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND), "ab") as file:
                     file.write(b".")
             except OSError as error:
-                log.warning("a lease cannot be kept alive (%s)", error.strerror)
+                log.warning("a lease cannot be kept alive (%s)", Public(error.strerror))
 
     def _is_own(self) -> bool:
         """Whether nobody has taken it over meanwhile."""

@@ -6,8 +6,12 @@ import logging
 from collections import Counter
 
 from anomaly.config import Config, dump
-from anomaly.data.manifest import Manifest, assign_splits, build_manifest, load_site_key
+from anomaly.data.archive import build_manifest
+from anomaly.data.manifest import Manifest
+from anomaly.data.pseudonyms import load_site_key
+from anomaly.data.splits import assign_splits
 from anomaly.errors import ManifestError
+from anomaly.logs import Public
 from pipelines.run import RunFolder, progress_bar
 
 __all__ = ["prepare", "scan_folder"]
@@ -54,6 +58,7 @@ def scan_folder(run: RunFolder, config: Config) -> Manifest:
         manifest = build_manifest(
             config.data.root,
             labels=config.data.labels,
+            sites=config.data.sites,
             exclude=exclude,
             patient_pattern=config.data.patient_pattern,
             policy=config.intensity,
@@ -64,5 +69,5 @@ def scan_folder(run: RunFolder, config: Config) -> Manifest:
     reasons = Counter(row.reason for row in manifest.select(status="skipped"))
     log.info("%d scans can be used", len(manifest.select()))
     for reason, count in reasons.most_common():
-        log.info("%d not used: %s", count, reason)
+        log.info("%d not used: %s", count, Public(reason))
     return manifest

@@ -71,12 +71,13 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
             "manifest": provenance.manifest,
             "settings": provenance.settings,
             "alpha": repr(provenance.alpha),
+            "calibrated on": str(calibrated),
             "anomaly": anomaly.__version__,
             "torch": torch.__version__.split("+")[0],
         },
     )
     write_report(data, run.report, max_images=max_images)
-    log.info("report: %s", run.report)
+    log.info("report written, %d scans shown", len(cases))
     run.record("report", {"cases": len(cases)})
     return run.report
 

@@ -5,7 +5,8 @@
     RUN/config.yaml          what really ran            RUN/bundle/        the detector
     RUN/manifest.parquet     scans; private (0600)      RUN/parts/         scores and heatmaps
     RUN/site.key             pseudonyms; private        RUN/scores.csv     scores
-    RUN/checkpoint.pt        training state             RUN/metrics.json   evaluation
+    RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
+    RUN/checkpoint.pt        training state
     RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html
 """
 
@@ -73,6 +74,11 @@ class RunFolder:
     def scores_csv(self) -> Path:
         """The scores for a spreadsheet."""
         return self._at("scores.csv")
+
+    @property
+    def feedback(self) -> Path:
+        """What readers said of the scores; private."""
+        return self._at("feedback.sqlite")
 
     @property
     def metrics(self) -> Path:

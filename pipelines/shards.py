@@ -33,7 +33,8 @@ class Shard:
     def inputs(self) -> str:
         """SHA-256 over what its part depends on, row by row; where a file lies is no part of it."""
         said = [
-            f"{r.key} {r.sha256} {r.frame} {r.status} {r.reason} {r.view} {r.study} {r.patient}"
+            f"{r.key} {r.sha256} {r.frame} {r.status} {r.reason} {r.view} {r.site} {r.study} "
+            f"{r.patient}"
             for r in self.rows
         ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()

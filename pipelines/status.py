@@ -1,13 +1,17 @@
-"""status: how far a run's scoring is, and what to do again."""
+"""status: how far a run's scoring is, what to do again, and what readers say of it."""
 
 from __future__ import annotations
 
 import time
+from typing import cast, get_args
+
+import pyarrow as pa
 
 from anomaly.errors import AnomalyError
+from anomaly.feedback import Feedback, Opinion
 from pipelines.run import RunFolder
 
-__all__ = ["retry", "status"]
+__all__ = ["give_feedback", "retry", "status"]
 
 
 def status(run: RunFolder) -> list[str]:
@@ -66,6 +70,27 @@ def retry(run: RunFolder, reason: str) -> tuple[int, int]:
     for index in counts:
         results.forget(index)
     return len(counts), sum(counts.values())
+
+
+def give_feedback(
+    run: RunFolder, key: str, opinion: str, *, reader: str = "", comment: str = ""
+) -> Feedback:
+    """Note what a reader says of a scan, beside the results.
+
+    Raises
+    ------
+    AnomalyError
+        If the opinion is none, no row has the key, or the file cannot be written.
+    """
+    if opinion not in get_args(Opinion):
+        raise AnomalyError(f"the opinion is {opinion!r}: expected one of {get_args(Opinion)}")
+    wanted = pa.table({"key": [key]})
+    sql = "SELECT key FROM worklist SEMI JOIN wanted USING (key)"
+    if not run.results.query(sql, wanted=wanted).num_rows:
+        raise AnomalyError(f"no row of {run.path} has key {key!r}: expected one of `scores`")
+    said = Feedback(key, cast("Opinion", opinion), reader, comment)
+    said.add(run.feedback)
+    return said
 
 
 def _duration(seconds: float) -> str:

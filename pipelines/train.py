@@ -31,7 +31,7 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
 from anomaly.config import Config, dump, load_config
-from anomaly.data.loaders import framed_images, network_images, step_batches
+from anomaly.data.loaders import ImageReader, framed_images, network_images, step_batches
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError, ManifestError
 from anomaly.training import Batch, FitResult, fit, validation_metrics
@@ -51,11 +51,9 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
     """Fit the network (resuming where a checkpoint is), then the detector; write the bundle."""
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     normals = {split: _normals(manifest, config, split) for split in ("train", "validation")}
+    reader = ImageReader(config.data.root, config.intensity, config.preprocessing)
     framed = {
-        split: framed_images(
-            config.data.root, rows, config.intensity, config.preprocessing, config.data.workers
-        )
-        for split, rows in normals.items()
+        split: framed_images(reader, rows, config.data.workers) for split, rows in normals.items()
     }
     images = {split: network_images(f, config.preprocessing) for split, f in framed.items()}
     levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
@@ -63,7 +61,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
     keys = [row.key for row in normals["train"]]
     result = _fit(run, config, manifest, classifier, levels, framed["train"], keys, images, device)
     if not result.finished:
-        log.info("stopped at step %d; `anomaly train %s` resumes", result.step, run.path)
+        log.info("stopped at step %d; the same command resumes", result.step)
         return result
     if int(os.environ.get("RANK", "0")) == 0:
         run.config.write_text(dump(config), encoding="utf-8")  # a finished run may be re-exported

@@ -75,7 +75,9 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.errors", ()),
         ("anomaly.types", ()),
         ("anomaly.cdm", ("anomaly.cdm", "anomaly.errors")),
-        ("anomaly.data", ("anomaly.data", "anomaly.types", "anomaly.errors")),
+        ("anomaly.logs", ()),
+        ("anomaly.feedback", ("anomaly.errors",)),
+        ("anomaly.data", ("anomaly.data", "anomaly.types", "anomaly.errors", "anomaly.logs")),
         (
             "anomaly.detection",
             ("anomaly.detection", "anomaly.cdm", "anomaly.types", "anomaly.errors"),
@@ -138,7 +140,11 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ("pydicom", {"anomaly.data.dicom", "anomaly.data.phantom_dicom"}),
         (
             "monai",
-            {"anomaly.data.transforms", "anomaly.data.loaders", "anomaly.detection.baselines"},
+            {
+                "anomaly.data.transforms",
+                "anomaly.data.loaders",
+                "anomaly.detection.baselines.autoencoders",
+            },
         ),
         ("nibabel", {"anomaly.data.images"}),
         ("tifffile", {"anomaly.data.images"}),
@@ -147,7 +153,8 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         (
             "sklearn",
             {
-                "anomaly.detection.baselines",
+                "anomaly.detection.baselines.classical",
+                "anomaly.detection.baselines.denoiser",
                 "anomaly.detection.detector",
                 "anomaly.evaluation",
                 "pipelines.benchmark_tables",
@@ -218,7 +225,7 @@ def test_a_score_meets_its_threshold_in_one_place() -> None:
         for node in ast.walk(tree(name))
         if isinstance(node, ast.Compare) and ".threshold(" in ast.unparse(node)
     }
-    assert homes <= {"anomaly.detection.calibration", "pipelines.score"}
+    assert homes <= {"anomaly.detection.calibration", "pipelines.job"}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

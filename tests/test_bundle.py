@@ -119,7 +119,7 @@ SMALL = {"widths": [8, 8], "features": 4}
         (SMALL, {"kind": "mixture", "clusters": 2}),
         (SMALL, {"kind": "neighbours", "neighbours": 3}),
         (SMALL, {"kind": "conformal", "use": ["energy", "profile"]}),
-        (SMALL, {"kind": "guarded", "use": ["residual_1", "evidence", "nll"]}),
+        (SMALL, {"kind": "guarded", "use": ["residual_1", "evidence"], "guard": ["nll"]}),
         ({"kind": "unet", "widths": [32], "blocks": 1}, {}),
     ],
     ids=["ledoit_wolf", "mixture", "neighbours", "conformal", "guarded", "unet"],
@@ -151,7 +151,7 @@ def test_a_bundle_read_back_scores_the_same(
 
 def test_margins_are_kept(bundle: Bundle, tmp_path: Path) -> None:
     assert bundle.margins == {}
-    margins = {"ledoit_wolf over energy": 0.8125, "guarded over evidence + nll": 2 / 3}
+    margins = {"ledoit_wolf over energy": 0.8125, "guarded over evidence, guard nll": 2 / 3}
     write_bundle(replace(bundle, margins=margins), tmp_path / "b")
     again = read_bundle(tmp_path / "b")
     assert again.margins == margins
@@ -226,11 +226,11 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match="has format 99: this version reads format 3"):
+    with pytest.raises(BundleError, match="has format 99: this version reads format 4"):
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 3}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 4}'])
 def test_a_main_file_that_says_nothing_is_refused(content: bytes, folder: Path) -> None:
     (folder / "bundle.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"bundle\.json"):

@@ -103,6 +103,7 @@ def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> 
         ("detector.fit_on=[train]", "detector.fit_on"),
         ("detector.fit_on=[]", "detector.fit_on"),
         ("detector.nuisance_copies=-1", "detector.nuisance_copies"),
+        ("data.workers=0", "data.workers"),
         ("data.seed=-1", "data.seed"),
         ("data.normal=healthy", "data.normal"),
         ("features.noise_to_signal=[1, 0.5]", "features.noise_to_signal"),
@@ -116,7 +117,7 @@ def test_a_value_out_of_range_is_refused_by_name(setting: str, named: str) -> No
         override(Config("x"), [setting])
 
 
-TWO = [{"use": ["energy"]}, {"use": ["evidence_peak", "nll"], "kind": "guarded"}]
+TWO = [{"use": ["energy"]}, {"use": ["evidence_peak"], "guard": ["nll"], "kind": "guarded"}]
 
 
 @pytest.mark.parametrize(
@@ -134,12 +135,21 @@ def test_a_choice_needs_scans_to_fit_on_and_others_to_choose_by(
     assert len(one.detector.candidates) == 1
 
 
+@pytest.mark.parametrize(
+    ("use", "guard"), [("nll", "nll"), ("profile", "profile_3"), ("octave_0.5_1", "octave")]
+)
+def test_a_feature_is_in_use_or_on_guard(use: str, guard: str) -> None:
+    candidate = {"kind": "guarded", "use": [use, "energy"], "guard": [guard]}
+    with pytest.raises(ConfigError, match="is in use and on guard"):
+        parse_config({"name": "x", "detector": {"candidates": [candidate]}})
+
+
 def test_candidates_survive_the_round_trip(tmp_path: Path) -> None:
     raw = {"candidates": TWO, "fit_on": ["train", "validation"], "nuisance_copies": 2, "seed": 3}
     config = parse_config({"name": "x", "detector": raw})
     assert config.detector.candidates == (
         DetectorSettings(use=("energy",)),
-        DetectorSettings(use=("evidence_peak", "nll"), kind="guarded"),
+        DetectorSettings(use=("evidence_peak",), guard=("nll",), kind="guarded"),
     )
     assert config.detector.fit_on == ("train", "validation")
     assert (config.detector.nuisance_copies, config.detector.seed) == (2, 3)
@@ -313,12 +323,14 @@ def test_every_setting_is_in_the_hash() -> None:
         "features.grid": 16,
         "preprocessing.intensity": "full",
         "training.precision": "bfloat16",
+        "features.precision": "bfloat16",
         "results.maps": "flagged",
         "training.level_weights": "relative",
         "detector.candidates": [{"use": ["nll"]}],
         "detector.fit_on": ["train", "validation"],
         "features.map_range": [0.1, 0.5],
         "data.labels": {"normal": ["a"]},
+        "data.sites": {"north": ["n/*"]},
         "data.patient_pattern": "p",
         "data.masks": "m",
         "data.splits": {"train": 1.0},

@@ -13,7 +13,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
 from anomaly.cdm.network import LevelClassifier, UNetSettings, build_network
 from anomaly.config import Config, load_config
-from anomaly.data.manifest import SPLITS
+from anomaly.data.splits import SPLITS
 from anomaly.data.transforms import augment, network_image
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -27,6 +27,7 @@ FIRST = [
         evidence_peak=9.25,
         regions=2,
         view="PA",
+        site="north",
         study="55",
         patient="77",
         map_part=0,
@@ -147,7 +148,7 @@ def test_finishing_cleans_away_litter_and_what_is_beyond_the_end(
     (store.folder / "notes.txt").write_text("somebody's")
     assert not store.is_finished(MADE_OF)
     store.finish(MADE_OF, tmp_path / "scores.csv")
-    assert names(store) == before | {"notes.txt", "finished.json"}
+    assert names(store) == before | {"notes.txt", "finished.json", "worklist.parquet"}
     assert store.is_finished(MADE_OF)
     assert not store.is_finished(replace(MADE_OF, inputs="others"))
     assert (tmp_path / "scores.csv").exists()
@@ -160,12 +161,14 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
     store.export_csv(tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.reader(file))
-    columns = "key status reason score p_value flagged evidence_peak regions view study patient"
+    columns = (
+        "key status reason score p_value flagged evidence_peak regions view site study patient"
+    )
     assert table == [
         columns.split(),
-        ["0a", "scored", "", "1.5", "0.04", "true", "9.25", "2", "PA", "55", "77"],
-        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", ""],
-        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", ""],
+        ["0a", "scored", "", "1.5", "0.04", "true", "9.25", "2", "PA", "north", "55", "77"],
+        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", ""],
+        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", ""],
     ]
 
 
@@ -182,6 +185,77 @@ def test_a_question_in_sql(store: Results) -> None:
 def test_a_question_that_cannot_be_answered_is_said(store: Results, sql: str) -> None:
     with pytest.raises(AnomalyError, match="the query is refused"):
         store.query(sql)
+
+
+def test_a_study_is_as_anomalous_as_its_most_anomalous_image(tmp_path: Path) -> None:
+    def scored(key: str, score: float, p_value: float, study: str) -> ScoreRow:
+        return ScoreRow(key, "scored", score=score, p_value=p_value, study=study, patient="p")
+
+    rows = [
+        scored("a", 1.0, 0.5, "s"),
+        scored("b", 3.0, 0.01, "s"),
+        ScoreRow("c", "not scored", reason="truncated", study="s", patient="p"),
+        scored("d", 2.0, 0.02, "t"),
+        scored("e", 0.5, 0.9, ""),  # of no study: in none
+        ScoreRow("f", "not scored", reason="truncated", study="u", patient="p"),
+    ]
+    store, made_of = Results(tmp_path), replace(MADE_OF, parts=1, alpha=0.03)
+    store.begin(made_of)
+    store.write(0, rows, {}, made_of)
+    found = store.query("SELECT * FROM studies ORDER BY study").to_pylist()
+    names = ("study", "images", "scored", "most_anomalous", "score", "p_value", "flagged")
+    assert [tuple(row.values()) for row in found] == [
+        ("s", 3, 2, "b", 3.0, 0.02, True),  # twice 0.01: two images had the chance
+        ("t", 1, 1, "d", 2.0, 0.02, True),
+        ("u", 1, 0, None, None, None, None),
+    ]
+    assert tuple(found[0]) == names
+    (patient,) = store.query("SELECT * FROM patients").to_pylist()
+    assert (patient["images"], patient["scored"], patient["p_value"]) == (6, 4, 0.04)
+    assert patient["flagged"] is False
+
+
+def test_the_p_value_of_a_study_keeps_its_promise(tmp_path: Path) -> None:
+    # Three images a study, two of them all but the same: nothing that multiplying would forgive.
+    rng = np.random.default_rng(0)
+    rows = []
+    for study in range(2000):
+        first, other = rng.uniform(size=2)
+        for number, p in enumerate((first, first, other)):
+            key = f"{study}-{number}"
+            rows.append(ScoreRow(key, "scored", score=1 - p, p_value=p, study=str(study)))
+    store, made_of = Results(tmp_path), replace(MADE_OF, parts=1, alpha=0.1)
+    store.begin(made_of)
+    store.write(0, rows, {}, made_of)
+    flagged = store.query("SELECT count(*) FILTER (flagged) AS n FROM studies")["n"][0].as_py()
+    naive = store.query("SELECT count(DISTINCT study) AS n FROM scores WHERE p_value <= 0.1")
+    # P(min(U, V) <= 0.1 / 3) = 0.0656; without the rule 0.19
+    assert 100 < flagged < 165
+    assert naive["n"][0].as_py() > 340
+
+
+def test_the_worklist_is_all_rows_most_anomalous_first(store: Results, tmp_path: Path) -> None:
+    before = store.query("SELECT * FROM worklist").to_pylist()
+    store.finish(MADE_OF, tmp_path / "scores.csv")
+    after = store.query("SELECT * FROM worklist").to_pylist()
+    assert [row["key"] for row in after] == ["0a", "1b", "2c"]
+    assert after == sorted(before, key=lambda row: -(row["score"] or -1))
+    # Once a part is made again, it is asked, and not what was sorted before.
+    store.forget(1)
+    store.write(1, [replace(SECOND[0], status="scored", score=9.0)], {}, MADE_OF)
+    assert store.query("SELECT max(score) AS m FROM worklist")["m"].to_pylist() == [9.0]
+    store.finish(MADE_OF, tmp_path / "scores.csv")
+    assert store.query("SELECT key FROM worklist LIMIT 1")["key"].to_pylist() == ["2c"]
+
+
+def test_a_folder_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("a[1]", "a1", "b*", "c?"):
+        store = Results(tmp_path / name)
+        store.begin(replace(MADE_OF, parts=1))
+        store.write(0, [ScoreRow(name, "scored")], {}, replace(MADE_OF, parts=1))
+        assert store.query("SELECT key FROM scores")["key"].to_pylist() == [name]
+        store.finish(replace(MADE_OF, parts=1), tmp_path / f"{name}.csv")
+        assert store.query("SELECT key FROM worklist")["key"].to_pylist() == [name]
 
 
 def test_a_question_before_the_first_part(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Evaluation keeps order, drops nothing and reports what fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from anomaly.data.transforms import (
 from anomaly.errors import ScanError, UnreadableScan
 from anomaly.types import Scan
 
-__all__ = ["NetworkImage", "framed_images", "network_images", "read_network_images", "step_batches"]
+__all__ = ["ImageReader", "NetworkImage", "framed_images", "network_images", "step_batches"]
 
 Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
 
@@ -50,51 +50,68 @@ class NetworkImage:
     Attributes
     ----------
     row : ManifestRow
-    scan : Scan
-    image : Tensor (1, size, size) float32 in [-1, 1], quantized
+    image : ndarray (1, size, size) float32 in [-1, 1], quantized
+        No tensor: between processes those are files in shared memory, and run out.
     frame : Frame
+    spacing : tuple of float or None
+        Height and width of a source pixel, mm.
     """
 
     row: ManifestRow
-    scan: Scan
-    image: Tensor
+    image: NDArray[np.float32]
     frame: Frame
+    spacing: tuple[float, float] | None
 
 
-def read_network_images(
-    root: Path,
-    rows: Iterable[ManifestRow],
-    intensity: IntensityPolicy,
-    preprocessing: Preprocessing,
-) -> Iterator[NetworkImage | tuple[ManifestRow, ScanError]]:
-    """Read scans one by one, in order; a scan that fails comes as (row, error), never silently."""
-    for row in rows:
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads one scan as the network sees it; can be sent to a process.
+
+    Attributes
+    ----------
+    root : Path
+    intensity : IntensityPolicy
+    preprocessing : Preprocessing
+    change : callable, optional
+        ``change(pixels, row)`` alters the source's pixels (H, W) first.
+    """
+
+    root: Path
+    intensity: IntensityPolicy
+    preprocessing: Preprocessing
+    change: Change | None = None
+
+    def __call__(self, row: ManifestRow) -> NetworkImage | ScanError:
+        """Read a scan; what makes it unusable is returned, for it costs this scan alone."""
         try:
-            scan = read_scan(root / row.path, row.frame, intensity)
-            framed, frame = frame_scan(scan, preprocessing)
+            scan, framed, frame = self.framed(row)
         except ScanError as error:
-            yield row, error
-            continue
-        yield NetworkImage(row, scan, network_image(framed, preprocessing), frame)
+            return error
+        image = network_image(framed, self.preprocessing).numpy()
+        return NetworkImage(row, image, frame, scan.spacing)
+
+    def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
+        """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.
+
+        Raises
+        ------
+        ScanError
+        """
+        scan = read_scan(self.root / row.path, row.frame, self.intensity)
+        if self.change is not None:
+            scan = replace(scan, pixels=self.change(scan.pixels, row))
+        return scan, *frame_scan(scan, self.preprocessing)
 
 
-def framed_images(
-    root: Path,
-    rows: Sequence[ManifestRow],
-    intensity: IntensityPolicy,
-    preprocessing: Preprocessing,
-    workers: int,
-    change: Change | None = None,
-) -> Tensor:
+def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> Tensor:
     """Decode and frame every row, in order: (N, 1, 2 size, 2 size) float32 in [0, 1].
 
     Parameters
     ----------
-    root, rows, intensity, preprocessing
+    reader : ImageReader
+    rows : sequence of ManifestRow
     workers : int
         Processes that decode.
-    change : callable, optional
-        ``change(pixels, row)`` alters the source's pixels (H, W) first; it is sent to processes.
 
     Raises
     ------
@@ -103,26 +120,16 @@ def framed_images(
     """
     # In processes, not threads: `anomaly.data.frames.decoding` says why.
     workers = min(workers, max(1, len(rows) // SCANS_WORTH_A_PROCESS))
-    read = partial(_framed, root, intensity, preprocessing, change)
     framed = []
-    for row, image in map_in_processes(read, rows, workers):
+    for row, image in map_in_processes(partial(_framed, reader), rows, workers):
         if image is None:
             raise UnreadableScan("decoder crashed", f"scan {row.key} ended the process reading it")
         framed.append(torch.from_numpy(image))
     return torch.stack(framed)
 
 
-def _framed(
-    root: Path,
-    intensity: IntensityPolicy,
-    preprocessing: Preprocessing,
-    change: Change | None,
-    row: ManifestRow,
-) -> NDArray[np.float32]:
-    scan = read_scan(root / row.path, row.frame, intensity)
-    if change is not None:
-        scan = replace(scan, pixels=change(scan.pixels, row))
-    return frame_scan(scan, preprocessing)[0].numpy()
+def _framed(reader: ImageReader, row: ManifestRow) -> NDArray[np.float32]:
+    return reader.framed(row)[1].numpy()
 
 
 def network_images(framed: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -8,11 +8,11 @@ Every feature is standardised by the normals, :math:`z = (f - \mu) / s`. Then, b
 - ``conformal``: a ``ledoit_wolf`` distance a group of features, each turned into a p-value by
   normals that its density was not fitted on, combined by Fisher's :math:`-2 \sum_g \log p_g`.
 
-- ``guarded``: a ``ledoit_wolf`` distance over the *last* group in use, the guard, and one over all
-  others together, each in standard deviations of its logarithm beyond the 99 % quantile of normals
-  that it was not fitted on. The score is that of the others; the guard has a say only where it is
-  beyond its quantile and further than they are: an image off the charts there is abnormal, however
-  the rest of it looks.
+- ``guarded``: a ``ledoit_wolf`` distance over the features in use and one over those on guard, each
+  in standard deviations of its logarithm beyond the 99 % quantile of normals that it was not fitted
+  on. The score is that of the features in use; the guard has a say only where it is beyond its
+  quantile and further than they are: an image off the charts there is abnormal, however the rest of
+  it looks.
 
 All are scikit-learn's estimators, kept as plain arrays. Two-sided by nature: an image that is *too
 likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
@@ -59,6 +59,8 @@ class DetectorSettings:
     use : tuple of str
         Features, by name or by group (`anomaly.detection.features`).
     kind : {"ledoit_wolf", "mixture", "neighbours", "conformal", "guarded"}
+    guard : tuple of str
+        Features on guard, likewise; of ``guarded`` alone.
     components : int
         Principal components of ``mixture`` and ``neighbours``; fewer where there are fewer
         features or scans.
@@ -70,6 +72,7 @@ class DetectorSettings:
 
     use: tuple[str, ...] = ("energy",)
     kind: Kind = "ledoit_wolf"
+    guard: tuple[str, ...] = ()
     components: int = 100
     clusters: int = 3
     neighbours: int = 5
@@ -79,6 +82,11 @@ class DetectorSettings:
         if not self.use:
             raise ConfigError(
                 "detector.candidates use is empty: expected groups or names of features"
+            )
+        if bool(self.guard) != (self.kind == "guarded"):
+            raise ConfigError(
+                f"detector.candidates guard is {list(self.guard)} with kind {self.kind}: expected "
+                "groups or names of features with kind guarded, and none with another"
             )
         for name in ("components", "clusters", "neighbours"):
             if getattr(self, name) < 1:
@@ -92,7 +100,13 @@ class DetectorSettings:
             "mixture": f" ({self.clusters} clusters, {self.components} components)",
             "neighbours": f" (k = {self.neighbours}, {self.components} components)",
         }
-        return f"{self.kind}{details.get(self.kind, '')} over {' + '.join(self.use)}"
+        guard = f", guard {' + '.join(self.guard)}" if self.guard else ""
+        return f"{self.kind}{details.get(self.kind, '')} over {' + '.join(self.use)}{guard}"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Everything that it looks at, by name or group."""
+        return self.use + self.guard
 
 
 class Density(Protocol):
@@ -147,7 +161,7 @@ class Detector:
         names : sequence of F str
         settings : DetectorSettings
         groups : sequence of F str, optional
-            Group of each feature, for ``conformal`` and ``guarded``; all in one by default.
+            Group of each feature; all in one by default.
         scans : ndarray (N,) int, optional
             Rows with the same number are of the same scan and stay in the same fold.
 
@@ -220,14 +234,6 @@ def _fit_density(
     groups: Sequence[str],
     scans: NDArray[np.intp] | None,
 ) -> Density:
-    # Groups in the order of their first mention in `use`, by their own name or a feature's: the
-    # last is the guard of `guarded`.
-    known = dict(zip(names, groups, strict=True))
-    mentioned = [known.get(wanted, wanted) for wanted in settings.use]
-    order = sorted(
-        set(groups), key=lambda g: (mentioned.index(g) if g in mentioned else len(mentioned), g)
-    )
-    group = np.array([order.index(name) for name in groups])
     rows = np.arange(len(z)) if scans is None else scans
     judged = np.where(one_sided, np.maximum(z, 0), z)
     if settings.kind == "mixture":
@@ -235,9 +241,11 @@ def _fit_density(
     if settings.kind == "neighbours":
         return _Neighbours.fit(z, settings)
     if settings.kind == "conformal":
+        group = np.unique(groups, return_inverse=True)[1]
         return _Conformal.fit(z, judged, group, rows)
     if settings.kind == "guarded":
-        guard = (group == group.max()) & (group > 0)
+        named = zip(names, groups, strict=True)
+        guard = np.array([not {*both}.isdisjoint(settings.guard) for both in named])
         return _Guarded.fit(z, judged, guard.astype(np.intp), rows)
     return _Mahalanobis.fit(z)
 

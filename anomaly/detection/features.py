@@ -36,6 +36,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -113,6 +114,8 @@ class FeatureSettings:
         Cells of it left out on every side.
     bands : int
         Octave bands of the image itself.
+    precision : {"float32", "bfloat16"}
+        Of the network's layers; a detector is fitted and calibrated at the one it scores with.
     seed : int
     """
 
@@ -122,6 +125,7 @@ class FeatureSettings:
     grid: int = 8
     border: int = 1
     bands: int = 4
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -239,10 +243,12 @@ def observe(
     ConfigError
         If images and reference differ in size.
     """
-    rows = [
-        _observe_once(network, levels, images, settings, grey_levels, draw)
-        for draw in range(settings.draws)
-    ]
+    half = settings.precision == "bfloat16"
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
+        rows = [
+            _observe_once(network, levels, images, settings, grey_levels, draw)
+            for draw in range(settings.draws)
+        ]
     density, by_level = (
         torch.stack([row[part] for row in rows]).mean(0).cpu().numpy() for part in (0, 1)
     )

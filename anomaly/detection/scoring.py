@@ -152,7 +152,7 @@ def fit_scoring(
 
 def fit_on(table: FeatureTable, settings: DetectorSettings, scans: NDArray[np.intp]) -> Detector:
     """Fit one detector on the `normal_table` of normal scans; `scans` as there."""
-    used = table.use(settings.use)
+    used = table.use(settings.features)
     return Detector.fit(used.values, used.names, settings, used.groups, scans)
 
 

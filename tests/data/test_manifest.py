@@ -12,6 +12,8 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from dicom_samples import crash_on_seven, make_dataset, write_dicom, write_sample
 from hypothesis import given, settings
@@ -19,18 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from anomaly.data import manifest as module
-from anomaly.data import processes
+from anomaly.data import archive as module
+from anomaly.data import processes, pseudonyms
+from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import (
-    SPLITS,
-    Manifest,
-    ManifestRow,
-    assign_splits,
-    build_manifest,
-    load_site_key,
-    prove_disjoint,
-)
+from anomaly.data.manifest import Manifest, ManifestRow, prove_disjoint
+from anomaly.data.pseudonyms import load_site_key
+from anomaly.data.splits import SPLITS, assign_splits
 from anomaly.errors import ConfigError, ManifestError
 
 KEY = b"k" * 32
@@ -71,7 +68,7 @@ def test_a_dicom_row(tmp_path: Path) -> None:
     manifest = build(tmp_path)
     uid = dataset.SOPInstanceUID
     expected = ManifestRow(
-        key=hmac.new(KEY, f"{uid}/0".encode(), hashlib.sha256).hexdigest()[:12],
+        key=hmac.new(KEY, f"{uid}/0".encode(), hashlib.sha256).hexdigest()[:16],
         path="normal/a",
         frame=0,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -179,7 +176,7 @@ def test_duplicate_sop_instance_uid_with_other_content(tmp_path: Path) -> None:
 def test_key_collision_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     png(tmp_path / "a.png", 0)
     png(tmp_path / "b.png", 1)
-    monkeypatch.setattr(module, "_KEY_DIGITS", 0)
+    monkeypatch.setattr(pseudonyms, "_DIGITS", 0)
     with pytest.raises(ManifestError, match="same key"):
         build(tmp_path)
 
@@ -195,7 +192,7 @@ def test_workers_give_the_same_rows_and_progress(tmp_path: Path) -> None:
 
 
 def test_a_dying_worker_costs_its_own_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_BATCH_PER_WORKER", 1)
+    monkeypatch.setattr(processes, "_AHEAD_PER_WORKER", 1)
     results = dict(processes.map_in_processes(crash_on_seven, [7, 5, 6, 8], workers=2))
     assert results == {7: None, 5: 25, 6: 36, 8: 64}
 
@@ -237,7 +234,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.pq, "write_table", full)
+    monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(OSError, match="No space"):
         Manifest(tmp_path, (row("a", "p"),)).write(path)
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.parquet"]
@@ -249,7 +246,7 @@ def test_what_is_not_a_manifest(tmp_path: Path) -> None:
     path.write_text("no")
     with pytest.raises(ManifestError, match="parquet"):
         Manifest.read(path)
-    module.pq.write_table(module.pa.table({"a": [1]}), path)
+    pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(ManifestError, match="columns"):
         Manifest.read(path)
 

@@ -41,7 +41,9 @@ def fit(
     scans: NDArray[np.intp] | None = None,
     **settings: Any,
 ) -> Detector:
-    chosen = DetectorSettings(**{"use": ("x", "y"), **settings})
+    if settings.get("kind") == "guarded":
+        settings = {"guard": ("c", "d", "e"), **settings}
+    chosen = DetectorSettings(**{"use": ("the columns given",), **settings})
     return Detector.fit(normal, names, chosen, groups, scans)
 
 
@@ -131,7 +133,8 @@ def test_more_features_than_scans_still_give_a_finite_score() -> None:
     assert (score > 0.5).all()
     for kind in KINDS:
         names, groups = [str(i) for i in range(40)], ["x", "y"] * 20
-        detector = fit(normal, names, groups, kind=kind, clusters=2)
+        guard = {"guard": ("y",)} if kind == "guarded" else {}
+        detector = fit(normal, names, groups, kind=kind, clusters=2, **guard)
         assert np.isfinite(detector.score(rng.normal(size=(5, 40)))).all(), kind
 
 
@@ -286,7 +289,8 @@ def test_conformal_p_values_by_hand() -> None:
 @pytest.mark.parametrize("group", ["x", "y"])
 @pytest.mark.parametrize("kind", ["conformal", "guarded"])
 def test_any_group_that_is_far_raises_the_score(kind: Kind, group: str) -> None:
-    detector = fit(independent(200, 0), groups=GROUPS, kind=kind)
+    guard = ("y",) if kind == "guarded" else ()
+    detector = fit(independent(200, 0), groups=GROUPS, kind=kind, guard=guard)
     new = independent(30, 1)
     far = new + 50 * (np.array(GROUPS) == group)
     before, after = detector.score(new), detector.score(far)
@@ -313,13 +317,13 @@ def distance_from(normal: NDArray[np.float64], new: NDArray[np.float64]) -> NDAr
     return np.asarray(np.sqrt(squared / z.shape[1]))
 
 
-@pytest.mark.parametrize(("use", "main"), [(("x", "y"), slice(0, 2)), (("y", "x"), slice(2, 5))])
+@pytest.mark.parametrize(("on_guard", "main"), [("y", slice(0, 2)), ("x", slice(2, 5))])
 def test_a_guarded_score_is_that_of_the_other_group_where_the_guard_is_silent(
-    use: tuple[str, ...], main: slice
+    on_guard: str, main: slice
 ) -> None:
     normal, new = features(200, 0), features(300, 1)
     guard = slice(2, 5) if main == slice(0, 2) else slice(0, 2)
-    detector = fit(normal, groups=GROUPS, kind="guarded", use=use)
+    detector = fit(normal, groups=GROUPS, kind="guarded", guard=(on_guard,))
     scans = np.arange(200)
     log = np.log(held_out(normal[:, main], scans))
     alone = np.log(distance_from(normal[:, main], new[:, main]))
@@ -332,30 +336,32 @@ def test_a_guarded_score_is_that_of_the_other_group_where_the_guard_is_silent(
     assert (detector.score(new) >= expected - 1e-9).all()
 
 
-def test_the_last_group_may_be_named_by_one_of_its_features() -> None:
+def test_the_guard_may_be_named_by_its_features() -> None:
     normal, new = features(200, 0)[:, 1:4], features(300, 1)[:, 1:4]
     names, groups = NAMES[1:4], GROUPS[1:4]
-    named = fit(normal, names, groups, kind="guarded", use=("c", "b", "d"))
-    grouped = fit(normal, names, groups, kind="guarded", use=("y", "x"))
+    named = fit(normal, names, groups, kind="guarded", guard=("b",))
+    grouped = fit(normal, names, groups, kind="guarded", guard=("x",))
     assert_array_equal(named.score(new), grouped.score(new))
-    other = fit(normal, names, groups, kind="guarded", use=("x", "y"))
+    other = fit(normal, names, groups, kind="guarded", guard=("c", "d"))
     assert (grouped.score(new) != other.score(new)).any()
 
 
-def test_all_groups_but_the_guard_are_judged_together() -> None:
-    # Of three groups the first two make one distance, correlations between them included.
+def test_groups_in_use_and_groups_on_guard_are_judged_together() -> None:
+    # Two groups make one distance, correlations between them included.
     normal, new = features(200, 0), features(300, 1)
     groups = ("x", "x", "y", "z", "z")
-    detector = fit(normal, groups=groups, kind="guarded", use=("x", "y", "z"))
-    merged = fit(normal, groups=("m", "m", "m", "z", "z"), kind="guarded", use=("m", "z"))
+    detector = fit(normal, groups=groups, kind="guarded", guard=("z",))
+    merged = fit(normal, groups=("m", "m", "m", "z", "z"), kind="guarded", guard=("z",))
     assert_array_equal(detector.score(new), merged.score(new))
-    apart = fit(normal, groups=groups, kind="guarded", use=("x", "z", "y"))
+    apart = fit(normal, groups=groups, kind="guarded", guard=("y", "z"))
     assert (apart.score(new) != detector.score(new)).any()
+    both = fit(normal, groups=("x", "x", "m", "m", "m"), kind="guarded", guard=("m",))
+    assert_array_equal(apart.score(new), both.score(new))
 
 
 def test_a_guard_off_the_charts_is_above_all_normals() -> None:
     normal = independent(300, 0)
-    detector = fit(normal, groups=GROUPS, kind="guarded")
+    detector = fit(normal, groups=GROUPS, kind="guarded", guard=("y",))
     ordinary = independent(300, 1)
     off = np.repeat(detector.mean[None], 3, axis=0)
     off[:, 2:] += 30 * np.eye(3)  # the main group at its very centre
@@ -368,7 +374,7 @@ def test_a_guard_off_the_charts_is_above_all_normals() -> None:
 
 
 def test_the_centre_of_all_normals_has_a_finite_score() -> None:
-    detector = fit(independent(50, 0), groups=GROUPS, kind="guarded")
+    detector = fit(independent(50, 0), groups=GROUPS, kind="guarded", guard=("y",))
     centre, near = detector.score(np.stack([detector.mean, detector.mean + 1e-3]))
     assert np.isfinite(centre)
     assert centre < near
@@ -401,6 +407,8 @@ def test_a_scan_is_not_judged_by_its_copies() -> None:
     ("settings", "message"),
     [
         ({"use": ()}, "use is empty: expected groups or names"),
+        ({"kind": "guarded"}, "guard is .. with kind guarded: expected groups"),
+        ({"guard": ("nll",)}, "with kind ledoit_wolf"),
         ({"components": 0}, "components is 0: expected 1 or more"),
         ({"clusters": 0}, "clusters is 0"),
         ({"neighbours": -1}, "neighbours is -1"),
@@ -412,5 +420,6 @@ def test_settings_that_cannot_be_fitted_are_refused(settings: dict[str, Any], me
 
 
 def test_a_detector_is_named_by_kind_and_features() -> None:
-    settings = DetectorSettings(use=("energy", "nll"), kind="guarded")
-    assert str(settings) == "guarded over energy + nll"
+    settings = DetectorSettings(use=("energy", "nll"), kind="guarded", guard=("octave",))
+    assert str(settings) == "guarded over energy + nll, guard octave"
+    assert settings.features == ("energy", "nll", "octave")

@@ -42,7 +42,7 @@ CONFIG = {
         "candidates": [
             {"use": ["energy"]},
             {"use": ["evidence_peak"]},
-            {"use": ["energy", "evidence", "nll"], "kind": "guarded"},
+            {"use": ["energy", "evidence"], "guard": ["nll"], "kind": "guarded"},
         ],
         "fit_on": ["train", "validation"],
         "nuisance_copies": 1,

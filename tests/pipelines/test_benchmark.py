@@ -26,13 +26,15 @@ from scipy import ndimage
 from anomaly.bundle import read_bundle
 from anomaly.config import Config, load_config
 from anomaly.data.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
+from anomaly.data.loaders import Change, ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.errors import CalibrationError, ConfigError
 from pipelines import benchmark as stage
 from pipelines.__main__ import main
+from pipelines.batches import ScoredScan, Scorer
 from pipelines.benchmark import benchmark, benchmark_config, published_labels, split_hash
-from pipelines.run import RunFolder, progress_bar
-from pipelines.score import ScoredScan, score_rows
+from pipelines.fit import calibration_change
+from pipelines.run import RunFolder
 
 ALPHA = 0.1
 CPU = torch.device("cpu")
@@ -50,9 +52,13 @@ SETTINGS: dict[str, Any] = {
     "network": {"widths": [8, 8], "features": 8},
     "features": {"noise_to_signal": [0.25, 1.0], "draws": 1},
     "detector": {
-        "candidates": [{"use": ["energy"]}, {"use": ["signed", "energy"], "kind": "guarded"}],
+        "candidates": [
+            {"use": ["energy"]},
+            {"use": ["signed"], "guard": ["energy"], "kind": "guarded"},
+        ],
         "fit_on": ["train", "validation"],
         "nuisance_copies": 1,
+        "calibrate_under_nuisance": True,
     },
     "training": {
         "steps": 12,
@@ -148,10 +154,13 @@ def command(*arguments: object) -> str:
     return log.getvalue()
 
 
-def scores_of(done: Done, rows: tuple[ManifestRow, ...]) -> NDArray[np.float64]:
+def scores_of(
+    done: Done, rows: tuple[ManifestRow, ...], change: Change | None = None
+) -> NDArray[np.float64]:
     """Score rows as `anomaly score` does, apart from the benchmark."""
-    with progress_bar(len(rows), "by hand", "scan", hidden=True) as bar:
-        scored = list(score_rows(read_bundle(done.run.bundle), done.data, rows, CPU, bar))
+    bundle = read_bundle(done.run.bundle)
+    reader = ImageReader(done.data, bundle.config.intensity, bundle.config.preprocessing, change)
+    scored = [item for _, item in Scorer(bundle, reader, CPU).score((0, row) for row in rows)]
     assert all(isinstance(item, ScoredScan) for item in scored)
     return np.array([item.score for item in scored if isinstance(item, ScoredScan)])
 
@@ -183,7 +192,7 @@ def test_every_table_is_there_and_finite(done: Done) -> None:
         "plain denoiser",
     }
     law = [row["name"] for row in result["false_alarm_law"]]
-    assert law == ["unaltered", *(a.name for a in NUISANCES)]
+    assert law == ["as calibrated", "unaltered", *(a.name for a in NUISANCES)]
     assert len(result["baselines"]) == 8
     for table in ("detectors", "features", "baselines"):
         for row in result[table]:
@@ -196,7 +205,7 @@ def test_the_detectors_are_the_candidates_other_densities_and_single_groups(done
     rows = done.result["detectors"]
     roles = {row["name"]: row["role"] for row in rows}
     assert roles["ledoit_wolf over energy"] == "candidate"
-    assert roles["guarded over signed + energy"] == "candidate"
+    assert roles["guarded over signed, guard energy"] == "candidate"
     assert roles["ledoit_wolf over octave"] == "single group"
     assert sum(role == "other density" for role in roles.values()) == 4
     assert rows[0]["role"] == "default"
@@ -213,7 +222,13 @@ def test_the_detectors_are_the_candidates_other_densities_and_single_groups(done
 
 def test_thresholds_come_from_the_calibration_split(done: Done) -> None:
     manifest = done.manifest
-    calibration = scores_of(done, manifest.select(split="calibration"))
+    bundle = read_bundle(done.run.bundle)
+    change = calibration_change(bundle.config)
+    calibration = scores_of(done, manifest.select(split="calibration"), change)
+    assert bundle.calibration().under_nuisance
+    assert np.allclose(np.sort(calibration), bundle.calibration().scores.scores)
+    plain = scores_of(done, manifest.select(split="calibration"))
+    assert not np.isclose(plain, calibration).any()
     normal, ill = (
         scores_of(done, manifest.select(split="test", label=label))
         for label in ("normal", "opacity")

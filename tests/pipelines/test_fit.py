@@ -19,9 +19,10 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config
+from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.loaders import framed_images, network_images
-from anomaly.data.manifest import ManifestRow, build_manifest
+from anomaly.data.loaders import ImageReader, framed_images, network_images
+from anomaly.data.manifest import ManifestRow
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from pipelines import fit
@@ -128,7 +129,7 @@ def config(root: Path, **detector: Any) -> Config:
 def watch(root: Path, rows: tuple[ManifestRow, ...], **detector: Any) -> Watcher:
     """Look with the closed-form base of the scans: a network that has learnt nothing more."""
     how = config(root, **detector)
-    framed = framed_images(root, rows, how.intensity, how.preprocessing, 1)
+    framed = framed_images(ImageReader(root, how.intensity, how.preprocessing), rows, 1)
     levels = NoiseLevels.from_name(how.levels.schedule, how.levels.steps)
     images = network_images(framed, how.preprocessing)
     base = CosineGaussianCDM.fit(images, levels, floor=1e-3)

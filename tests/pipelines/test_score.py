@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,10 @@ def test_shards_are_all_rows_in_order() -> None:
 
 def test_inputs_are_named_by_content_not_by_path() -> None:
     one = Shard(0, tuple(rows(2)))
-    moved = Shard(3, tuple(ManifestRow(**{**r.__dict__, "path": "x"}) for r in rows(2)))
+    moved = Shard(3, tuple(replace(r, path="x") for r in rows(2)))
     assert moved.inputs == one.inputs
-    for name in ("key", "sha256", "status", "reason", "study", "patient"):
-        other = Shard(0, (rows(2)[0], ManifestRow(**{**rows(2)[1].__dict__, name: "other"})))
+    for name in ("key", "sha256", "status", "reason", "study", "patient", "site"):
+        other = Shard(0, (rows(2)[0], replace(rows(2)[1], **{name: "other"})))
         assert other.inputs != one.inputs, name
 
 
@@ -133,7 +134,7 @@ def fresh(scored: RunFolder, tmp_path: Path) -> RunFolder:
 
 def litter(run: RunFolder) -> set[str]:
     parts = {f"part-{i:05d}.parquet" for i in range(5)} | {f"maps-{i:05d}.npz" for i in range(5)}
-    known = parts | {"job.json", "finished.json"}
+    known = parts | {"job.json", "finished.json", "worklist.parquet"}
     return {path.name for path in run.results.folder.iterdir()} - known
 
 
@@ -157,7 +158,7 @@ def test_studies_and_patients_are_pseudonyms_that_group(scored: RunFolder) -> No
     for name in ("study", "patient"):
         pairs = {(getattr(listed[r.key], name), getattr(r, name)) for r in found}
         assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs) > 1
-        assert all(len(b) == 12 and b != a for a, b in pairs)
+        assert all(len(b) == 16 and b != a for a, b in pairs)
 
 
 def test_shares_make_the_same_parts_as_one_process(scored: RunFolder, fresh: RunFolder) -> None:
@@ -364,6 +365,23 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(fresh: RunFolder) -> No
     assert str(fresh.results.folder) in refused("score", fresh.path, *SHARD)
 
 
+def test_a_part_that_is_lost_later_is_made_again(scored: RunFolder, fresh: RunFolder) -> None:
+    done("score", fresh.path, *SHARD)
+    fresh.results.part(2).unlink()
+    assert done("status", fresh.path).out.startswith("4 of 5 parts done")
+    assert done("query", fresh.path, "SELECT count(*) FROM worklist").out.split()[-1] == "18"
+    fresh.scores_csv.write_text("of before")
+    done("score", fresh.path, *SHARD)
+    assert fresh.results.read()[0] == scored.results.read()[0]
+    assert fresh.scores_csv.read_bytes() == scored.scores_csv.read_bytes()
+    assert done("query", fresh.path, "SELECT count(*) FROM worklist").out.split()[-1] == "23"
+
+
+def test_shares_and_ray_are_refused_together(fresh: RunFolder) -> None:
+    message = refused("score", fresh.path, *SHARD, "--ray", "2", "--shard", "1/2")
+    assert "leave --shard away" in message
+
+
 # --- how far it is ----------------------------------------------------------------------------
 
 
@@ -402,5 +420,5 @@ def test_retry_of_an_unknown_reason_names_the_known_ones(scored: RunFolder) -> N
 def test_a_row_says_nothing_but_what_is_documented() -> None:
     assert set(ScoreRow("k", "scored").__dict__) == {
         *("key", "status", "reason", "score", "p_value", "flagged", "evidence_peak"),
-        *("regions", "view", "study", "patient", "map_part", "features"),
+        *("regions", "view", "site", "study", "patient", "map_part", "features"),
     }

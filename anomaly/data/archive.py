@@ -1,0 +1,277 @@
+"""A folder becomes a table of scans: every file is read once, and one row says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.processes import map_in_processes
+from anomaly.data.pseudonyms import pseudonym
+from anomaly.data.readers import kind_of, open_frames
+from anomaly.errors import ConfigError, ManifestError, ScanError, UnreadableScan
+from anomaly.types import Scan
+
+__all__ = ["build_manifest"]
+
+
+def build_manifest(
+    root: Path,
+    *,
+    labels: Mapping[str, Sequence[str]],
+    sites: Mapping[str, Sequence[str]] | None = None,
+    exclude: Sequence[str] = (),
+    patient_pattern: str | None,
+    policy: IntensityPolicy,
+    site_key: bytes,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    r"""Read every file under a folder once, and write down what it is.
+
+    Hidden files and folders (a leading dot) are left out, and links to folders are not followed.
+    Every other file gives at least one row; one that cannot be used gives a row with status
+    ``"skipped"`` and a reason. Splits are empty until `assign_splits` deals them.
+
+    The patient is the DICOM PatientID; where that is empty, what `patient_pattern` finds in the
+    file name; without a pattern, the DICOM study; and without that, *each file is a patient of its
+    own*, so give a pattern wherever a patient may have two files.
+
+    Parameters
+    ----------
+    root : Path
+    labels : mapping of str to sequence of str
+        Label -> glob patterns on the path relative to `root` (``*`` also matches ``/``); the first
+        match in order wins, and no match gives the label "".
+    sites : mapping of str to sequence of str, optional
+        Site -> glob patterns, by the same rule.
+    exclude : sequence of str
+        Glob patterns of files that are no scans, such as masks; they give no row.
+    patient_pattern : str or None
+        Regular expression searched in the file name; its first group, or the whole match where it
+        has none, is the patient. A file that it does not match is skipped with ``"no patient"``.
+    policy : IntensityPolicy
+    site_key : bytes
+        Secret behind the pseudonyms; see `load_site_key`.
+    workers : int
+        Processes that decode. With more than 1, a file that kills its decoder costs its own row
+        (``"decoder crashed"``) and not the run.
+    progress : callable, optional
+        ``progress(done, total)`` after each file.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    ManifestError
+        The folder does not exist or holds no file, a folder in it cannot be listed, or two
+        different scans share a key.
+    ConfigError
+        `patient_pattern` is no regular expression, or `workers` is below 1.
+    """
+    pattern = _compile(patient_pattern)
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; expected 1 or more.")
+    paths = [path for path in _list_files(root) if not _matches(path, exclude)]
+    inspect = partial(_inspect, root, pattern, policy, site_key)
+    found: dict[str, list[ManifestRow]] = {}
+    for path, result in map_in_processes(inspect, paths, workers):
+        found[path] = [_crashed(path, site_key)] if result is None else result
+        if progress is not None:
+            progress(len(found), len(paths))
+    labelled = (
+        replace(row, label=_name(row.path, labels), site=_name(row.path, sites or {}))
+        for path in paths
+        for row in found[path]
+    )
+    rows = tuple(_skip_duplicates(labelled))
+    _prove_keys(rows)
+    return Manifest(root, rows)
+
+
+def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
+    if patient_pattern is None:
+        return None
+    try:
+        return re.compile(patient_pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"patient_pattern {patient_pattern!r} is not a regular expression: {error}."
+        ) from error
+
+
+def _list_files(root: Path) -> list[str]:
+    """Paths of all files relative to `root`, hidden ones left out, sorted."""
+    if not root.is_dir():
+        raise ManifestError(f"{root} is not a folder; expected the folder that holds the scans.")
+
+    def fail(error: OSError) -> None:
+        raise ManifestError(f"{error.filename} cannot be listed: {error}.") from error
+
+    paths = []
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(folder).relative_to(root)
+        paths += [(here / name).as_posix() for name in names if not name.startswith(".")]
+    if not paths:
+        raise ManifestError(f"{root} holds no files; expected scans in it or in its folders.")
+    return sorted(paths)
+
+
+def _name(path: str, names: Mapping[str, Sequence[str]]) -> str:
+    return next((name for name, patterns in names.items() if _matches(path, patterns)), "")
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _key(site_key: bytes, instance: str, frame: int) -> str:
+    return pseudonym(site_key, f"{instance}/{frame}")
+
+
+VIEWS = frozenset(
+    ["AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAT", "LATERAL", "CC", "ML", "MLO"]
+)
+"""View positions as DICOM defines them (PS3.3 C.8.11.5, C.8.1.2), and the usual word for a lateral.
+
+A view goes into shared tables; whatever else somebody has typed there does not."""
+
+
+def _view(position: str) -> str:
+    return position if position in VIEWS or not position else "other"
+
+
+# --- one file ---------------------------------------------------------------------------------
+
+
+def _inspect(
+    root: Path,
+    pattern: re.Pattern[str] | None,
+    policy: IntensityPolicy,
+    site_key: bytes,
+    relative: str,
+) -> list[ManifestRow]:
+    """Rows of one file; nothing that the file holds can make this raise."""
+    path = root / relative
+    # without content to stand for the file, its place has to
+    row = ManifestRow(key=_key(site_key, f"path:{relative}", 0), path=relative, frame=0)
+    try:
+        kind = kind_of(path)
+        sha256 = _file_hash(path)
+        row = replace(row, kind=kind, sha256=sha256, key=_key(site_key, sha256, 0))
+        frames = open_frames(path, policy)
+    except ScanError as error:
+        return [row.skipped(error.reason, error.message)]
+    rows = []
+    for index, frame in enumerate(frames):
+        here = replace(row, frame=index, key=_key(site_key, sha256, index))
+        if isinstance(frame, ScanError):
+            rows.append(here.skipped(frame.reason, frame.message))
+        else:
+            rows.append(_describe(here, frame, pattern, site_key))
+    return rows
+
+
+def _describe(
+    row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None, site_key: bytes
+) -> ManifestRow:
+    identity = scan.identity
+    instance = identity.instance or row.sha256
+    height, width = scan.spacing or (None, None)
+    row = replace(
+        row,
+        key=_key(site_key, instance, row.frame),
+        patient=_patient(row, scan, pattern),
+        study=identity.study,
+        series=identity.series,
+        instance=instance,
+        modality=scan.modality,
+        view=_view(scan.view),
+        rows=scan.pixels.shape[0],
+        columns=scan.pixels.shape[1],
+        levels=scan.levels,
+        spacing_row=height,
+        spacing_column=width,
+        spacing_source=scan.spacing_source,
+        burned_in=scan.burned_in,
+        synthetic=scan.synthetic,
+    )
+    if row.patient:
+        return row
+    return row.skipped(
+        "no patient",
+        f"{row.path} names no patient, and patient_pattern finds none in its file name; "
+        "without one, the scan cannot be kept out of a second split.",
+    )
+
+
+def _patient(row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None) -> str:
+    """Patient of a scan by the rule of `build_manifest`, or empty."""
+    if scan.identity.patient:
+        return scan.identity.patient
+    if pattern is None:
+        study = scan.identity.study
+        return f"study:{study}" if study else f"file:{row.sha256}"
+    match = pattern.search(Path(row.path).name)
+    if match is None:
+        return ""
+    return (match[1] if pattern.groups else match[0]) or ""
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
+    return digest.hexdigest()
+
+
+def _crashed(path: str, site_key: bytes) -> ManifestRow:
+    row = ManifestRow(key=_key(site_key, f"path:{path}", 0), path=path, frame=0)
+    return row.skipped(
+        "decoder crashed",
+        f"{path} ended the process that decoded it, twice; the file is damaged or the machine is "
+        "out of memory.",
+    )
+
+
+def _skip_duplicates(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    """Keep the first of each scan; `instance` is the SOP Instance UID or the file's hash."""
+    first: dict[tuple[str, int], ManifestRow] = {}
+    for row in rows:
+        if row.status != "ok":
+            yield row
+            continue
+        known = first.setdefault((row.instance, row.frame), row)
+        if known is row:
+            yield row
+            continue
+        labels = (
+            "" if known.label == row.label else f", but {known.label!r} there, {row.label!r} here"
+        )
+        same = "content" if known.sha256 == row.sha256 else "SOPInstanceUID with other content"
+        yield row.skipped("duplicate", f"{row.path} repeats {known.path}: same {same}{labels}.")
+
+
+def _prove_keys(rows: Iterable[ManifestRow]) -> None:
+    owner: dict[str, ManifestRow] = {}
+    for row in rows:
+        if row.status == "ok" and owner.setdefault(row.key, row) is not row:
+            other = owner[row.key]
+            raise ManifestError(
+                f"{other.path} frame {other.frame} and {row.path} frame {row.frame} are different "
+                f"scans with the same key {row.key}; use another site key."
+            )

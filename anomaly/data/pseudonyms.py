@@ -1,0 +1,58 @@
+"""Pseudonyms: names that only who has the site key can link to a scan, a study or a patient."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path
+
+from anomaly.errors import ConfigError
+
+__all__ = ["load_site_key", "pseudonym"]
+
+# 64 bits: of ten million names, two are the same once in 370,000 archives (n^2 / 2^65).
+_DIGITS = 16
+_SITE_KEY_BYTES = 32
+
+
+def pseudonym(site_key: bytes, name: str) -> str:
+    """Name that only who has the site key can link to `name`: HMAC-SHA256, shortened."""
+    return hmac.new(site_key, name.encode(), hashlib.sha256).hexdigest()[:_DIGITS]
+
+
+def load_site_key(path: Path) -> bytes:
+    """Read the secret behind the pseudonyms, or make one.
+
+    Parameters
+    ----------
+    path : Path
+        Text file of 64 hex digits, mode 0600; created with its folder where it does not exist.
+
+    Returns
+    -------
+    bytes of length 32
+
+    Raises
+    ------
+    ConfigError
+        The file does not hold 64 hex digits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+        if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * _SITE_KEY_BYTES}}}", text):
+            raise ConfigError(
+                f"{path} has {len(text)} characters; expected a site key of "
+                f"{2 * _SITE_KEY_BYTES} hex digits. Delete it to make a new one, which "
+                "changes every pseudonym."
+            ) from None
+        return bytes.fromhex(text)
+    key = secrets.token_bytes(_SITE_KEY_BYTES)
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(key.hex() + "\n")
+    return key

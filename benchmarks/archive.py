@@ -1,0 +1,245 @@
+"""What scoring an archive costs beside the network: memory over many rows, a profile, a cost model.
+
+    python benchmarks/archive.py --bundle SMALL --rows 100000
+    python benchmarks/archive.py --bundle zhanglab --rows 2000 --images DIR
+    python benchmarks/archive.py --bundle zhanglab --rows 2000 --images DIR --processes 2
+
+Rows of work are made without files of their own: so many keys over the images of DIR, or over 64
+random ones. One process does the job of `anomaly score` under a profile, and prints resident memory
+as it goes, where the time of its main thread went, and what that makes of a million images on
+larger machines; with more processes only the rate is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import hashlib
+import os
+import pstats
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomaly.bundle import Bundle, find_bundle, read_bundle
+from anomaly.config import dump
+from anomaly.data.archive import build_manifest
+from anomaly.data.manifest import Manifest
+from anomaly.detection.features import observe
+from pipelines.batches import BATCH
+from pipelines.job import Job
+from pipelines.run import RunFolder, progress_bar
+from pipelines.score import finish
+
+STEPS = 10
+REPEATS = 4
+MILLION = 1_000_000
+THREADS = torch.get_num_threads()
+
+
+def make_run(folder: Path, bundle: Path, rows: int, images: Path | None) -> tuple[RunFolder, float]:
+    """Write a run whose table names images again and again; seconds to list one of them."""
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    if images is None:
+        images = folder / "images"
+        images.mkdir()
+        rng = np.random.default_rng(0)
+        for index in range(64):
+            pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+            Image.fromarray(pixels).save(images / f"{index}.png")
+    source = read_bundle(bundle).config
+    config = replace(
+        source,
+        data=replace(source.data, root=images.resolve(), labels={source.data.normal: []}),
+        results=replace(source.results, maps="flagged"),
+    )
+    began = time.perf_counter()
+    listed = build_manifest(
+        config.data.root,
+        labels={},
+        patient_pattern=None,
+        policy=config.intensity,
+        site_key=b"k" * 32,
+    ).select()
+    seconds = (time.perf_counter() - began) / len(listed)
+    print(f"listing: {1e3 * seconds:.2f} ms an image, one process", flush=True)
+    again = (
+        replace(
+            listed[number % len(listed)], key=hashlib.sha256(str(number).encode()).hexdigest()[:16]
+        )
+        for number in range(rows)
+    )
+    Manifest(config.data.root, tuple(again)).write(run.manifest)
+    run.config.write_text(dump(config), encoding="utf-8")
+    return run, seconds
+
+
+def resident_mib() -> float:
+    """Memory of this process now, MiB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def alone(run: RunFolder, bundle: Path, listing: float) -> None:
+    """Do the job in this process; print memory, rate and profile."""
+    before = resident_mib()
+    manifest = Manifest.read(run.manifest)
+    print(
+        f"table of {len(manifest.rows)} rows: {resident_mib() - before:.0f} MiB in memory, "
+        f"{run.manifest.stat().st_size / 2**20:.1f} MiB on disk",
+        flush=True,
+    )
+    config = read_bundle(bundle).config
+    config = replace(config, results=replace(config.results, maps="flagged"))
+    job = Job.open(run, config, bundle, manifest, torch.device("cpu"))
+    network, features = network_seconds(job.bundle)
+    profile, seconds = cProfile.Profile(), 0.0
+    print(f"{'rows':>8} {'resident MiB':>13} {'rows/s':>8}")
+    with progress_bar(0, "scoring", "scan", hidden=True) as bar:
+        steps = min(STEPS, len(job.shards))
+        for step in range(steps):
+            part = job.shards[
+                step * len(job.shards) // steps : (step + 1) * len(job.shards) // steps
+            ]
+            began = time.perf_counter()
+            profile.runcall(job.work, part, bar)
+            passed = time.perf_counter() - began
+            seconds += passed
+            count = sum(len(shard.rows) for shard in part)
+            done = part[-1].index * len(job.shards[0].rows) + len(part[-1].rows)
+            print(f"{done:>8} {resident_mib():>13.0f} {count / passed:>8.1f}", flush=True)
+    began = time.perf_counter()
+    finish(job)
+    rows = len(manifest.rows)
+    print(f"finishing (tidying, CSV): {time.perf_counter() - began:.1f} s")
+    parts = {**account(profile, seconds, rows), "features from the network": features}
+    predict(listing, network, parts)
+
+
+def network_seconds(bundle: Bundle) -> tuple[float, float]:
+    """Seconds an image, in batches: of the network on the threads here, of features from it."""
+    size = bundle.config.preprocessing.size
+    images = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    profile = cProfile.Profile()
+    look = partial(
+        observe,
+        bundle.network,
+        bundle.levels,
+        images,
+        bundle.config.features,
+        grey_levels=bundle.config.preprocessing.grey_levels,
+        reference=bundle.reference,
+    )
+    look()
+    for _ in range(REPEATS):
+        profile.runcall(look)
+    whole, network = (
+        total(profile, "detection/features.py", name) / (REPEATS * BATCH)
+        for name in ("observe", "_observe_once")
+    )
+    return network, whole - network
+
+
+def predict(listing: float, network: float, parts: Mapping[str, float]) -> None:
+    """Print hours of a million images on other machines, the bottleneck named.
+
+    A processor of the machine is taken for one of this one. What a GPU does a second is not known
+    here: what the processors beside it can feed is printed, and how fast it must be for that.
+    """
+    processor = sum(parts.values())
+    print(f"network: {1e3 * network:.2f} ms an image on {THREADS} thread(s)")
+    print(f"the rest of scoring: {1e3 * processor:.2f} ms an image on one processor")
+    for name, cores, gpus in (("1 CPU node", 32, 0), ("1 GPU", 16, 1), ("8 GPUs", 128, 8)):
+        each = processor + (0 if gpus else network * THREADS)
+        costs = dict(parts) if gpus else {**parts, "network": network * THREADS}
+        slowest = max(costs, key=lambda part: costs[part])
+        need = f", if a GPU does {cores / each / gpus:.0f} a second or more" if gpus else ""
+        print(
+            f"{name}, {cores} processors: listing {MILLION * listing / cores / 3600:.2f} h, "
+            f"scoring {cores / each:.0f} images/s = {MILLION * each / cores / 3600:.2f} h{need}; "
+            f"bottleneck: {slowest}"
+        )
+
+
+def account(profile: cProfile.Profile, seconds: float, rows: int) -> dict[str, float]:
+    """Print where the main thread's time went; return its seconds a row, but for waiting."""
+    parts = {
+        "decoding and framing": total(profile, "data/loaders.py", "__call__"),
+        "waiting for the network": total(profile, "concurrent/futures/_base.py", "result"),
+        "features to score and map": total(profile, "pipelines/batches.py", "_outcomes"),
+        "regions": total(profile, "detection/heatmap.py", "find_regions"),
+        "waiting for the writer": 0.0,
+    }
+    parts["waiting for the writer"] = total(profile, "pipelines/job.py", "submit")
+    parts["waiting for the network"] -= parts["waiting for the writer"]
+    used = sum(parts.values())
+    parts["everything else"] = seconds - used
+    for name, spent in parts.items():
+        print(f"{name:>26}: {1e3 * spent / rows:7.3f} ms a row, {100 * spent / seconds:5.2f} %")
+    return {n: spent / rows for n, spent in parts.items() if not n.startswith("waiting")}
+
+
+def total(profile: cProfile.Profile, file: str, name: str) -> float:
+    """Seconds within a function, and all that it calls."""
+    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    return sum(
+        float(entry[3])
+        for (path, _, function), entry in stats.items()
+        if path.endswith(file) and function == name
+    )
+
+
+def together(run: RunFolder, bundle: Path, processes: int) -> None:
+    """Do the job in several processes of one thread each; print the rate."""
+    rows = len(Manifest.read(run.manifest).rows)
+    command = [sys.executable, "-m", "pipelines", "score", str(run.path), "--bundle", str(bundle)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [*command, "--device", "cpu", "--set", "results.maps=flagged"],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(processes)
+    ]
+    # Not before the first works: starting takes seconds, an archive takes days.
+    while not list(run.results.folder.glob("*.lease")):
+        time.sleep(0.05)
+    began = time.perf_counter()
+    for worker in workers:
+        if worker.wait():
+            raise SystemExit("a process failed")
+    passed = time.perf_counter() - began
+    print(f"{processes} processes of one thread: {rows / passed:.2f} rows/s ({passed:.0f} s)")
+
+
+def main() -> None:
+    """Parse the options and run what they ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--processes", type=int)
+    options = parser.parse_args()
+    bundle = find_bundle(options.bundle)
+    with tempfile.TemporaryDirectory() as place:
+        run, listing = make_run(Path(place), bundle, options.rows, options.images)
+        if options.processes is None:
+            alone(run, bundle, listing)
+        else:
+            together(run, bundle, options.processes)
+
+
+if __name__ == "__main__":
+    main()

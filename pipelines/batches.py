@@ -1,0 +1,185 @@
+"""Scans -> what the detector says of each, batch by batch.
+
+Three things go on at once: scans are decoded ahead (in processes, where there are any), the network
+looks at a batch in a thread of its own, and this thread takes what it said of the batch before to
+scores and maps. All queues are bounded, so memory does not grow with the number of scans.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.bundle import Bundle
+from anomaly.data.loaders import ImageReader, NetworkImage
+from anomaly.data.manifest import ManifestRow
+from anomaly.data.processes import Workers
+from anomaly.detection.features import Observation, observe, reported_names
+from anomaly.detection.scoring import score_observation
+from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+
+__all__ = ["BATCH", "Outcome", "ScoredScan", "Scorer"]
+
+BATCH = 32
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ScoredScan:
+    """A scan with what the detector says of it, before any decision.
+
+    Attributes
+    ----------
+    source : NetworkImage
+    score : float
+    features : dict of str to float
+    evidence : ndarray (size, size) float32, in the network's frame
+    """
+
+    source: NetworkImage
+    score: float
+    features: dict[str, float]
+    evidence: NDArray[np.float32]
+
+    @cached_property
+    def source_evidence(self) -> NDArray[np.float32]:
+        """Evidence on the source's pixels, (H, W) float32."""
+        return self.source.frame.to_source(self.evidence)
+
+    @property
+    def peak(self) -> float:
+        """Largest evidence on the source's own pixels; padding does not count."""
+        return float(self.source_evidence.max())
+
+
+Outcome: TypeAlias = ScoredScan | tuple[ManifestRow, ScanError]
+"""A scored scan, or why there is none."""
+
+_Read: TypeAlias = NetworkImage | tuple[ManifestRow, ScanError]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A bundle on a device that looks at scans.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    reader : ImageReader
+    device : torch.device
+    workers : Workers
+        Processes that decode; this one by default.
+    """
+
+    bundle: Bundle
+    reader: ImageReader
+    device: torch.device
+    workers: Workers = field(default_factory=lambda: Workers(1))
+
+    def score(self, items: Iterable[tuple[int, ManifestRow]]) -> Iterator[tuple[int, Outcome]]:
+        """Score (group, row) pairs, in order; rows are taken a bounded number ahead.
+
+        A batch holds scans of one group: what is in a group decides every bit of its scores. A row
+        that the table of scans has no image for comes back with the table's reason.
+        """
+        read = self.workers.map(_Reading(self.reader), items)
+        batches = (
+            (group, batch)
+            for group, found in groupby(map(_found, read), itemgetter(0))
+            for batch in _batches(found)
+        )
+        for (group, batch), observed in _one_ahead(self._observe, batches):
+            yield from ((group, outcome) for outcome in self._outcomes(batch, observed))
+
+    def _observe(self, work: tuple[int, list[_Read]]) -> Observation | None:
+        good = [item.image for item in work[1] if isinstance(item, NetworkImage)]
+        if not good:
+            return None
+        bundle = self.bundle
+        return observe(
+            bundle.network.to(self.device),
+            bundle.levels,
+            torch.from_numpy(np.stack(good)).to(self.device),
+            bundle.config.features,
+            grey_levels=bundle.config.preprocessing.grey_levels,
+            reference=bundle.reference,
+        )
+
+    def _outcomes(self, batch: list[_Read], observed: Observation | None) -> Iterator[Outcome]:
+        bundle, features = self.bundle, self.bundle.config.features
+        names = reported_names(features)
+        if observed is not None:
+            said = score_observation(observed, features, bundle.detector, bundle.heatmap)
+        index = 0
+        for item in batch:
+            if not isinstance(item, NetworkImage):
+                yield item
+                continue
+            values = dict(zip(names, said.features[index].tolist(), strict=True))
+            scored = ScoredScan(item, float(said.scores[index]), values, said.evidence[index])
+            yield _finite(scored)
+            index += 1
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads a (group, row) pair; can be sent to a process."""
+
+    reader: ImageReader
+
+    def __call__(self, item: tuple[int, ManifestRow]) -> NetworkImage | ScanError:
+        _, row = item
+        if row.status == "ok":
+            return self.reader(row)
+        return UnsupportedScan(row.reason, "it could not be used when the archive was listed")
+
+
+def _found(
+    read: tuple[tuple[int, ManifestRow], NetworkImage | ScanError | None],
+) -> tuple[int, _Read]:
+    (group, row), result = read
+    if result is None:
+        result = UnreadableScan("decoder crashed", "it ended the process that was reading it")
+    return group, result if isinstance(result, NetworkImage) else (row, result)
+
+
+def _batches(found: Iterable[tuple[int, _Read]]) -> Iterator[list[_Read]]:
+    iterator = iter(found)
+    while batch := [item for _, item in islice(iterator, BATCH)]:
+        yield batch
+
+
+def _one_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[tuple[_Item, _Result]]:
+    """Apply a function in a thread of its own, one item ahead of who takes the results."""
+    with ThreadPoolExecutor(1) as thread:
+        flight: deque[tuple[_Item, Future[_Result]]] = deque()
+        for item in items:
+            flight.append((item, thread.submit(function, item)))
+            if len(flight) > 1:
+                first, result = flight.popleft()
+                yield first, result.result()
+        for item, result in flight:
+            yield item, result.result()
+
+
+def _finite(scan: ScoredScan) -> Outcome:
+    """Refuse a score that is no number: compared with a threshold it would pass for normal."""
+    if np.isfinite(scan.score) and np.isfinite(scan.peak):
+        return scan
+    return scan.source.row, UnsupportedScan(
+        "score not finite", f"the network gives {scan.score} for this scan: it is not judged"
+    )

@@ -1,0 +1,254 @@
+"""The benchmark's tables of altered normals: nuisance, gross errors, lesions, false-alarm law.
+
+A row is a plain dictionary, ready for JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.data.alterations import Alteration, alter
+from anomaly.data.manifest import ManifestRow
+from anomaly.detection.baselines import Baseline
+from anomaly.detection.calibration import false_alarm_interval
+from anomaly.errors import CalibrationError
+from anomaly.evaluation import (
+    auroc,
+    exact_rate,
+    patient_mean,
+    pixel_average_precision,
+    pointing_hits,
+    realised_false_alarms,
+)
+from anomaly.logs import Public
+from pipelines.benchmark_scans import Array, Bench, EvaluationSet, Judge, Looked, Row
+from pipelines.fit import calibration_change
+
+__all__ = [
+    "ALTERATION_SEED",
+    "altered_by",
+    "false_alarm_table",
+    "lesion_tables",
+    "nuisance_table",
+]
+
+log = logging.getLogger(__name__)
+
+ALTERATION_SEED = 0
+SPLITS, SPLITS_SEED = 200, 0
+
+SHOWN_SIDE = 112
+"""Pixel precision is counted on a fixed grid of about so many source pixels a side."""
+
+MAPS = {"autoencoder_reconstruction": "auto-encoder", "denoiser_msma": "plain denoiser"}
+"""Baselines whose maps are compared, and what their maps are called."""
+
+
+def nuisance_table(
+    bench: Bench, judge: Judge, nuisances: Sequence[Alteration]
+) -> tuple[list[Row], dict[str, Array]]:
+    """Measure what mild acquisition changes do to held-out normals.
+
+    Returns
+    -------
+    list of dict
+        ``auroc``: altered against unaltered normals, 0.5 = no difference; ``false_alarms`` on the
+        altered ones; ``abnormal_auroc``: abnormal scans against altered normals, by set.
+    dict of str to ndarray (N,)
+        Scores of the held-out normals under each.
+    """
+    rows, scores = [], {}
+    for nuisance in nuisances:
+        altered = _look_altered(bench, judge, nuisance)
+        scores[nuisance.name] = altered.scores
+        rows.append(
+            {
+                "name": nuisance.name,
+                "auroc": _against_unaltered(bench, altered),
+                "false_alarms": asdict(exact_rate(_bundle_flags(bench, altered))),
+                "abnormal_auroc": {
+                    item.name: _auroc_between(altered, item.abnormal)
+                    for item in bench.sets
+                    if item.normal is bench.held_out
+                },
+            }
+        )
+    return rows, scores
+
+
+def lesion_tables(
+    bench: Bench, judge: Judge, alterations: Sequence[Alteration], baselines: Sequence[Baseline]
+) -> tuple[list[Row], list[Row]]:
+    """Measure how gross errors and inserted lesions stand out, and whether lesions are found.
+
+    Returns
+    -------
+    list of dict
+        ``sensitivity`` at alpha; ``auroc``: altered against unaltered normals.
+    list of dict
+        Of every lesion and map: ``average_precision`` of pixels beside their ``prevalence``, and
+        ``hit_rate`` of the largest value within the mask; on source pixels.
+    """
+    rows: list[Row] = []
+    places: list[Row] = []
+    for alteration in alterations:
+        lesion = alteration.family == "lesion"
+        altered = _look_altered(bench, judge, alteration, maps=lesion)
+        rows.append(
+            {
+                "name": alteration.name,
+                "family": alteration.family,
+                "sensitivity": asdict(exact_rate(_bundle_flags(bench, altered))),
+                "auroc": _against_unaltered(bench, altered),
+            }
+        )
+        if lesion:
+            places.extend(_localisation(judge, alteration, altered, baselines))
+    return rows, places
+
+
+def _look_altered(
+    bench: Bench, judge: Judge, alteration: Alteration, *, maps: bool = False
+) -> Looked:
+    return judge.look(
+        bench.held_out.rows, alteration.name, partial(altered_by, alteration), maps=maps
+    )
+
+
+def altered_by(
+    alteration: Alteration, pixels: NDArray[np.float32], row: ManifestRow
+) -> NDArray[np.float32]:
+    """Alter a scan's source pixels by the draw that is its own, a function of its content."""
+    return alter(pixels, alteration, row.sha256, ALTERATION_SEED).pixels
+
+
+def _bundle_flags(bench: Bench, looked: Looked) -> NDArray[np.bool_]:
+    return bench.flags(bench.calibration.scores, looked.scores)
+
+
+def _against_unaltered(bench: Bench, altered: Looked) -> Row:
+    return _auroc_between(bench.held_out, altered)
+
+
+def _auroc_between(normal: Looked, abnormal: Looked) -> Row:
+    item = EvaluationSet("", normal, abnormal)
+    scores = np.concatenate([normal.scores, abnormal.scores])
+    return asdict(auroc(scores, item.is_abnormal, item.patients))
+
+
+def _localisation(
+    judge: Judge, lesion: Alteration, altered: Looked, baselines: Sequence[Baseline]
+) -> Iterator[Row]:
+    maps = dict(altered.maps)
+    for baseline in baselines:
+        found = baseline.score(altered.images).maps if baseline.name in MAPS else None
+        if found is not None:
+            maps[MAPS[baseline.name]] = found
+    places = list(_places(judge, lesion, altered.rows, maps))
+    masks = [place.mask for place in places]
+    for name in maps:
+        evidence = [place.values[name] for place in places]
+        hits = np.array([place.hits[name] for place in places])
+        yield {
+            "lesion": lesion.name,
+            "map": name,
+            "scans": len(places),
+            "prevalence": float(np.concatenate([mask.ravel() for mask in masks]).mean()),
+            "average_precision": asdict(pixel_average_precision(evidence, masks, altered.patients)),
+            "hit_rate": asdict(patient_mean(hits, altered.patients)),
+        }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One lesion: which maps point at it, and mask and maps on every n-th source pixel."""
+
+    mask: NDArray[np.bool_]
+    values: dict[str, NDArray[np.float32]]
+    hits: dict[str, bool]
+
+
+def _places(
+    judge: Judge,
+    lesion: Alteration,
+    rows: Sequence[ManifestRow],
+    maps: Mapping[str, NDArray[np.float32]],
+) -> Iterator[_Place]:
+    """Bring maps to the source, scan by scan; the mask is that of the draw they were made from."""
+    reader = judge.watcher.reader()
+    for index, row in enumerate(rows):
+        scan, _, frame = reader.framed(row)  # it was read a moment ago
+        mask = alter(scan.pixels, lesion, row.sha256, ALTERATION_SEED).mask
+        assert mask is not None, f"{lesion.name} draws no mask"
+        step = max(1, max(mask.shape) // SHOWN_SIDE)
+        full = {name: frame.to_source(map_[index]) for name, map_ in maps.items()}
+        yield _Place(
+            mask[::step, ::step],
+            {name: values[::step, ::step] for name, values in full.items()},
+            {name: bool(pointing_hits([values], [mask])[0]) for name, values in full.items()},
+        )
+
+
+# --- false alarms -----------------------------------------------------------------------------
+
+
+def false_alarm_table(bench: Bench, judge: Judge, altered: Mapping[str, Array]) -> list[Row]:
+    """Compare false-alarm rates over random splits by patient with the law that they should keep.
+
+    Parameters
+    ----------
+    bench : Bench
+    judge : Judge
+    altered : dict of str to ndarray (N,)
+        Scores of ``bench.held_out`` under nuisances, of which the law promises nothing.
+
+    Returns
+    -------
+    list of dict
+        ``mean_rate``; ``inside``: share of splits within the 95 % band of
+        `anomaly.detection.calibration.false_alarm_interval`.
+    """
+    # Calibration scans are looked at as they are calibrated on, and counted in no other way.
+    kept = np.full(len(bench.calibration.rows), np.nan)
+    change, plain = calibration_change(judge.watcher.config), bench.held_out
+    alike = plain if change is None else judge.look(plain.rows, "as calibrated", change)
+    scores = np.concatenate([bench.calibration.scores, alike.scores])
+    counted = {"as calibrated": scores}
+    others = {**({} if change is None else {"unaltered": plain.scores}), **altered}
+    counted |= {name: np.concatenate([kept, values]) for name, values in others.items()}
+    patients = bench.calibration.patients + bench.held_out.patients
+    return [_law(bench, name, scores, values, patients) for name, values in counted.items()]
+
+
+def _law(bench: Bench, name: str, scores: Array, counted: Array, patients: Sequence[str]) -> Row:
+    try:
+        found = realised_false_alarms(
+            scores, counted, patients, bench.flags, splits=SPLITS, seed=SPLITS_SEED
+        )
+        sizes = zip(found.calibration.tolist(), found.counted.tolist(), strict=True)
+        bands = [_band(n, bench.alpha, m) for n, m in sizes]
+    except CalibrationError as error:
+        log.warning("no false-alarm law for %s: %s", Public(name), Public(error))
+        return {"name": name, "problem": str(error)}
+    low, high = np.array(bands).T
+    return {
+        "name": name,
+        "splits": len(found.rates),
+        "mean_rate": float(found.rates.mean()),
+        "inside": float(((low <= found.rates) & (found.rates <= high)).mean()),
+        "rate_low": float(np.quantile(found.rates, 0.025)),
+        "rate_high": float(np.quantile(found.rates, 0.975)),
+        "calibration_scans": float(found.calibration.mean()),
+        "counted_scans": float(found.counted.mean()),
+    }
+
+
+@cache  # 2,600 splits share a few dozen sizes
+def _band(n: int, alpha: float, m: int) -> tuple[float, float]:
+    return false_alarm_interval(n, alpha, 0.95, m)

@@ -1,0 +1,199 @@
+"""What a benchmark looks at: scans that were looked at once, and what decides over them.
+
+Whatever is compared, a detector, a baseline or a map, was fitted on normal scans alone; its
+threshold is the conformal one at the stated alpha, from the scores that *it* gives the calibration
+split. Labels count hits here; they set nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly.bundle import Bundle
+from anomaly.data.loaders import Change
+from anomaly.data.manifest import ManifestRow
+from anomaly.detection.calibration import Calibration
+from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.scoring import FeatureTable, new_table, score_observation
+from anomaly.errors import CalibrationError
+from anomaly.evaluation import (
+    auroc,
+    average_precision,
+    exact_rate,
+)
+from pipelines.fit import Watcher
+
+__all__ = ["Array", "Bench", "EvaluationSet", "Judge", "Looked", "Row", "finite"]
+
+Array: TypeAlias = NDArray[np.float64]
+Row: TypeAlias = dict[str, Any]
+
+GRADIENT_LEVEL = 0.25
+"""``sigma / alpha`` of the residual map that stands for the raw gradient."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """N scans, and what was said of them.
+
+    Attributes
+    ----------
+    rows : tuple of ManifestRow
+    images : Tensor (N, 1, S, S) float32 in [-1, 1]
+    scores : ndarray (N,) float64; higher = more anomalous
+        By the bundle.
+    table : FeatureTable
+        Features of local evidence from the heatmap that the comparisons share.
+    maps : dict of str to ndarray (N, S, S) float32 >= 0
+        Bundle's evidence and raw gradient in the network's frame; empty unless asked for.
+    """
+
+    rows: tuple[ManifestRow, ...]
+    images: Tensor
+    scores: Array
+    table: FeatureTable
+    maps: dict[str, NDArray[np.float32]]
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of every scan."""
+        return [row.patient for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A bundle that looks at scans.
+
+    Attributes
+    ----------
+    watcher : Watcher
+    bundle : Bundle
+    heatmap : HeatmapModel
+        Fitted on the normals that the comparisons are fitted on; the bundle's own where they are
+        the ones that it was made from.
+    """
+
+    watcher: Watcher
+    bundle: Bundle
+    heatmap: HeatmapModel
+
+    def look(
+        self,
+        rows: Sequence[ManifestRow],
+        what: str,
+        change: Change | None = None,
+        *,
+        maps: bool = False,
+    ) -> Looked:
+        """Read scans, changed where asked, and ask the bundle about them; residuals are let go.
+
+        Raises
+        ------
+        CalibrationError
+            If a score is not finite.
+        """
+        images = self.watcher.images(rows, change)
+        features, bundle = self.watcher.config.features, self.bundle
+        scores, tables, evidence, gradient = [], [], [], []
+        level = int(np.argmin(np.abs(np.log(np.array(features.noise_to_signal) / GRADIENT_LEVEL))))
+        for part in self.watcher.parts(images, what):
+            said = score_observation(part, features, bundle.detector, bundle.heatmap)
+            scores.append(said.scores)
+            tables.append(new_table(part, features, self.heatmap))
+            if maps:
+                evidence.append(said.evidence)
+                gradient.append(np.abs(part.residuals[:, level]))
+        shown = {}
+        if maps:
+            shown = {"evidence": np.concatenate(evidence), "gradient": np.concatenate(gradient)}
+        values = np.concatenate([table.values for table in tables])
+        table = FeatureTable(tables[0].names, tables[0].groups, values)
+        return Looked(tuple(rows), images, finite(np.concatenate(scores), what), table, shown)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Normal and abnormal scans that nothing was fitted or calibrated on.
+
+    Attributes
+    ----------
+    name : str
+    normal, abnormal : Looked
+    """
+
+    name: str
+    normal: Looked
+    abnormal: Looked
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of every scan, normal ones first."""
+        return self.normal.patients + self.abnormal.patients
+
+    @property
+    def is_abnormal(self) -> NDArray[np.bool_]:
+        """Kind of every scan, normal ones first."""
+        return np.repeat([False, True], [len(self.normal.rows), len(self.abnormal.rows)])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that figures are computed from.
+
+    Attributes
+    ----------
+    alpha : float
+        Stated false-alarm rate.
+    calibration : Looked
+        Normals of the calibration split, changed where the configuration calibrates so: every
+        threshold comes from their scores.
+    held_out : Looked
+        Normals of the test split: what is altered.
+    sets : tuple of EvaluationSet
+    """
+
+    alpha: float
+    calibration: Looked
+    held_out: Looked
+    sets: tuple[EvaluationSet, ...]
+
+    def flags(self, calibration: Array, scores: Array) -> NDArray[np.bool_]:
+        """Return which scores are unusual at alpha, given those of the calibration scans."""
+        return Calibration.from_scores(calibration).p_values(scores) <= self.alpha
+
+    def figures(self, score: Callable[[Looked], Array]) -> dict[str, Row]:
+        """AUROC, average precision, sensitivity and specificity in every set."""
+        calibration = finite(score(self.calibration), "calibration")
+        found = {}
+        for item in self.sets:
+            scores = np.concatenate([score(item.normal), score(item.abnormal)])
+            abnormal = item.is_abnormal
+            flags = self.flags(calibration, finite(scores, item.name))
+            found[item.name] = {
+                "auroc": asdict(auroc(scores, abnormal, item.patients)),
+                "average_precision": {
+                    **asdict(average_precision(scores, abnormal, item.patients)),
+                    "prevalence": float(abnormal.mean()),
+                },
+                "sensitivity": asdict(exact_rate(flags[abnormal])),
+                "specificity": asdict(exact_rate(~flags[~abnormal])),
+                "false_alarms": asdict(exact_rate(flags[~abnormal])),
+            }
+        return found
+
+
+def finite(scores: Array, what: str) -> Array:
+    """Return the scores, or refuse those that are no numbers."""
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise CalibrationError(
+            f"{bad} of {len(scores)} scores ({what}) are not finite: expected numbers, train the "
+            "network again"
+        )
+    return scores

@@ -1,0 +1,119 @@
+"""cluster: the shards of a job on Ray, one model an actor.
+
+Ray deals out shard numbers; an actor does with a shard what any process does (`Job.work`), so the
+parts are the same, bit for bit, as long as actors compute on as many threads. The run folder and
+the archive must be there under the same paths on every machine. A shard whose actor dies is dealt
+out again. Ray has no authentication: on a trusted network alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.config import Config
+from anomaly.data.manifest import Manifest
+from anomaly.data.processes import Workers
+from anomaly.errors import AnomalyError
+from anomaly.logs import log_what_is_allowed
+from anomaly.results import Results
+from pipelines.job import Job
+from pipelines.run import RunFolder, progress_bar
+from pipelines.score import finish
+
+__all__ = ["score_on_ray"]
+
+RETRIES = 3
+"""Actors that may die over one shard: a scan that kills its process would go on killing."""
+
+
+def score_on_ray(
+    run: RunFolder,
+    config: Config,
+    bundle_folder: Path,
+    manifest: Manifest,
+    device: torch.device,
+    *,
+    actors: int,
+) -> Results:
+    """Score as `pipelines.score.score` does, by actors; one GPU an actor where the device is CUDA.
+
+    Without RAY_ADDRESS a cluster of this machine is started, and stopped at the end.
+
+    Raises
+    ------
+    AnomalyError
+        If Ray is not installed, or as `score`.
+    """
+    ray = _ray()
+    # An actor may start elsewhere.
+    run, bundle_folder = RunFolder(run.path.resolve()), bundle_folder.resolve()
+    job = Job.open(run, config, bundle_folder, manifest, device)
+    started = not ray.is_initialized()
+    if started:
+        os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
+        # Reading and dealing out take a processor beside the actors.
+        here = {"num_cpus": actors + 1, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else here), log_to_driver=False)
+    try:
+        numbers = ray.data.from_items(
+            [{"shard": shard.index} for shard in job.shards], override_num_blocks=len(job.shards)
+        )
+        done = numbers.map_batches(
+            _Actor,
+            fn_constructor_args=(run, config, bundle_folder, manifest.root.resolve(), device.type),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=1 if device.type == "cuda" else 0,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
+        with progress_bar(len(job.shards), "scoring", "shard") as bar:
+            for _ in done.iter_rows():
+                bar.update()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        raise AnomalyError(f"a Ray actor failed: {cause or error}") from error
+    finally:
+        if started:
+            ray.shutdown()
+    finish(job)
+    return job.results
+
+
+class _Actor:
+    """One process of a Ray cluster, with the model in it."""
+
+    def __init__(
+        self, run: RunFolder, config: Config, bundle_folder: Path, root: Path, device: str
+    ) -> None:
+        manifest = Manifest.read(run.manifest, root)
+        log_what_is_allowed()
+        self.job = Job.open(run, config, bundle_folder, manifest, torch.device(device))
+        self.workers = Workers(self.job.decoders)
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        for index in batch["shard"].tolist():
+            with progress_bar(0, "scoring", "scan", hidden=True) as bar:
+                # An actor that died may still be named by the lease.
+                while self.job.work([self.job.shards[index]], bar, self.workers):
+                    time.sleep(self.job.leases.beat)
+        return batch
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise AnomalyError(
+            "--ray needs Ray, which is not installed: pip install 'anomaly[ray]'"
+        ) from error
+    return ray

@@ -1,0 +1,324 @@
+"""A job: the shards of one table of scans, one bundle, one results store.
+
+Any number of processes may do one job on a folder that they share. Each claims shards by lease
+(`pipelines.leases`), scores them and writes one part each; a part that is there is never made
+again. While a part is being written, the next shard is being scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import anomaly
+from anomaly.bundle import Bundle, read_bundle
+from anomaly.config import Config
+from anomaly.data.loaders import ImageReader
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.processes import Workers
+from anomaly.data.pseudonyms import load_site_key, pseudonym
+from anomaly.detection.heatmap import find_regions
+from anomaly.errors import AnomalyError, ManifestError
+from anomaly.results import Provenance, Results, ScoreRow
+from pipelines.batches import Outcome, ScoredScan, Scorer
+from pipelines.leases import Lease, Leases
+from pipelines.run import RunFolder
+from pipelines.shards import Shard, cut
+
+__all__ = ["Job", "score_shard", "wanted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a run does with shards.
+
+    Attributes
+    ----------
+    run : RunFolder
+    config : Config
+    bundle : Bundle
+    manifest : Manifest
+    shards : tuple of Shard
+        All there are.
+    device : torch.device
+    leases : Leases
+    decoders : int
+        Processes that decode scans ahead; 1 = none, the calling process does.
+    """
+
+    run: RunFolder
+    config: Config
+    bundle: Bundle
+    manifest: Manifest
+    shards: tuple[Shard, ...]
+    device: torch.device
+    leases: Leases
+    decoders: int = 1
+
+    @classmethod
+    def open(
+        cls,
+        run: RunFolder,
+        config: Config,
+        bundle_folder: Path,
+        manifest: Manifest,
+        device: torch.device,
+        leases: Leases | None = None,
+    ) -> Job:
+        """Read the bundle, cut the table and join what others have begun.
+
+        Raises
+        ------
+        ManifestError
+            If there is nothing to score.
+        AnomalyError
+            If another run is writing its results here.
+        """
+        shards = cut(wanted(manifest), config.results.shard)
+        if not shards:
+            raise ManifestError(f"{run.manifest} lists no scan to score: prepare a folder of scans")
+        bundle, leases = read_bundle(bundle_folder), leases or Leases()
+        # On a CPU the network is the slow part: processes that decode would only take its cores.
+        decoders = config.data.workers if device.type == "cuda" else 1
+        job = cls(run, config, bundle, manifest, tuple(shards), device, leases, decoders)
+        job._join()
+        return job
+
+    @property
+    def results(self) -> Results:
+        """Where the parts go."""
+        return self.run.results
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What these results are made of."""
+        config, versions = self.config, {"anomaly": anomaly.__version__}
+        versions["torch"] = torch.__version__.split("+")[0]
+        depends = f"{config.alpha!r} {config.results!r} {self.device.type}"
+        inputs = "".join(shard.inputs for shard in self.shards)
+        return Provenance(
+            bundle=self.bundle.hash,
+            manifest=self.manifest.hash,
+            inputs=hashlib.sha256(inputs.encode()).hexdigest(),
+            settings=hashlib.sha256(depends.encode()).hexdigest(),
+            alpha=config.alpha,
+            parts=len(self.shards),
+            versions=versions,
+        )
+
+    def _join(self) -> None:
+        """Begin new results, or go on with these; refuse to disturb others that are being made."""
+        results, wanted = self.results, self.provenance
+        try:
+            current = results.provenance()
+        except AnomalyError:
+            results.begin(wanted)
+            return
+        if current == wanted:
+            return
+        if any(self.leases.is_held(path) for path in results.folder.glob("*.lease")):
+            raise AnomalyError(
+                f"another run is scoring into {results.folder} with bundle {current.bundle[:12]} "
+                f"at alpha = {current.alpha:g}, this one with {wanted.bundle[:12]} at "
+                f"{wanted.alpha:g}: name a new folder, or wait until it is done"
+            )
+        results.begin(wanted)
+
+    def work(
+        self, shards: Sequence[Shard], bar: tqdm[NoReturn], workers: Workers | None = None
+    ) -> list[Shard]:
+        """Score what is free of some shards; return those that others hold.
+
+        Parameters
+        ----------
+        shards : sequence of Shard
+        bar : tqdm
+            Moved on a scan at a time.
+        workers : Workers, optional
+            Processes that decode; the calling process by default.
+
+        Raises
+        ------
+        AnomalyError
+            If a part cannot be written, the archive is gone, or another run has begun here.
+        """
+        busy: list[Shard] = []
+        taken: dict[int, tuple[Shard, Lease]] = {}
+        site_key = load_site_key(self.run.site_key)
+        config = self.bundle.config
+        reader = ImageReader(self.manifest.root, config.intensity, config.preprocessing)
+        try:
+            with _Writer() as writer:
+                scorer = Scorer(self.bundle, reader, self.device, workers or Workers(1))
+                said = scorer.score(self._claimed(shards, taken, busy, bar))
+                for index, outcomes in groupby(_counted(said, bar), itemgetter(0)):
+                    shard, lease = taken[index]
+                    # Not one more: it would be the first of the next shard.
+                    found = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
+                    rows, maps = score_shard(self, shard, found, site_key)
+                    writer.submit(partial(self._write, shard, lease, rows, maps))
+                    del taken[index]
+        finally:
+            for _, lease in taken.values():
+                lease.release()
+        return busy
+
+    def _claimed(
+        self,
+        shards: Iterable[Shard],
+        taken: dict[int, tuple[Shard, Lease]],
+        busy: list[Shard],
+        bar: tqdm[NoReturn],
+    ) -> Iterator[tuple[int, ManifestRow]]:
+        """Rows of every shard that is neither done nor held, which is held from then on."""
+        for shard in shards:
+            if self._is_done(shard, bar):
+                continue
+            lease = self.leases.claim(self.results.lease(shard.index))
+            if lease is None:
+                busy.append(shard)
+            elif self._is_done(shard, bar):  # between the look and the lease
+                lease.release()
+            else:
+                taken[shard.index] = (shard, lease)
+                self.results.reopen()
+                yield from ((shard.index, row) for row in shard.rows)
+
+    def _is_done(self, shard: Shard, bar: tqdm[NoReturn]) -> bool:
+        done = self.results.is_done(shard.index, self.provenance)
+        if done:
+            bar.update(len(shard.rows))
+        return done
+
+    def _write(
+        self,
+        shard: Shard,
+        lease: Lease,
+        rows: list[ScoreRow],
+        maps: dict[str, NDArray[np.float32]],
+    ) -> None:
+        try:
+            if self.results.provenance() != self.provenance:
+                raise AnomalyError(
+                    f"another run has begun to score into {self.results.folder} with another "
+                    "bundle, table of scans or alpha: name a new folder for one of them"
+                )
+            self.results.write(shard.index, rows, maps, self.provenance)
+        except AnomalyError:
+            # Who took this lease over has written it, and what this process began was tidied away.
+            if not self.results.is_done(shard.index, self.provenance):
+                raise
+        finally:
+            lease.release()
+
+
+def wanted(manifest: Manifest) -> list[ManifestRow]:
+    """Rows to score: the test split, or all where there are no splits, and what was skipped."""
+    # A skipped file is in no split; it is reported with the scans to be scored.
+    has_splits = any(row.split for row in manifest.rows)
+    rows = manifest.select(split="test") if has_splits else manifest.select()
+    return [*rows, *manifest.select(status="skipped")]
+
+
+def score_shard(
+    job: Job, shard: Shard, outcomes: Iterable[Outcome], site_key: bytes
+) -> tuple[list[ScoreRow], dict[str, NDArray[np.float32]]]:
+    """Turn what was said of a shard's scans into its rows, in order, and the evidence maps to keep.
+
+    Raises
+    ------
+    AnomalyError
+        If no scan of the table is in the archive any more: it is not mounted, and rows that say
+        "missing" would look like an answer.
+    """
+    root, config = job.manifest.root, job.config
+    rows: list[ScoreRow] = []
+    maps = {}
+    for source, outcome in zip(shard.rows, outcomes, strict=True):
+        if isinstance(outcome, ScoredScan):
+            row = _row(outcome, job.bundle, config.alpha)
+            if config.results.keeps_map(row.key, flagged=bool(row.flagged)):
+                maps[row.key] = outcome.evidence
+                row = replace(row, map_part=shard.index)
+        else:
+            row = ScoreRow(source.key, "not scored", reason=outcome[1].reason, view=source.view)
+        study, patient = (
+            name and pseudonym(site_key, f"{kind} {name}")
+            for kind, name in (("study", source.study), ("patient", source.patient))
+        )
+        rows.append(replace(row, study=study, patient=patient, site=source.site))
+    readable = (source for source in shard.rows if source.status == "ok")
+    # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
+    lost = any(not os.path.exists(root / source.path) for source in readable)  # noqa: PTH110
+    if lost and not any(os.path.exists(root / r.path) for r in job.manifest.rows):  # noqa: PTH110
+        raise AnomalyError(
+            f"none of the {len(job.manifest.rows)} files of the table is in {root}: is the archive "
+            "mounted? Nothing of this shard was written; run again when it is back"
+        )
+    return rows, maps
+
+
+def _row(item: ScoredScan, bundle: Bundle, alpha: float) -> ScoreRow:
+    source = item.source
+    plain = ScoreRow(
+        source.row.key,
+        "scored",
+        score=item.score,
+        evidence_peak=item.peak,
+        view=source.row.view,
+        features=item.features,
+    )
+    if bundle.calibrated is None:
+        return plain
+    calibrated = bundle.calibrated
+    limit = calibrated.peaks.threshold(alpha)
+    return replace(
+        plain,
+        p_value=float(calibrated.scores.p_values(np.array([item.score]))[0]),
+        flagged=item.score >= calibrated.scores.threshold(alpha),
+        regions=len(find_regions(item.source_evidence, limit, source.spacing)),
+    )
+
+
+def _counted(
+    said: Iterable[tuple[int, Outcome]], bar: tqdm[NoReturn]
+) -> Iterator[tuple[int, Outcome]]:
+    for item in said:
+        yield item
+        bar.update()
+
+
+class _Writer:
+    """One thread that writes while others compute; at most one part waits for it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._flight: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Write when the one before is written; raises what that one raised."""
+        while self._flight:
+            self._flight.popleft().result()
+        self._flight.append(self._thread.submit(write))
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        for future in self._flight:
+            future.result()

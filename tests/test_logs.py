@@ -1,0 +1,78 @@
+"""Log lines: numbers and marked text pass, nothing else does."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anomaly.data.processes import map_in_processes
+from anomaly.logs import AllowList, Public
+
+CANARY = "CANARY^PATIENT"
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    handler.addFilter(AllowList())
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield said
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def test_numbers_and_marked_text_pass(lines: io.StringIO) -> None:
+    log = logging.getLogger("pipelines.score")
+    log.info("%d of %g, %s", 3, 0.5, Public("truncated"))
+    log.info("100 % of it")
+    assert lines.getvalue() == "3 of 0.5, truncated\n100 % of it\n"
+
+
+@pytest.mark.parametrize(
+    "argument", [CANARY, Path(CANARY), ValueError(CANARY), {"name": CANARY}, [CANARY], b"CANARY^"]
+)
+def test_everything_else_is_withheld(lines: io.StringIO, argument: object) -> None:
+    logging.getLogger("anomaly.data.dicom").warning("%s, %s", argument, 7)
+    logging.getLogger("anomaly.data.dicom").warning("%d %r", 1, argument)
+    logging.getLogger("anomaly").warning("%(name)s", {"name": argument})
+    assert "CANARY" not in lines.getvalue()
+    assert lines.getvalue().startswith("[withheld], 7\n1 '[withheld]'\n")
+
+
+def test_other_libraries_are_withheld_whole(lines: io.StringIO) -> None:
+    logging.getLogger("tifffile").warning("a bad value: %s", CANARY)
+    logging.getLogger("anomalyx").error(CANARY)
+    logging.getLogger("PIL").info(CANARY)
+    assert lines.getvalue().splitlines() == [
+        "a message of tifffile is withheld: it may quote a scan",
+        "a message of anomalyx is withheld: it may quote a scan",
+    ]
+
+
+def shout(number: int) -> int:
+    """Say something in a process of its own, as a decoder there does."""
+    logging.getLogger("tifffile").warning("%s is odd", CANARY)
+    logging.getLogger("pydicom").warning("%s is odd", CANARY)
+    return number
+
+
+def test_processes_withhold_it_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert [result for _, result in map_in_processes(shout, [1, 2, 3], 2)] == [1, 2, 3]
+    said = capfd.readouterr().err
+    assert CANARY not in said
+    assert said.count("a message of tifffile is withheld") == 3
+
+
+def test_a_traceback_is_withheld(lines: io.StringIO) -> None:
+    try:
+        raise ValueError(CANARY)
+    except ValueError:
+        logging.getLogger("anomaly.training").exception("it failed")
+    assert lines.getvalue() == "it failed\n"
