@@ -1,5 +1,9 @@
 """What crosses from one part of the toolkit to the next: `Scan`, `ScanScore`, `Region`, `Verdict`.
 
+::
+
+    shown image = Orientation.show(stored image)
+
 One sign everywhere: a higher score is more anomalous. Image arrays are ``(H, W)``, row first, row
 0 at the top as displayed.
 """
@@ -8,14 +12,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Region", "Scan", "ScanIdentity", "ScanScore", "SpacingSource", "Verdict"]
+__all__ = [
+    "DETECTOR_MODEL",
+    "Orientation",
+    "Region",
+    "Scan",
+    "ScanIdentity",
+    "ScanScore",
+    "SpacingSource",
+    "Verdict",
+]
 
-SpacingSource = Literal["PixelSpacing", "ImagerPixelSpacing", "NIfTI", "none"]
+SpacingSource = Literal[
+    "PixelSpacing", "ImagerPixelSpacing", "ImagerPixelSpacing / magnification", "NIfTI", "none"
+]
+
+DETECTOR_MODEL = "anomaly detector"
+"""ManufacturerModelName of every DICOM object that the toolkit writes: results, never scans."""
+
+_Value = TypeVar("_Value", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the stored pixels of an image are turned to show it upright.
+
+    Attributes
+    ----------
+    transposed : bool
+        Rows and columns change places, first.
+    upside_down, mirrored : bool
+        Then the order of the rows, or of the columns, is reversed.
+    """
+
+    transposed: bool = False
+    upside_down: bool = False
+    mirrored: bool = False
+
+    def show(self, stored: NDArray[_Value]) -> NDArray[_Value]:
+        """Turn an image as stored into one as shown; `store` is the way back."""
+        shown = stored.T if self.transposed else stored
+        return shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+
+    def store(self, shown: NDArray[_Value]) -> NDArray[_Value]:
+        """Turn an image as shown back into one as stored."""
+        stored = shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+        return stored.T if self.transposed else stored
 
 
 @dataclass(frozen=True)
@@ -63,6 +110,8 @@ class Scan:
         The source says that identifying text is burned into the pixels.
     synthetic : bool
         The source says that a computer made the image (DICOM SyntheticData).
+    orientation : Orientation
+        How the stored pixels were turned into `pixels`; `spacing` is that of `pixels`.
     """
 
     pixels: NDArray[np.float32]
@@ -76,6 +125,7 @@ class Scan:
     laterality: str = ""
     burned_in: bool = False
     synthetic: bool = False
+    orientation: Orientation = Orientation()
 
 
 @dataclass(frozen=True)
