@@ -19,7 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from anomaly.cdm.levels import SCHEDULES
 from anomaly.cdm.network import EncoderSettings, NetworkSettings
+from anomaly.data.gate import Gate
 from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.processes import SECONDS
 from anomaly.data.transforms import Augmentation, Preprocessing
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
@@ -64,7 +66,10 @@ class DataSettings:
     allow_synthetic : bool
         Learn from images that a computer made; for phantoms only.
     workers : int
-        Processes that decode.
+        Processes that decode. With 0, the reading process does: quicker for a few files, and a
+        damaged one that crashes or hangs a decoder ends the run.
+    seconds : float
+        Time limit of a file; what takes longer is not used, and gets a row that says so.
     seed : int
         Of the split.
     """
@@ -85,6 +90,7 @@ class DataSettings:
     )
     allow_synthetic: bool = False
     workers: int = 1
+    seconds: float = SECONDS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,8 +99,10 @@ class DataSettings:
             raise ConfigError(
                 f"data.normal is {self.normal!r}: expected one of the labels {sorted(self.labels)}"
             )
-        if self.workers < 1:
-            raise ConfigError(f"data.workers is {self.workers}: expected 1 process or more")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers is {self.workers}: expected 0 processes or more")
+        if not self.seconds > 0:
+            raise ConfigError(f"data.seconds is {self.seconds}: expected a time above 0")
         if self.seed < 0:
             raise ConfigError(f"data.seed is {self.seed}: expected 0 or more")
 
@@ -204,7 +212,8 @@ class Config:
     Attributes
     ----------
     name : str
-    data, intensity, preprocessing, augmentation, levels, network, training : see their classes
+    data, intensity, gate, preprocessing, augmentation, levels, network, training
+        See their classes.
     features, heatmap, detector
         See their classes.
     alpha : float
@@ -215,6 +224,7 @@ class Config:
     name: str
     data: DataSettings = field(default_factory=DataSettings)
     intensity: IntensityPolicy = field(default_factory=IntensityPolicy)
+    gate: Gate = field(default_factory=Gate)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: Augmentation = field(default_factory=Augmentation)
     levels: LevelSettings = field(default_factory=LevelSettings)

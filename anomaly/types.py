@@ -104,8 +104,8 @@ class Scan:
         Where `spacing` comes from; detector-plane spacing is not patient-plane spacing.
     intensity : str
         How stored values became [0, 1], in one sentence, for the record.
-    view, laterality : str
-        DICOM ViewPosition and (Image)Laterality, or empty.
+    view, laterality, body_part : str
+        DICOM ViewPosition, (Image)Laterality and BodyPartExamined, or empty.
     burned_in : bool
         The source says that identifying text is burned into the pixels.
     synthetic : bool
@@ -123,6 +123,7 @@ class Scan:
     intensity: str
     view: str = ""
     laterality: str = ""
+    body_part: str = ""
     burned_in: bool = False
     synthetic: bool = False
     orientation: Orientation = Orientation()

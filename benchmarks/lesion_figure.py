@@ -40,7 +40,7 @@ def draw(data: Path, run: RunFolder, out: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [normals[i] for i in rng.choice(len(normals), COUNT, replace=False)]
     lesions = [LESIONS[i] for i in rng.integers(len(LESIONS), size=COUNT)]
-    config = replace(config, data=replace(config.data, root=data, workers=1))
+    config = replace(config, data=replace(config.data, root=data, workers=0))
     watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
     judge = Judge(watcher, bundle, bundle.heatmap)
     ceiling = bundle.calibration().evidence_ceiling

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from anomaly.bundle import Bundle
 from anomaly.data.loaders import ImageReader, NetworkImage
 from anomaly.data.manifest import ManifestRow
-from anomaly.data.processes import Workers
+from anomaly.data.processes import Lost, Workers
 from anomaly.detection.features import Observation, observe, reported_names
+from anomaly.detection.plausibility import are_negatives
 from anomaly.detection.scoring import score_observation
-from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import ScanError, UnsupportedScan
 
 __all__ = ["BATCH", "Outcome", "ScoredScan", "Scorer"]
 
@@ -86,7 +87,7 @@ class Scorer:
     bundle: Bundle
     reader: ImageReader
     device: torch.device
-    workers: Workers = field(default_factory=lambda: Workers(1))
+    workers: Workers = field(default_factory=lambda: Workers(0))
 
     def score(self, items: Iterable[tuple[int, ManifestRow]]) -> Iterator[tuple[int, Outcome]]:
         """Score (group, row) pairs, in order; rows are taken a bounded number ahead.
@@ -122,6 +123,8 @@ class Scorer:
         names = reported_names(features)
         if observed is not None:
             said = score_observation(observed, features, bundle.detector, bundle.heatmap)
+            seen = np.stack([item.image for item in batch if isinstance(item, NetworkImage)])
+            negative = are_negatives(seen, bundle.reference.cpu().numpy())
         index = 0
         for item in batch:
             if not isinstance(item, NetworkImage):
@@ -129,7 +132,7 @@ class Scorer:
                 continue
             values = dict(zip(names, said.features[index].tolist(), strict=True))
             scored = ScoredScan(item, float(said.scores[index]), values, said.evidence[index])
-            yield _finite(scored)
+            yield _negative(scored) if negative[index] else _finite(scored)
             index += 1
 
 
@@ -147,11 +150,11 @@ class _Reading:
 
 
 def _found(
-    read: tuple[tuple[int, ManifestRow], NetworkImage | ScanError | None],
+    read: tuple[tuple[int, ManifestRow], NetworkImage | ScanError | Lost],
 ) -> tuple[int, _Read]:
     (group, row), result = read
-    if result is None:
-        result = UnreadableScan("decoder crashed", "it ended the process that was reading it")
+    if isinstance(result, Lost):
+        result = result.error()
     return group, result if isinstance(result, NetworkImage) else (row, result)
 
 
@@ -174,6 +177,12 @@ def _one_ahead(
                 yield first, result.result()
         for item, result in flight:
             yield item, result.result()
+
+
+def _negative(scan: ScoredScan) -> Outcome:
+    return scan.source.row, UnsupportedScan(
+        "inverted", "it looks like the negative of a scan: is its photometric interpretation wrong?"
+    )
 
 
 def _finite(scan: ScoredScan) -> Outcome:

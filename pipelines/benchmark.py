@@ -201,7 +201,11 @@ def _prepared(run: RunFolder, config: Config) -> Manifest:
 
 def _scans_of(config: Config) -> tuple[object, ...]:
     """Return what a manifest depends on; how many processes read it does not matter."""
-    return replace(config.data, root=config.data.root.resolve(), workers=1), config.intensity
+    return (
+        replace(config.data, root=config.data.root.resolve(), workers=0),
+        config.intensity,
+        config.gate,
+    )
 
 
 def _trained(run: RunFolder, config: Config, manifest: Manifest, device: torch.device) -> Bundle:

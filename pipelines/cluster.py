@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest
-from anomaly.data.processes import Workers
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
 from anomaly.results import Results
@@ -97,7 +96,7 @@ class _Actor:
         manifest = Manifest.read(run.manifest, root)
         log_what_is_allowed()
         self.job = Job.open(run, config, bundle_folder, manifest, torch.device(device))
-        self.workers = Workers(self.job.decoders)
+        self.workers = self.job.workers()
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         for index in batch["shard"].tolist():

@@ -31,8 +31,9 @@ from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key, pseudonym
+from anomaly.data.zips import file_of
 from anomaly.detection.heatmap import find_regions
-from anomaly.errors import AnomalyError, ManifestError
+from anomaly.errors import AnomalyError, ConfigError, ManifestError
 from anomaly.results import Provenance, Results, ScoreRow
 from pipelines.batches import Outcome, ScoredScan, Scorer
 from pipelines.leases import Lease, Leases
@@ -56,8 +57,6 @@ class Job:
         All there are.
     device : torch.device
     leases : Leases
-    decoders : int
-        Processes that decode scans ahead; 1 = none, the calling process does.
     """
 
     run: RunFolder
@@ -67,7 +66,6 @@ class Job:
     shards: tuple[Shard, ...]
     device: torch.device
     leases: Leases
-    decoders: int = 1
 
     @classmethod
     def open(
@@ -92,11 +90,17 @@ class Job:
         if not shards:
             raise ManifestError(f"{run.manifest} lists no scan to score: prepare a folder of scans")
         bundle, leases = read_bundle(bundle_folder), leases or Leases()
-        # On a CPU the network is the slow part: processes that decode would only take its cores.
-        decoders = config.data.workers if device.type == "cuda" else 1
-        job = cls(run, config, bundle, manifest, tuple(shards), device, leases, decoders)
+        _check_same_grey(config, bundle.config)
+        job = cls(run, config, bundle, manifest, tuple(shards), device, leases)
         job._join()
         return job
+
+    def workers(self) -> Workers:
+        """Return the processes that decode scans ahead, apart from this one."""
+        data = self.config.data
+        # On a CPU the network is the slow part: more than one would only take its cores.
+        count = data.workers if self.device.type == "cuda" else min(data.workers, 1)
+        return Workers(count, data.seconds)
 
     @property
     def results(self) -> Results:
@@ -108,7 +112,7 @@ class Job:
         """What these results are made of."""
         config, versions = self.config, {"anomaly": anomaly.__version__}
         versions["torch"] = torch.__version__.split("+")[0]
-        depends = f"{config.alpha!r} {config.results!r} {self.device.type}"
+        depends = f"{config.alpha!r} {config.results!r} {config.intensity!r} {self.device.type}"
         inputs = "".join(shard.inputs for shard in self.shards)
         return Provenance(
             bundle=self.bundle.hash,
@@ -159,11 +163,12 @@ class Job:
         busy: list[Shard] = []
         taken: dict[int, tuple[Shard, Lease]] = {}
         site_key = load_site_key(self.run.site_key)
-        config = self.bundle.config
-        reader = ImageReader(self.manifest.root, config.intensity, config.preprocessing)
+        reader = ImageReader(
+            self.manifest.root, self.config.intensity, self.bundle.config.preprocessing
+        )
         try:
             with _Writer() as writer:
-                scorer = Scorer(self.bundle, reader, self.device, workers or Workers(1))
+                scorer = Scorer(self.bundle, reader, self.device, workers or Workers(0))
                 said = scorer.score(self._claimed(shards, taken, busy, bar))
                 for index, outcomes in groupby(_counted(said, bar), itemgetter(0)):
                     shard, lease = taken[index]
@@ -226,6 +231,16 @@ class Job:
             lease.release()
 
 
+def _check_same_grey(config: Config, learned: Config) -> None:
+    """Refuse to show the network another grey than it has learned; colour it has never seen."""
+    asked = replace(config.intensity, colour=learned.intensity.colour)
+    if (asked, config.preprocessing) != (learned.intensity, learned.preprocessing):
+        raise ConfigError(
+            "intensity and preprocessing differ from those that the bundle was trained with: only "
+            "intensity.colour can be chosen for scoring"
+        )
+
+
 def wanted(manifest: Manifest) -> list[ManifestRow]:
     """Rows to score: the test split, or all where there are no splits, and what was skipped."""
     # A skipped file is in no split; it is reported with the scans to be scored.
@@ -262,14 +277,19 @@ def score_shard(
         )
         rows.append(replace(row, study=study, patient=patient, site=source.site))
     readable = (source for source in shard.rows if source.status == "ok")
-    # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
-    lost = any(not os.path.exists(root / source.path) for source in readable)  # noqa: PTH110
-    if lost and not any(os.path.exists(root / r.path) for r in job.manifest.rows):  # noqa: PTH110
+    if any(not _is_there(root, source) for source in readable) and not any(
+        _is_there(root, row) for row in job.manifest.rows
+    ):
         raise AnomalyError(
             f"none of the {len(job.manifest.rows)} files of the table is in {root}: is the archive "
             "mounted? Nothing of this shard was written; run again when it is back"
         )
     return rows, maps
+
+
+def _is_there(root: Path, row: ManifestRow) -> bool:
+    # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
+    return os.path.exists(file_of(root / row.path))  # noqa: PTH110
 
 
 def _row(item: ScoredScan, bundle: Bundle, alpha: float) -> ScoreRow:

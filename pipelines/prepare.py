@@ -62,8 +62,10 @@ def scan_folder(run: RunFolder, config: Config) -> Manifest:
             exclude=exclude,
             patient_pattern=config.data.patient_pattern,
             policy=config.intensity,
+            gate=config.gate,
             site_key=load_site_key(run.site_key),
             workers=config.data.workers,
+            seconds=config.data.seconds,
             progress=progress,
         )
     reasons = Counter(row.reason for row in manifest.select(status="skipped"))

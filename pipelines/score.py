@@ -18,7 +18,6 @@ import torch
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, load_config, override
 from anomaly.data.manifest import Manifest
-from anomaly.data.processes import Workers
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.export import export
 from anomaly.logs import Public
@@ -74,7 +73,7 @@ def score(
     job = Job.open(run, config, bundle_folder, manifest, device, leases)
     todo = (turn or Turn.of_environment(os.environ)).order(job.shards)
     scans = sum(len(shard.rows) for shard in todo)
-    with Workers(job.decoders) as workers, progress_bar(scans, "scoring", "scan") as bar:
+    with job.workers() as workers, progress_bar(scans, "scoring", "scan") as bar:
         while todo:
             busy = job.work(todo, bar, workers)
             if len(busy) == len(todo):

@@ -86,6 +86,7 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.detection.detector", ("anomaly.errors",)),
         ("anomaly.detection.local", ("anomaly.errors",)),
         ("anomaly.detection.selection", ("anomaly.errors",)),
+        ("anomaly.detection.plausibility", ()),
         ("anomaly.training", ("anomaly.cdm", "anomaly.checkpoint", "anomaly.errors")),
         ("anomaly.checkpoint", ("anomaly.errors",)),
         ("anomaly.evaluation", ("anomaly.errors",)),
@@ -116,6 +117,7 @@ def test_the_maths_knows_torch_alone(part: str) -> None:
         "anomaly.detection.detector",
         "anomaly.detection.heatmap",
         "anomaly.detection.local",
+        "anomaly.detection.plausibility",
         "anomaly.detection.scoring",
         "anomaly.detection.selection",
         "anomaly.reporting",
@@ -137,7 +139,18 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("pydicom", {"anomaly.data.dicom", "anomaly.data.phantom_dicom"}),
+        (
+            "pydicom",
+            {
+                "anomaly.data.dicom",
+                "anomaly.data.dicom_geometry",
+                "anomaly.data.dicom_grey",
+                "anomaly.data.dicom_media",
+                "anomaly.data.dicom_tags",
+                "anomaly.data.phantom_dicom",
+            },
+        ),
+        ("pebble", {"anomaly.data.processes"}),
         (
             "monai",
             {

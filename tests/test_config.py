@@ -103,7 +103,7 @@ def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> 
         ("detector.fit_on=[train]", "detector.fit_on"),
         ("detector.fit_on=[]", "detector.fit_on"),
         ("detector.nuisance_copies=-1", "detector.nuisance_copies"),
-        ("data.workers=0", "data.workers"),
+        ("data.workers=-1", "data.workers"),
         ("data.seed=-1", "data.seed"),
         ("data.normal=healthy", "data.normal"),
         ("features.noise_to_signal=[1, 0.5]", "features.noise_to_signal"),
@@ -315,6 +315,10 @@ def test_every_setting_is_in_the_hash() -> None:
     seen = {config.hash}
     # Words from fixed lists get another word of theirs; the rest of a section is numbers or text.
     words = {
+        "intensity.colour": "luminance",
+        "gate.modalities": ["CR"],
+        "gate.body_parts": ["CHEST"],
+        "gate.views": ["PA"],
         "levels.schedule": "cosine",
         "intensity.voi": "file",
         "intensity.window": [40, 400],

@@ -1,4 +1,8 @@
-"""A folder becomes a table of scans: every file is read once, and one row says what it is."""
+"""A folder becomes a table of scans: every file is read once, and one row says what it is.
+
+A zip archive counts as a folder of its members. What a DICOMDIR lists and the folder lacks gets a
+row too: a scan that was lost on its way is not a scan that was never taken.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from anomaly.data.dicom_media import listed_files
+from anomaly.data.gate import OPEN_GATE, Gate
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.processes import map_in_processes
+from anomaly.data.processes import SECONDS, Lost, Workers
 from anomaly.data.pseudonyms import pseudonym
 from anomaly.data.readers import kind_of, open_frames
+from anomaly.data.zips import Listing, file_of, is_zip, list_members, on_disk
 from anomaly.errors import ConfigError, ManifestError, ScanError, UnreadableScan
 from anomaly.types import Scan
 
@@ -31,7 +38,9 @@ def build_manifest(
     patient_pattern: str | None,
     policy: IntensityPolicy,
     site_key: bytes,
+    gate: Gate = OPEN_GATE,
     workers: int = 1,
+    seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     r"""Read every file under a folder once, and write down what it is.
@@ -60,9 +69,13 @@ def build_manifest(
     policy : IntensityPolicy
     site_key : bytes
         Secret behind the pseudonyms; see `load_site_key`.
+    gate : Gate
+        Scans to be left out by what their tags say.
     workers : int
-        Processes that decode. With more than 1, a file that kills its decoder costs its own row
-        (``"decoder crashed"``) and not the run.
+        Processes that decode. With 1 or more, a file that kills its decoder, or that takes longer
+        than `seconds`, costs its own row (``"decoder crashed"``, ``"decoder timed out"``) and not
+        the run.
+    seconds : float
     progress : callable, optional
         ``progress(done, total)`` after each file.
 
@@ -76,22 +89,24 @@ def build_manifest(
         The folder does not exist or holds no file, a folder in it cannot be listed, or two
         different scans share a key.
     ConfigError
-        `patient_pattern` is no regular expression, or `workers` is below 1.
+        `patient_pattern` is no regular expression, or `workers` is below 0.
     """
     pattern = _compile(patient_pattern)
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}; expected 1 or more.")
-    paths = [path for path in _list_files(root) if not _matches(path, exclude)]
-    inspect = partial(_inspect, root, pattern, policy, site_key)
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}; expected 0 or more.")
     found: dict[str, list[ManifestRow]] = {}
-    for path, result in map_in_processes(inspect, paths, workers):
-        found[path] = [_crashed(path, site_key)] if result is None else result
-        if progress is not None:
-            progress(len(found), len(paths))
+    with Workers(workers, seconds) as processes:
+        paths = _unzipped(root, _list_files(root), processes, site_key, found)
+        paths = [path for path in paths if not _matches(path, exclude)]
+        inspect = partial(_inspect, root, pattern, policy, gate, site_key)
+        for done, (path, result) in enumerate(processes.map(inspect, paths), 1):
+            found[path] = _lost(path, result, site_key) if isinstance(result, Lost) else result
+            if progress is not None:
+                progress(done, len(paths))
     labelled = (
         replace(row, label=_name(row.path, labels), site=_name(row.path, sites or {}))
-        for path in paths
-        for row in found[path]
+        for _, listed in sorted(found.items())
+        for row in listed
     )
     rows = tuple(_skip_duplicates(labelled))
     _prove_keys(rows)
@@ -158,32 +173,112 @@ def _inspect(
     root: Path,
     pattern: re.Pattern[str] | None,
     policy: IntensityPolicy,
+    gate: Gate,
     site_key: bytes,
     relative: str,
 ) -> list[ManifestRow]:
     """Rows of one file; nothing that the file holds can make this raise."""
-    path = root / relative
-    # without content to stand for the file, its place has to
-    row = ManifestRow(key=_key(site_key, f"path:{relative}", 0), path=relative, frame=0)
+    row = _unread(relative, site_key)
+    try:
+        with on_disk(root / relative) as path:
+            rows = _rows(path, row, pattern, policy, gate, site_key)
+    except ScanError as error:
+        return [row.skipped(error.reason, error.message)]
+    if any(row.reason == "media directory" for row in rows):
+        rows += _missing(root, relative, site_key)
+    # Where a member of an archive was unpacked to for the moment is nobody's business.
+    return [replace(r, detail=r.detail.replace(str(path), str(root / relative))) for r in rows]
+
+
+def _rows(
+    path: Path,
+    row: ManifestRow,
+    pattern: re.Pattern[str] | None,
+    policy: IntensityPolicy,
+    gate: Gate,
+    site_key: bytes,
+) -> list[ManifestRow]:
+    rows = []
     try:
         kind = kind_of(path)
         sha256 = _file_hash(path)
         row = replace(row, kind=kind, sha256=sha256, key=_key(site_key, sha256, 0))
-        frames = open_frames(path, policy)
+        for index, frame in enumerate(open_frames(path, policy)):
+            here = replace(row, frame=index, key=_key(site_key, sha256, index))
+            if isinstance(frame, ScanError):
+                rows.append(here.skipped(frame.reason, frame.message))
+            else:
+                rows.append(_describe(here, frame, pattern, gate, site_key))
     except ScanError as error:
         return [row.skipped(error.reason, error.message)]
-    rows = []
-    for index, frame in enumerate(frames):
-        here = replace(row, frame=index, key=_key(site_key, sha256, index))
-        if isinstance(frame, ScanError):
-            rows.append(here.skipped(frame.reason, frame.message))
-        else:
-            rows.append(_describe(here, frame, pattern, site_key))
     return rows
 
 
+def _unread(relative: str, site_key: bytes) -> ManifestRow:
+    # without content to stand for the file, its place has to
+    return ManifestRow(key=_key(site_key, f"path:{relative}", 0), path=relative, frame=0)
+
+
+def _unzipped(
+    root: Path,
+    paths: Sequence[str],
+    processes: Workers,
+    site_key: bytes,
+    found: dict[str, list[ManifestRow]],
+) -> list[str]:
+    """Replace zip archives by their members; what cannot be read of them gets its row in `found`.
+
+    An archive that is in the way of a folder of the same name does not occur: names are unique.
+    """
+    zips = [path for path in paths if is_zip(Path(path))]
+    plain = [path for path in paths if not is_zip(Path(path))]
+    for path, listing in processes.map(partial(_list_zip, root), zips):
+        if isinstance(listing, Lost):
+            found[path] = _lost(path, listing, site_key)
+        elif isinstance(listing, ScanError):
+            found[path] = [_unread(path, site_key).skipped(listing.reason, listing.message)]
+        else:
+            plain += [f"{path}/{member}" for member in listing.members]
+            found[path] = [
+                _unread(f"{path}/{name}", site_key).skipped(reason, f"{name!r} in {path}: {reason}")
+                for name, reason in listing.refused
+            ]
+    return sorted(plain)
+
+
+def _list_zip(root: Path, relative: str) -> Listing | ScanError:
+    try:
+        return list_members(root / relative)
+    except ScanError as error:
+        return error
+
+
+def _missing(root: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
+    """Rows of the files that a DICOMDIR lists and that are not there."""
+    directory = root / relative
+    if file_of(directory) != directory:
+        return []  # the members of an archive are all there, or it cannot be read at all
+    try:
+        names = listed_files(directory)
+    except ScanError as error:
+        return [_unread(relative, site_key).skipped(error.reason, error.message)]
+    # Discs are copied by systems that change the case of names.
+    here = {
+        path.relative_to(directory.parent).as_posix().lower()
+        for path in directory.parent.rglob("*")
+    }
+    lacking = [name for name in dict.fromkeys(names) if name.lower() not in here]
+    folder = PurePosixPath(relative).parent
+    return [
+        _unread((folder / name).as_posix(), site_key).skipped(
+            "missing", f"{relative} lists {name}, which is not there; copy the disc again."
+        )
+        for name in lacking
+    ]
+
+
 def _describe(
-    row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None, site_key: bytes
+    row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None, gate: Gate, site_key: bytes
 ) -> ManifestRow:
     identity = scan.identity
     instance = identity.instance or row.sha256
@@ -206,6 +301,10 @@ def _describe(
         burned_in=scan.burned_in,
         synthetic=scan.synthetic,
     )
+    try:
+        gate.check(scan)
+    except ScanError as error:
+        return row.skipped(error.reason, error.message)
     if row.patient:
         return row
     return row.skipped(
@@ -239,13 +338,9 @@ def _file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _crashed(path: str, site_key: bytes) -> ManifestRow:
-    row = ManifestRow(key=_key(site_key, f"path:{path}", 0), path=path, frame=0)
-    return row.skipped(
-        "decoder crashed",
-        f"{path} ended the process that decoded it, twice; the file is damaged or the machine is "
-        "out of memory.",
-    )
+def _lost(path: str, lost: Lost, site_key: bytes) -> list[ManifestRow]:
+    error = lost.error()
+    return [_unread(path, site_key).skipped(error.reason, f"{path}: {error.message}")]
 
 
 def _skip_duplicates(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:

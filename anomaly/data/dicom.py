@@ -1,21 +1,19 @@
-"""The only reader of DICOM tags.
+"""The only reader of DICOM images.
 
-Stored values become grey in the order of the standard (PS3.4 N.2)::
+::
 
-    stored bits -> modality LUT or rescale -> window or VOI LUT -> [0, 1] -> inversion
+    stored bits -> grey in [0, 1], inverted where 0 is white (dicom_grey)
+        -> shutter and padding black -> upright (dicom_geometry)
 
-Each arrow maps a *range* as well as the values, and scaling and inversion use the range, never
-the extremes of one image. MONOCHROME1 is inverted here and nowhere else. Only kinds that have
-been tested are read; the rest raise `UnsupportedScan` with a short reason.
+Overlay planes are not drawn: they are somebody's
+marks, not the patient. Only kinds that have been tested are read; the rest raise `UnsupportedScan`
+with a short reason.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +21,19 @@ from pydicom import Dataset, FileDataset, dcmread
 from pydicom import misc as pydicom_misc
 from pydicom import uid as uids
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import get_expected_length, pixel_array
 
+from anomaly.data.dicom_geometry import open_to_view, orientation, spacing
+from anomaly.data.dicom_grey import Graded, apply_modality, apply_voi
+from anomaly.data.dicom_tags import text
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
-from anomaly.data.intensity import IntensityPolicy, to_unit, window_range
+from anomaly.data.intensity import IntensityPolicy, luminance, to_unit
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
-from anomaly.types import Scan, ScanIdentity, SpacingSource
+from anomaly.types import DETECTOR_MODEL, Scan, ScanIdentity
 
 __all__ = [
+    "IMAGE_CLASSES",
     "IntensityPolicy",
     "decodable_transfer_syntaxes",
     "is_dicom",
@@ -38,7 +41,7 @@ __all__ = [
     "read_dicom",
 ]
 
-_IMAGE_CLASSES = frozenset(
+IMAGE_CLASSES: frozenset[str] = frozenset(
     {
         uids.ComputedRadiographyImageStorage,
         uids.DigitalXRayImageStorageForPresentation,
@@ -56,18 +59,22 @@ _IMAGE_CLASSES = frozenset(
         uids.SecondaryCaptureImageStorage,
         uids.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
         uids.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+        uids.MultiFrameTrueColorSecondaryCaptureImageStorage,
+        uids.EnhancedXAImageStorage,
+        uids.EnhancedXRFImageStorage,
+        uids.BreastTomosynthesisImageStorage,
+        uids.DigitalIntraOralXRayImageStorageForPresentation,
+        uids.DigitalIntraOralXRayImageStorageForProcessing,
+        uids.PositronEmissionTomographyImageStorage,
+        uids.NuclearMedicineImageStorage,
+        uids.UltrasoundImageStorage,
+        uids.UltrasoundMultiFrameImageStorage,
+        uids.RTImageStorage,
     }
 )
+"""SOP classes that can hold a scan; objects of others are skipped with a reason."""
+
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-
-
-class _Graded(NamedTuple):
-    """Values on their way to grey, the range they may span, and how they came here."""
-
-    values: NDArray[Any]
-    low: float
-    high: float
-    steps: tuple[str, ...]
 
 
 def is_dicom(path: Path) -> bool:
@@ -106,9 +113,9 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
     Returns
     -------
     Frames
-        Each decodes to a `Scan`, pixels ``(Rows, Columns)`` float32 in [0, 1], 0 = black; pixels
-        that PixelPaddingValue marks are 0. `Scan.levels` is ``2 ** BitsStored`` under every
-        policy.
+        Each decodes to a `Scan`, float32 in [0, 1], 0 = black, turned upright: ``(Rows, Columns)``
+        as stored, or transposed (`Scan.orientation`). Pixels that PixelPaddingValue marks or a
+        display shutter covers are 0. `Scan.levels` is ``2 ** BitsStored`` under every policy.
 
     Raises
     ------
@@ -116,9 +123,10 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
         ``"not dicom"``, ``"no transfer syntax"``, ``"no pixel data"``, ``"truncated"``,
         ``"no decoder"``, ``"undecodable"``, ``"unreadable"``.
     UnsupportedScan
-        ``"not an image"``, ``"sop class"``, ``"colour"``, ``"photometric"``, ``"bit depth"``,
-        ``"too large"``, ``"empty"``; of a frame also ``"out of range"``, ``"constant"``,
-        ``"rescale"``, ``"window"``, ``"lut"``.
+        ``"not an image"``, ``"media directory"``, ``"sop class"``, ``"own result"``,
+        ``"colour"``, ``"photometric"``, ``"bit depth"``, ``"too large"``, ``"empty"``; of a frame
+        also ``"out of range"``, ``"constant"``, ``"rescale"``, ``"window"``, ``"lut"``,
+        ``"shutter"``.
     """
     with decoding(path) as warned:
         if not is_dicom(path):
@@ -132,7 +140,7 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
             raise UnreadableScan("truncated", f"{path} is cut off ({ends[0]}); copy it again.")
         _check_transfer_syntax(path, dataset)
         _check_class(path, dataset)
-        _check_pixel_module(path, dataset)
+        _check_pixel_module(path, dataset, policy)
         count = max(int(dataset.get("NumberOfFrames", None) or 1), 1)
         check_size(path, int(dataset.Rows), int(dataset.Columns), count)
         _check_decodable(path, dataset)
@@ -172,14 +180,22 @@ def _check_transfer_syntax(path: Path, dataset: FileDataset) -> None:
         )
 
 
-def _check_class(path: Path, dataset: Dataset) -> None:
-    sop_class = uids.UID(_text(dataset, "SOPClassUID"))
-    if sop_class not in _IMAGE_CLASSES:
+def _check_class(path: Path, dataset: FileDataset) -> None:
+    # A DICOMDIR names its class in the file meta information alone.
+    named = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
+    sop_class = uids.UID(named)
+    if sop_class == uids.MediaStorageDirectoryStorage:
+        raise UnsupportedScan(
+            "media directory", f"{path} is a DICOMDIR: it lists scans and holds none."
+        )
+    if text(dataset, "ManufacturerModelName") == DETECTOR_MODEL:
+        raise UnsupportedScan("own result", f"{path} is a result that this toolkit has written.")
+    if sop_class not in IMAGE_CLASSES:
         has_pixels = any(keyword in dataset for keyword in _PIXEL_KEYWORDS)
         raise UnsupportedScan(
             "sop class" if has_pixels else "not an image",
-            f"{path} has SOP class {sop_class.name or 'none'!r}; expected a grey-scale radiograph, "
-            "CT, MR, fluoroscopy, angiography or secondary capture.",
+            f"{path} has SOP class {sop_class.name or 'none'!r}; expected a radiograph, CT, MR, "
+            "PET, ultrasound, fluoroscopy, angiography or secondary capture.",
         )
     if "PixelData" not in dataset:
         raise UnreadableScan(
@@ -187,15 +203,21 @@ def _check_class(path: Path, dataset: Dataset) -> None:
         )
 
 
-def _check_pixel_module(path: Path, dataset: Dataset) -> None:
+def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -> None:
+    photometric = text(dataset, "PhotometricInterpretation")
     samples = int(dataset.get("SamplesPerPixel", 1))
-    photometric = _text(dataset, "PhotometricInterpretation")
-    if samples != 1 or photometric.startswith(("RGB", "YBR", "PALETTE")):
-        raise UnsupportedScan(
-            "colour",
-            f"{path} is {photometric} with {samples} sample(s) per pixel; expected grey.",
-        )
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    if samples != 1 or _is_coloured(dataset):
+        if policy.colour == "refuse":
+            raise UnsupportedScan(
+                "colour",
+                f"{path} is {photometric} with {samples} sample(s) per pixel; expected grey. "
+                "intensity.colour = luminance takes its brightness.",
+            )
+        if not _is_coloured(dataset) or samples != (1 if photometric == "PALETTE COLOR" else 3):
+            raise UnsupportedScan(
+                "photometric", f"{path} is {photometric!r} with {samples} samples per pixel."
+            )
+    elif photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnsupportedScan(
             "photometric",
             f"{path} has PhotometricInterpretation {photometric!r}; expected MONOCHROME1 or "
@@ -239,43 +261,76 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
 
 def _read_frame(path: Path, dataset: FileDataset, policy: IntensityPolicy, index: int) -> Scan:
     with decoding(path):
-        stored, padding = _stored_values(path, dataset, index)
-        rescaled = _apply_modality(path, dataset, index, stored)
-        pixels, steps = _apply_voi(path, dataset, index, rescaled, policy)
-        photometric = _text(dataset, "PhotometricInterpretation")
-        if photometric == "MONOCHROME1" or _text(dataset, "PresentationLUTShape") == "INVERSE":
-            pixels, steps = 1 - pixels, (*steps, "inverted")
-        check_varied(path, pixels[~padding])
-        pixels[padding] = 0
-        spacing, source = _spacing(dataset, index)
+        photometric = text(dataset, "PhotometricInterpretation")
+        inverse = text(dataset, "PresentationLUTShape") == "INVERSE"
+        if _is_coloured(dataset):
+            pixels, hidden, steps = _luminance(path, dataset, index)
+        else:
+            stored, hidden = _stored_values(path, dataset, index)
+            rescaled = apply_modality(path, dataset, index, stored)
+            inverted = photometric == "MONOCHROME1" or inverse
+            pixels, steps = apply_voi(path, dataset, index, rescaled, policy, inverted=inverted)
+        seen = open_to_view(path, dataset)
+        if seen is not None:
+            hidden, steps = hidden | ~seen, (*steps, "display shutter")
+        check_varied(path, pixels[~hidden])
+        pixels[hidden] = 0
+        turn = orientation(dataset, index)
+        size, source = spacing(dataset, index)
         return Scan(
-            pixels=pixels,
+            pixels=np.ascontiguousarray(turn.show(pixels)),
             levels=2 ** int(dataset.BitsStored),
             identity=ScanIdentity(
-                patient=_text(dataset, "PatientID"),
-                study=_text(dataset, "StudyInstanceUID"),
-                series=_text(dataset, "SeriesInstanceUID"),
-                instance=_text(dataset, "SOPInstanceUID"),
+                patient=text(dataset, "PatientID"),
+                study=text(dataset, "StudyInstanceUID"),
+                series=text(dataset, "SeriesInstanceUID"),
+                instance=text(dataset, "SOPInstanceUID"),
                 frame=index,
             ),
-            modality=_text(dataset, "Modality"),
-            spacing=spacing,
+            modality=text(dataset, "Modality"),
+            spacing=size[::-1] if size is not None and turn.transposed else size,
             spacing_source=source,
             intensity=", ".join(steps) + ".",
-            view=_text(dataset, "ViewPosition"),
-            laterality=_text(dataset, "ImageLaterality") or _text(dataset, "Laterality"),
-            burned_in=_text(dataset, "BurnedInAnnotation").upper() == "YES",
-            synthetic=_text(dataset, "SyntheticData").upper() == "YES",
+            view=text(dataset, "ViewPosition"),
+            body_part=text(dataset, "BodyPartExamined"),
+            laterality=text(dataset, "ImageLaterality") or text(dataset, "Laterality"),
+            burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
+            synthetic=text(dataset, "SyntheticData").upper() == "YES",
+            orientation=turn,
         )
+
+
+def _is_coloured(dataset: Dataset) -> bool:
+    photometric = text(dataset, "PhotometricInterpretation")
+    return photometric.startswith(("RGB", "YBR", "PALETTE"))
+
+
+def _luminance(
+    path: Path, dataset: FileDataset, index: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
+    """Brightness of a coloured frame in [0, 1], nothing hidden."""
+    values = pixel_array(dataset, index=index)  # YBR becomes RGB here
+    top = 2 ** int(dataset.BitsStored) - 1
+    steps = f"luminance of {text(dataset, 'PhotometricInterpretation')}"
+    if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+        top = 2 ** (8 * values.dtype.itemsize) - 1
+    if values.ndim != 3 or values.shape[-1] != 3:
+        raise UnreadableScan(
+            "undecodable",
+            f"{path} decodes to shape {values.shape}; expected (Rows, Columns, 3).",
+        )
+    pixels = luminance(to_unit(values, 0, top))
+    return pixels, np.zeros(pixels.shape, dtype=bool), (steps,)
 
 
 def _stored_values(
     path: Path, dataset: FileDataset, index: int
-) -> tuple[_Graded, NDArray[np.bool_]]:
+) -> tuple[Graded, NDArray[np.bool_]]:
     """Decode stored values as the standard reads them, and where PixelPaddingValue marks none.
 
-    The bits above HighBit must be zero or a sign extension. Anything else there, such as an
-    overlay of old files, is refused and not masked: the values may be what is wrong.
+    The bits above HighBit must be zero, a sign extension, or an overlay that the header declares
+    there. Anything else is refused and not masked: the values may be what is wrong.
     """
     bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
     raw = pixel_array(dataset, index=index, raw=True, correct_unused_bits=False)
@@ -286,7 +341,7 @@ def _stored_values(
             f"({dataset.Rows}, {dataset.Columns}).",
         )
     allocated = raw.dtype.itemsize * 8
-    whole = raw.astype(np.int32)
+    whole = raw.astype(np.int32) & ~_overlay_bits(dataset)
     used = whole & (2**bits - 1)
     values = np.where(used >= 2 ** (bits - 1), used - 2**bits, used) if signed else used
     valid = (whole == values) | ((whole & (2**allocated - 1)) == used)
@@ -301,7 +356,18 @@ def _stored_values(
             f"{path}, frame {index}, holds {wrong.size} value(s) such as {wrong[0]} outside "
             f"[{low}, {high}], the range of BitsStored {bits}.",
         )
-    return _Graded(values, low, high, (f"{bits} bits stored",)), padding
+    return Graded(values, low, high, (f"{bits} bits stored",)), padding
+
+
+def _overlay_bits(dataset: Dataset) -> int:
+    """Bits of the stored values that the overlay planes of old files use (PS3.5 8.1.2)."""
+    bits = 0
+    for group in range(0x6000, 0x6020, 2):
+        position = dataset.get((group, 0x0102))
+        if position is not None and position.value and (group, 0x3000) not in dataset:
+            bits |= 1 << int(position.value)
+    stored: int = 2 ** int(dataset.BitsStored) - 1
+    return bits & ~stored
 
 
 def _padding(
@@ -316,142 +382,3 @@ def _padding(
         # Writers put -2000 as the unsigned 63536 where the VR is ambiguous.
         ends = [(end + 2 ** (allocated - 1)) % 2**allocated - 2 ** (allocated - 1) for end in ends]
     return (values >= min(ends)) & (values <= max(ends))
-
-
-def _apply_modality(path: Path, dataset: FileDataset, index: int, stored: _Graded) -> _Graded:
-    """Modality LUT or rescale (PS3.3 C.11.1), for values and range alike."""
-    tables = dataset.get("ModalityLUTSequence", None)
-    if tables:
-        return _look_up(path, dataset, stored, tables[0], "modality LUT")
-    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
-    slope, intercept = rescale.get("RescaleSlope", None), rescale.get("RescaleIntercept", None)
-    if slope is None or intercept is None:
-        return stored
-    slope, intercept = float(slope), float(intercept)
-    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
-        raise UnsupportedScan(
-            "rescale",
-            f"{path} has RescaleSlope {slope} and RescaleIntercept {intercept}; expected finite "
-            "numbers and a slope other than 0.",
-        )
-    ends = sorted((stored.low * slope + intercept, stored.high * slope + intercept))
-    step = f"rescaled by {slope:g} and {intercept:g}"
-    return _Graded(stored.values * slope + intercept, ends[0], ends[1], (*stored.steps, step))
-
-
-def _apply_voi(
-    path: Path, dataset: FileDataset, index: int, rescaled: _Graded, policy: IntensityPolicy
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Grey in [0, 1] before inversion, by the policy."""
-    if policy.window is not None:
-        step = "window {:g} / {:g} as configured".format(*policy.window)
-        return to_unit(rescaled.values, *window_range(*policy.window)), (*rescaled.steps, step)
-    if policy.voi == "file":
-        tables = dataset.get("VOILUTSequence", None)
-        if tables:
-            seen = _look_up(path, dataset, rescaled, tables[0], "VOI LUT of the file")
-            return to_unit(seen.values, seen.low, seen.high), seen.steps
-        window = _functional_group(dataset, index, "FrameVOILUTSequence") or dataset
-        if window.get("WindowCenter", None) is not None and "WindowWidth" in window:
-            return _apply_file_window(path, window, rescaled)
-    step = f"full range {rescaled.low:g} to {rescaled.high:g}"
-    return to_unit(rescaled.values, rescaled.low, rescaled.high), (*rescaled.steps, step)
-
-
-def _apply_file_window(
-    path: Path, window: Dataset, rescaled: _Graded
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Apply the first window of the file by its VOILUTFunction (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
-    centre, width = _first(window.WindowCenter), _first(window.WindowWidth)
-    function = _text(window, "VOILUTFunction").upper() or "LINEAR"
-    least = 1.0 if function == "LINEAR" else 0.0
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or not (
-        math.isfinite(centre) and (width >= 1 if function == "LINEAR" else width > 0)
-    ):
-        raise UnsupportedScan(
-            "window",
-            f"{path} has VOILUTFunction {function!r}, WindowCenter {centre} and WindowWidth "
-            f"{width}; expected LINEAR, LINEAR_EXACT or SIGMOID and a width of {least:g} or more.",
-        )
-    steps = (*rescaled.steps, f"window {centre:g} / {width:g} of the file, {function}")
-    if function == "SIGMOID":
-        # tanh form of 1 / (1 + exp(-4 (x - c) / w)), which cannot overflow
-        curve = 0.5 + 0.5 * np.tanh(2 * (rescaled.values - centre) / width)
-        return curve.astype(np.float32), steps
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    return to_unit(rescaled.values, *window_range(centre, width)), steps
-
-
-def _look_up(
-    path: Path, dataset: FileDataset, graded: _Graded, item: Dataset, name: str
-) -> _Graded:
-    """Values through a modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1).
-
-    Not by pydicom's own, which indexes in the type of the input or output and so wraps, for
-    example in a table of 4096 entries of 8 bits.
-    """
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    count = count % 2**16 or 2**16  # 0 stands for 65536; a signed VR makes large counts negative
-    table = _lut_entries(dataset, item, count)
-    if table.size != count or not 1 <= bits <= 16 or table.max() >= 2**bits:
-        raise UnsupportedScan(
-            "lut",
-            f"{path} has a {name} of {table.size} entries up to {table.max(initial=0)}; its "
-            f"LUTDescriptor says {count} entries of {bits} bits.",
-        )
-    place = np.clip(np.rint(graded.values) - first, 0, count - 1).astype(np.int64)
-    return _Graded(table[place], 0, 2**bits - 1, (*graded.steps, name))
-
-
-def _lut_entries(dataset: FileDataset, item: Dataset, count: int) -> NDArray[np.uint16]:
-    data = item.LUTData
-    if isinstance(data, bytes):
-        # pydicom leaves OW as bytes in the byte order of the file
-        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        words = np.frombuffer(data[: len(data) // 2 * 2], dtype=f"{order}u2")
-    else:
-        words = np.atleast_1d(np.asarray(data, dtype=np.int64)).astype(np.uint16)
-    if words.size == (count + 1) // 2 and count > 1:  # two entries of 8 bits a word
-        return words.astype("<u2").view(np.uint8)[:count].astype(np.uint16)
-    return words.astype(np.uint16)
-
-
-# --- tags -------------------------------------------------------------------------------------
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword, None)
-    return "" if value is None else str(value).strip()
-
-
-def _first(value: Any) -> float:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = value[0]
-    return float(value)
-
-
-def _functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset | None:
-    """Item of an enhanced multi-frame object that applies to one frame, or None."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence", None) or []
-    shared = dataset.get("SharedFunctionalGroupsSequence", None) or []
-    for group in (*per_frame[index : index + 1], *shared[:1]):
-        items = group.get(keyword, None)
-        if items:
-            item: Dataset = items[0]
-            return item
-    return None
-
-
-def _spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, SpacingSource]:
-    """Height and width of a pixel in mm, and the attribute they come from."""
-    measures = _functional_group(dataset, index, "PixelMeasuresSequence") or dataset
-    keywords: tuple[SpacingSource, ...] = ("PixelSpacing", "ImagerPixelSpacing")
-    for keyword, source in zip(keywords, (measures, dataset), strict=True):
-        values = source.get(keyword, None)
-        if values is None or isinstance(values, str) or len(values) != 2:
-            continue
-        height, width = float(values[0]), float(values[1])
-        if math.isfinite(height) and math.isfinite(width) and height > 0 and width > 0:
-            return (height, width), keyword
-    return None, "none"

@@ -107,7 +107,8 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
     ------
     UnreadableScan
         ``"unreadable"``: the operating system refused; ``"truncated"``: the data end early;
-        ``"undecodable"``: anything else that a decoder raised.
+        ``"out of memory"``: a decoder asked for too much; ``"undecodable"``: anything else that a
+        decoder raised.
     UnsupportedScan
         Whatever the body itself raises passes through.
     """
@@ -117,6 +118,10 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
             yield caught
         except ScanError:
             raise
+        except MemoryError as error:
+            raise UnreadableScan(
+                "out of memory", f"{path} asks for more memory than a scan may have."
+            ) from error
         except EOFError as error:
             raise UnreadableScan(
                 "truncated", f"{path} ends before its data do ({error}); copy it again."

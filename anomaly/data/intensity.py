@@ -21,7 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from anomaly.errors import ConfigError
 
-__all__ = ["IntensityPolicy", "to_unit", "window_range"]
+__all__ = ["IntensityPolicy", "luminance", "to_unit", "window_range"]
+
+# Rec. ITU-R BT.601, of which JPEG's and DICOM's YBR_FULL are made (PS3.3 C.7.6.3.1.2).
+_RED_GREEN_BLUE = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,25 @@ class IntensityPolicy:
         Centre and width in rescaled units (HU for CT). Overrides `voi`: ``centre - width / 2`` is
         black and ``centre + width / 2`` white (LINEAR_EXACT of PS3.3 C.11.2.1.3.2). PNG, JPEG and
         unsigned TIFF have no rescaled units and ignore it.
+    colour : {"refuse", "luminance"}
+        What to do with a coloured DICOM image: not use it, with the reason ``"colour"``, or take
+        its `luminance`.
 
     Raises
     ------
     ConfigError
-        `voi` is unknown, or the window is not finite with a width above 0.
+        `voi` or `colour` is unknown, or the window is not finite with a width above 0.
     """
 
     voi: Literal["file", "full"] = "full"
     window: tuple[float, float] | None = None
+    colour: Literal["refuse", "luminance"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.voi not in ("file", "full"):
             raise ConfigError(f"voi is {self.voi!r}; expected 'file' or 'full'.")
+        if self.colour not in ("refuse", "luminance"):
+            raise ConfigError(f"colour is {self.colour!r}; expected 'refuse' or 'luminance'.")
         if self.window is None:
             return
         if len(self.window) != 2 or not all(math.isfinite(value) for value in self.window):
@@ -77,14 +86,19 @@ def window_range(centre: float, width: float) -> tuple[float, float]:
     return centre - width / 2, centre + width / 2
 
 
-def to_unit(values: ArrayLike, low: float, high: float) -> NDArray[np.float32]:
-    """Map ``[low, high]`` to [0, 1] and clip what lies outside.
+def to_unit(
+    values: ArrayLike, low: float, high: float, *, inverted: bool = False
+) -> NDArray[np.float32]:
+    """Map ``[low, high]`` to [0, 1], or to [1, 0], and clip what lies outside.
 
     Parameters
     ----------
     values : array_like, any shape
     low, high : float
         ``low <= high``. Where they are equal, the map is a step: 0 up to `low`, 1 above.
+    inverted : bool
+        `high` becomes 0. Counted down from `high`, so that a negative gives the bits of its
+        positive, which ``1 - to_unit`` does not.
 
     Returns
     -------
@@ -93,5 +107,14 @@ def to_unit(values: ArrayLike, low: float, high: float) -> NDArray[np.float32]:
     # float64 inside: (v - low) loses the last bits of a 16-bit value in float32
     array = np.asarray(values, dtype=np.float64)
     if low == high:
-        return (array > low).astype(np.float32)
-    return np.clip((array - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        step: NDArray[np.float32] = ((array > low) != inverted).astype(np.float32)
+        return step
+    part = high - array if inverted else array - low
+    return np.clip(part / (high - low), 0.0, 1.0).astype(np.float32)
+
+
+def luminance(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Brightness ``0.299 R + 0.587 G + 0.114 B`` of colours (..., 3) in [0, 1]: (...) float32."""
+    # Of equal channels exactly the channel: the weights add up to 1 but for rounding.
+    grey: NDArray[np.float32] = np.clip(rgb @ np.asarray(_RED_GREEN_BLUE), 0, 1).astype(np.float32)
+    return grey

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import ManifestRow
-from anomaly.data.processes import map_in_processes
+from anomaly.data.processes import Lost, map_in_processes
 from anomaly.data.readers import read_scan
 from anomaly.data.transforms import (
     Augmentation,
@@ -32,7 +32,7 @@ from anomaly.data.transforms import (
     frame_scan,
     network_image,
 )
-from anomaly.errors import ScanError, UnreadableScan
+from anomaly.errors import ScanError
 from anomaly.types import Scan
 
 __all__ = ["ImageReader", "NetworkImage", "framed_images", "network_images", "step_batches"]
@@ -119,11 +119,11 @@ def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int
         If a row cannot be read: `anomaly prepare` has read it before, so the archive changed.
     """
     # In processes, not threads: `anomaly.data.frames.decoding` says why.
-    workers = min(workers, max(1, len(rows) // SCANS_WORTH_A_PROCESS))
+    workers = min(workers, len(rows) // SCANS_WORTH_A_PROCESS)
     framed = []
-    for row, image in map_in_processes(partial(_framed, reader), rows, workers):
-        if image is None:
-            raise UnreadableScan("decoder crashed", f"scan {row.key} ended the process reading it")
+    for _, image in map_in_processes(partial(_framed, reader), rows, workers):
+        if isinstance(image, Lost):
+            raise image.error()
         framed.append(torch.from_numpy(image))
     return torch.stack(framed)
 

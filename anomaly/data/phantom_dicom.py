@@ -31,7 +31,7 @@ from pydicom.uid import (
 
 from anomaly.data.phantom import LESION_KINDS, LesionKind, Phantom, draw_phantom, is_visible
 from anomaly.data.phantom_thorax import FIELD_HEIGHT
-from anomaly.data.processes import map_in_processes
+from anomaly.data.processes import Lost, map_in_processes
 from anomaly.errors import ConfigError
 
 __all__ = ["PhantomStudies", "write_phantom_studies"]
@@ -111,8 +111,10 @@ def write_phantom_studies(
     normal: list[Path] = []
     abnormal: list[Path] = []
     for (number, lesion), files in map_in_processes(write, list(enumerate(lesions, 1)), workers):
-        if files is None:
-            raise ConfigError(f"the process that drew phantom {number} died: is memory short?")
+        if isinstance(files, Lost):
+            raise ConfigError(
+                f"the process that drew phantom {number} {files.reason}: is memory short?"
+            )
         (normal if lesion is None else abnormal).extend(files)
     masks = tuple(_mask_of(file) for file in abnormal)
     return PhantomStudies(folder, tuple(normal), tuple(abnormal), masks)

@@ -8,6 +8,7 @@ from anomaly.data.dicom import is_dicom, open_dicom
 from anomaly.data.frames import Frames, decoding
 from anomaly.data.images import kind_by_name, open_image
 from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.zips import on_disk
 from anomaly.errors import ScanError, UnsupportedScan
 from anomaly.types import Scan
 
@@ -79,7 +80,9 @@ def read_frames(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
 
 
 def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
-    """Read one frame of a scan file, decoding no other where the format allows.
+    """Read one frame of a scan file, also one in a zip archive (`anomaly.data.zips`).
+
+    No other frame is decoded where the format allows.
 
     Parameters
     ----------
@@ -97,4 +100,5 @@ def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
     ScanError
         The file or this frame cannot be used.
     """
-    return open_frames(path, policy).read(frame)
+    with on_disk(path) as file:
+        return open_frames(file, policy).read(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from pydicom.uid import (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     generate_uid,
 )
+
+from anomaly.data.frames import decoding
+from anomaly.data.gate import Gate
+from anomaly.types import Scan
 
 SOP_CLASSES = {
     "DX": DigitalXRayImageStorageForPresentation,
@@ -102,9 +107,32 @@ def write_sample(path: Path, values: Any, **options: Any) -> Path:
     return write_dicom(path, make_dataset(values, **options), syntax)
 
 
-def crash_on_seven(number: int) -> int:
-    """Square a number; 7 ends the process as a failing native decoder would."""
+def misbehave(number: int) -> int:
+    """Square a number; 7 ends the process as a failing native decoder would, 13 never returns."""
     if number == 7:
         os._exit(1)
-    time.sleep(0.3)  # so that the others are unfinished when 7 takes the pool with it
+    if number == 11:
+        raise ValueError("eleven")
+    while number == 13:
+        time.sleep(60)
     return number * number
+
+
+def tell_pid(path: str) -> None:
+    """Write down which process this is."""
+    Path(path).write_text(str(os.getpid()))
+
+
+@dataclass(frozen=True)
+class Trap(Gate):
+    """A gate that does to the process what a damaged file may do."""
+
+    kind: str = ""
+
+    def check(self, scan: Scan) -> None:
+        if self.kind == "crash":
+            os._exit(1)
+        if self.kind == "memory":
+            with decoding(Path("trap")):
+                bytearray(2**40)
+        time.sleep(60)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +19,22 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 import pytest
-from dicom_samples import crash_on_seven, make_dataset, write_dicom, write_sample
+from dicom_samples import Trap, make_dataset, misbehave, write_dicom, write_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from anomaly.data import archive as module
-from anomaly.data import processes, pseudonyms
+from anomaly.data import pseudonyms
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import Manifest, ManifestRow, prove_disjoint
+from anomaly.data.processes import Lost, map_in_processes
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.data.splits import SPLITS, assign_splits
 from anomaly.errors import ConfigError, ManifestError
 
+ROOT = Path(__file__).parents[2]
 KEY = b"k" * 32
 LABELS = {"normal": ["normal/*"], "lesion": ["*/lesion*", "lesion/*"]}
 EVEN = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
@@ -41,6 +46,7 @@ def build(root: Path, **options: Any) -> Manifest:
         "patient_pattern": None,
         "policy": IntensityPolicy(),
         "site_key": KEY,
+        "workers": 0,
     }
     return build_manifest(root, **{**defaults, **options})
 
@@ -191,19 +197,58 @@ def test_workers_give_the_same_rows_and_progress(tmp_path: Path) -> None:
     assert seen == [(n, 6) for n in range(1, 7)]
 
 
-def test_a_dying_worker_costs_its_own_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_AHEAD_PER_WORKER", 1)
-    results = dict(processes.map_in_processes(crash_on_seven, [7, 5, 6, 8], workers=2))
-    assert results == {7: None, 5: 25, 6: 36, 8: 64}
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_or_hangs_costs_its_own_item(workers: int) -> None:
+    items = [7, 5, 13, 6, 7, 8]
+    results = list(map_in_processes(misbehave, items, workers, seconds=2))
+    crashed, timed_out = Lost("crashed"), Lost("timed out")
+    assert results == [(7, crashed), (5, 25), (13, timed_out), (6, 36), (7, crashed), (8, 64)]
 
 
-def test_a_crash_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_worker_raises_passes_through() -> None:
+    with pytest.raises(ValueError, match="eleven"):
+        list(map_in_processes(misbehave, [1, 11], 1))
+
+
+def test_a_worker_asks_for_terabytes_in_vain(tmp_path: Path) -> None:
     png(tmp_path / "a.png")
-    monkeypatch.setattr(
-        module, "map_in_processes", lambda _f, items, _w: [(i, None) for i in items]
+    (only,) = build(tmp_path, gate=Trap(kind="memory"), workers=1).rows
+    assert (only.status, only.reason) == ("skipped", "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("trap", "reason"), [("crash", "decoder crashed"), ("hang", "decoder timed out")]
+)
+def test_a_lost_file_becomes_a_row(tmp_path: Path, trap: str, reason: str) -> None:
+    png(tmp_path / "a.png")
+    (only,) = build(tmp_path, gate=Trap(kind=trap), workers=1, seconds=4).rows
+    assert (only.status, only.reason) == ("skipped", reason)
+
+
+def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+    names = tmp_path / "pids"
+    script = (
+        "import os, signal\n"
+        "from dicom_samples import tell_pid\n"
+        "from anomaly.data.processes import Workers\n"
+        "if __name__ == '__main__':\n"
+        f"    next(Workers(1).map(tell_pid, [{str(names)!r}]))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    (only,) = build(tmp_path).rows
-    assert (only.status, only.reason) == ("skipped", "decoder crashed")
+    (tmp_path / "main.py").write_text(script)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/data")])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "main.py"],
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    (pid,) = map(int, names.read_text().split())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 # --- on disk ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ CONFIG = {
         "masks": "masks",
         "splits": {"train": 0.3, "validation": 0.25, "calibration": 0.3, "test": 0.15},
         "allow_synthetic": True,
-        "workers": 1,
+        "workers": 0,
     },
     "preprocessing": {"size": 16},
     "augmentation": {"rotate": 3, "zoom": 0.04, "shift": 0.03, "gamma": 0.1},

@@ -30,7 +30,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         (root / "scans" / folder).mkdir(parents=True)
         for path in sorted((ARCHIVE / folder).iterdir())[:count]:
             (root / "scans" / folder / path.name).symlink_to(path)
-    overrides = [f"data.root={root / 'scans'}", "data.workers=1"]
+    overrides = [f"data.root={root / 'scans'}", "data.workers=0"]
     config = load_config(ROOT / "configs" / "zhanglab-64.yaml", overrides)
     run = RunFolder(root / "run")
     made = prepare(run, config)

@@ -1,0 +1,162 @@
+"""Where the pixels of a DICOM image lie: their size, which way up they are, what a shutter hides.
+
+An image is shown as radiologists look at it: of a frontal or axial image the patient's left is on
+the right, the feet or the back are below. Where the tags say that pixels are stored another way
+round, `Orientation` turns them; what the tags leave open stays as it is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydicom import Dataset
+
+from anomaly.data.dicom_tags import functional_group, numbers, text
+from anomaly.errors import UnsupportedScan
+from anomaly.types import Orientation, SpacingSource
+
+__all__ = ["open_to_view", "orientation", "spacing"]
+
+# Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis that each lies on.
+_AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
+# Of ImageOrientationPatient (PS3.3 C.7.6.2.1.1): x grows to the left, y to the back, z to the head.
+_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
+
+
+def spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, SpacingSource]:
+    """Height and width of a stored pixel in mm, and the attributes they come from.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    index : int
+        Frame, from 0.
+
+    Returns
+    -------
+    (height, width), source
+        ``None, "none"`` where the object does not say. ImagerPixelSpacing lies in the plane of the
+        detector; where EstimatedRadiographicMagnificationFactor is given it is divided by it.
+    """
+    measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
+    if found := _positive_pair(measures, "PixelSpacing"):
+        return found, "PixelSpacing"
+    found = _positive_pair(dataset, "ImagerPixelSpacing")
+    if found is None:
+        return None, "none"
+    factor = numbers(dataset, "EstimatedRadiographicMagnificationFactor", 1)
+    if factor is None or not (math.isfinite(factor[0]) and factor[0] > 0):
+        return found, "ImagerPixelSpacing"
+    return (found[0] / factor[0], found[1] / factor[0]), "ImagerPixelSpacing / magnification"
+
+
+def _positive_pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
+    values = numbers(dataset, keyword, 2)
+    if values is None or not all(math.isfinite(value) and value > 0 for value in values):
+        return None
+    return values[0], values[1]
+
+
+def orientation(dataset: Dataset, index: int) -> Orientation:
+    """How the stored pixels of a frame have to be turned to be shown upright.
+
+    ImageOrientationPatient decides, and PatientOrientation where there is none. Nothing is turned
+    where they are absent or contradict themselves, nor in mammography, whose own convention goes by
+    laterality. A lateral radiograph is set upright and never mirrored: whether the front is on the
+    left depends on the side it was taken from.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    index : int
+        Frame, from 0.
+    """
+    if text(dataset, "Modality") == "MG":
+        return Orientation()
+    plane = functional_group(dataset, index, "PlaneOrientationSequence") or dataset
+    cosines = numbers(plane, "ImageOrientationPatient", 6)
+    along_row, along_column = (
+        _directions(dataset) if cosines is None else (_letter(cosines[:3]), _letter(cosines[3:]))
+    )
+    transposed = f"{_AXES.get(along_row, '')}{_AXES.get(along_column, '')}" in ("yx", "zx", "zy")
+    if transposed:
+        along_row, along_column = along_column, along_row
+    axes = f"{_AXES.get(along_row, '')}{_AXES.get(along_column, '')}"
+    if axes not in ("xy", "xz", "yz"):
+        return Orientation()
+    wrong = {"xy": "RA", "xz": "RH", "yz": "AH" if cosines is not None else "H"}[axes]
+    return Orientation(transposed, along_column in wrong[-1:], along_row in wrong[:-1])
+
+
+def _directions(dataset: Dataset) -> tuple[str, str]:
+    """First letters of PatientOrientation: where a row leads to, and where a column does."""
+    value = dataset.get("PatientOrientation", None)
+    if value is None or isinstance(value, str) or len(value) != 2:
+        return "", ""
+    return str(value[0])[:1], str(value[1])[:1]
+
+
+def _letter(cosines: tuple[float, ...]) -> str:
+    axis = int(np.argmax(np.abs(cosines)))
+    return _LETTERS[axis][cosines[axis] > 0]
+
+
+def open_to_view(path: Path, dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Pixels ``(Rows, Columns)`` that no display shutter covers; None where there is no shutter.
+
+    Raises
+    ------
+    UnsupportedScan
+        ``"shutter"``: its shape is unknown, or its edges are missing.
+    """
+    shapes = dataset.get("ShutterShape", None)
+    if not shapes:
+        return None
+    seen = np.ones((int(dataset.Rows), int(dataset.Columns)), dtype=bool)
+    for shape in [shapes] if isinstance(shapes, str) else shapes:
+        hole = _hole(dataset, str(shape))
+        if hole is None:
+            raise UnsupportedScan(
+                "shutter",
+                f"{path} has ShutterShape {shape!r} without the edges that belong to it; expected "
+                "RECTANGULAR, CIRCULAR or POLYGONAL with theirs (PS3.3 C.7.6.11).",
+            )
+        seen &= hole
+    return seen
+
+
+def _hole(dataset: Dataset, shape: str) -> NDArray[np.bool_] | None:
+    """Return what one shutter leaves open; its positions count from 1 (PS3.3 C.7.6.11)."""
+    rows, columns = np.ogrid[1 : int(dataset.Rows) + 1, 1 : int(dataset.Columns) + 1]
+    if shape == "RECTANGULAR":
+        edges = [
+            numbers(dataset, f"Shutter{edge}Edge", 1)
+            for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+        ]
+        if any(edge is None for edge in edges):
+            return None
+        top, bottom, left, right = (edge[0] for edge in edges if edge is not None)
+        open_: NDArray[np.bool_] = (
+            (rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right)
+        )
+        return open_
+    if shape == "CIRCULAR":
+        centre = numbers(dataset, "CenterOfCircularShutter", 2)
+        radius = numbers(dataset, "RadiusOfCircularShutter", 1)
+        if centre is None or radius is None:
+            return None
+        round_: NDArray[np.bool_] = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius[
+            0
+        ] ** 2
+        return round_
+    corners = numbers(dataset, "VerticesOfThePolygonalShutter")
+    if shape != "POLYGONAL" or corners is None or len(corners) < 6 or len(corners) % 2:
+        return None
+    drawing = Image.new("1", (int(dataset.Columns), int(dataset.Rows)))
+    points = [(corners[k + 1] - 1, corners[k] - 1) for k in range(0, len(corners), 2)]
+    ImageDraw.Draw(drawing).polygon(points, fill=1, outline=1)
+    return np.asarray(drawing, dtype=bool)

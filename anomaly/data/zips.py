@@ -1,0 +1,161 @@
+"""Zip archives of studies, read as folders.
+
+::
+
+    exports/study.zip/series/IM1        names the member series/IM1 of exports/study.zip
+
+An archive is somebody else's: its table of contents is read in a process that may die
+(`anomaly.data.processes`), a name that leads out of it, a link or a locked member is refused, and
+so is an archive that would unpack to much more than scans ever do. A member is unpacked when it is
+read, alone, into a folder that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from anomaly.data.frames import decoding
+from anomaly.errors import UnreadableScan, UnsupportedScan
+
+__all__ = ["Listing", "file_of", "is_zip", "list_members", "on_disk"]
+
+MAX_MEMBERS = 200_000
+MAX_MEMBER_BYTES = 4 * 2**30
+MAX_BYTES = 2**40
+
+# Scans without any compression shrink by 10 at most, blank ones by 200. Deflate can do 1000, and
+# archives whose members overlap have no limit.
+MAX_RATIO = 200
+_ALWAYS_FINE = 2**30
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a zip archive holds.
+
+    Attributes
+    ----------
+    members : tuple of str
+        Names that can be read.
+    refused : tuple of (str, str)
+        Names that cannot, and a short reason.
+    """
+
+    members: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is to be read as a zip archive: its name ends in ``.zip``."""
+    return path.suffix.lower() == ".zip"
+
+
+def file_of(path: Path) -> Path:
+    """Return the file on disk that holds a scan: the path itself, or the archive it lies in."""
+    return _parted(path)[0]
+
+
+def list_members(path: Path) -> Listing:
+    """Read the table of contents of a zip archive; hidden members are left out.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"undecodable"``, ``"unreadable"``: no zip archive, or a damaged one.
+    UnsupportedScan
+        ``"too large"``: it claims too many members, or to unpack to too much.
+    """
+    with decoding(path), zipfile.ZipFile(path) as archive:
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        total = sum(info.file_size for info in infos)
+        limit = min(max(_ALWAYS_FINE, MAX_RATIO * path.stat().st_size), MAX_BYTES)
+        if len(infos) > MAX_MEMBERS or total > limit:
+            raise UnsupportedScan(
+                "too large",
+                f"{path} claims {len(infos):,} members of {total:,} bytes; at most {MAX_MEMBERS:,} "
+                f"and {limit:,} are read: unpack it yourself if you trust it.",
+            )
+        members, refused = [], []
+        for info in infos:
+            reason = _fault(info)
+            if reason:
+                refused.append((info.filename, reason))
+            elif not _SYSTEM.search(info.filename):
+                members.append(info.filename)
+    return Listing(tuple(sorted(set(members))), tuple(sorted(refused)))
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """Yield a file that holds a scan: the path itself, or a member unpacked for the time being.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"missing"``: the archive has no such member; ``"undecodable"``: it is damaged.
+    UnsupportedScan
+        ``"encrypted"``, ``"link"``, ``"outside"``, ``"too large"``, ``"compression"``.
+    """
+    file, member = _parted(path)
+    if member is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        # Only its extension is taken over: the name is not ours.
+        unpacked = Path(folder) / f"member{_extension(member)}"
+        with decoding(path):
+            _unpack(path, file, member, unpacked)
+        yield unpacked
+
+
+def _parted(path: Path) -> tuple[Path, str | None]:
+    """Cut a path at the zip archive on its way, if there is one."""
+    for parent in path.parents:
+        # Not pathlib's own, which raises where a mount hangs half-way.
+        if is_zip(parent) and os.path.isfile(parent):  # noqa: PTH113
+            return parent, path.relative_to(parent).as_posix()
+    return path, None
+
+
+def _extension(member: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", "".join(PurePosixPath(member).suffixes[-2:]).lower())[-12:]
+
+
+def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        try:
+            info = archive.getinfo(member)
+        except KeyError as error:
+            raise UnreadableScan("missing", f"{file} holds no {member!r} any more.") from error
+        if reason := _fault(info):
+            raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
+        # zipfile stops at the size that the table of contents claims, and checks the CRC there.
+        with archive.open(info) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _fault(info: zipfile.ZipInfo) -> str:
+    """Why a member is not read, in a word or two; empty where it is."""
+    parts = PurePosixPath(info.filename).parts
+    if not parts or info.filename.startswith(("/", "\\")) or ".." in parts or "\0" in info.filename:
+        return "outside"
+    if any(re.search(r"[\\:\x00-\x1f]", part) for part in parts):
+        return "outside"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "link"
+    if info.flag_bits & 0x1:
+        return "encrypted"
+    if info.compress_type not in _METHODS:
+        return "compression"
+    return "too large" if info.file_size > MAX_MEMBER_BYTES else ""

@@ -1,0 +1,91 @@
+"""DICOMDIR: scans that a disc lists and does not hold get a row."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import warnings
+from pathlib import Path
+
+import pydicom
+import pytest
+from dicom_samples import make_dataset
+from pydicom.fileset import FileSet
+
+from anomaly.data.archive import build_manifest
+from anomaly.data.dicom_media import listed_files
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.manifest import Manifest
+from anomaly.errors import UnreadableScan, UnsupportedScan
+
+
+def build(root: Path) -> Manifest:
+    return build_manifest(
+        root,
+        labels={},
+        patient_pattern=None,
+        policy=IntensityPolicy(),
+        site_key=b"k" * 32,
+        workers=0,
+    )
+
+
+@pytest.fixture
+def disc(tmp_path: Path) -> Path:
+    files = FileSet()
+    for number in range(3):
+        dataset = make_dataset(
+            [[number, 9]], patient=f"P{number}", StudyDate="20000101", StudyTime="12", StudyID="1"
+        )
+        dataset.AccessionNumber, dataset.SeriesNumber, dataset.InstanceNumber = "", 1, 1
+        files.add(dataset)
+    files.write(tmp_path / "disc")
+    with warnings.catch_warnings():  # pydicom leaves its scratch folder to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        del files
+        gc.collect()
+    return tmp_path / "disc"
+
+
+def test_a_whole_disc_has_no_gaps(disc: Path) -> None:
+    names = listed_files(disc / "DICOMDIR")
+    assert len(names) == 3
+    rows = build(disc).rows
+    assert [row.path for row in rows if row.status == "ok"] == sorted(names)
+    assert [(row.path, row.reason) for row in rows if row.reason] == [
+        ("DICOMDIR", "media directory")
+    ]
+
+
+def test_what_is_listed_and_not_there_gets_a_row(disc: Path, tmp_path: Path) -> None:
+    lost, *_, kept = sorted(listed_files(disc / "DICOMDIR"))
+    (disc / lost).unlink()
+    (disc / kept).rename(disc / kept.lower().replace("/", "_"))
+    (disc / Path(kept).parent).mkdir(exist_ok=True)
+    shutil.move(disc / kept.lower().replace("/", "_"), disc / Path(kept).parent / "im000000")
+    by_reason: dict[str, list[str]] = {}
+    for row in build(tmp_path).rows:
+        by_reason.setdefault(row.reason, []).append(row.path)
+    assert by_reason["media directory"] == ["disc/DICOMDIR"]
+    assert f"disc/{lost}" in by_reason["missing"]
+    assert len(by_reason[""]) == 2
+
+
+def test_names_lead_nowhere(disc: Path) -> None:
+    dataset = pydicom.dcmread(disc / "DICOMDIR")
+    images = [r for r in dataset.DirectoryRecordSequence if r.DirectoryRecordType == "IMAGE"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # these are no names, says pydicom too
+        images[0].ReferencedFileID = ["..", "..", "etc", "passwd"]
+        images[1].ReferencedFileID = "/etc/passwd"
+        dataset.save_as(disc / "DICOMDIR")
+    assert len(listed_files(disc / "DICOMDIR")) == 1
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    make_dataset([[0, 1]]).save_as(tmp_path / "a", enforce_file_format=True)
+    with pytest.raises(UnsupportedScan, match="no DICOMDIR"):
+        listed_files(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"\0" * 200)
+    with pytest.raises(UnreadableScan):
+        listed_files(tmp_path / "b")
