@@ -87,16 +87,16 @@ def main() -> None:
         score_row = said[row.key]
         outcome = "scored" if score_row.status == "scored" else score_row.reason
         by_file.setdefault(row.path, Counter())[outcome] += 1
-    print(
-        "| file | transfer syntax | pixels decode | read alone | in one run |\n|---|---|---|---|---|"
-    )
+    print("| file | transfer syntax | pixels decode | read alone | in one run |")
+    print("|---|---|---|---|---|")
     totals: Counter[str] = Counter()
     for name, outcomes in sorted(by_file.items()):
         taken = decodes(FOLDER / name) if (FOLDER / name).exists() else "-"
         totals[f"decode {taken}"] += 1
         totals["scored files" if outcomes["scored"] else "files with a reason only"] += 1
         text = ", ".join(f"{n} {k}" if n > 1 else k for k, n in outcomes.most_common())
-        print(f"| {name} | {syntax(FOLDER / name)} | {taken} | {alone(FOLDER / name)} | {text} |")
+        path = FOLDER / name
+        print(f"| {name} | {syntax(path)} | {taken} | {alone(path)} | {text} |")
     print(f"\n{len(by_file)} files: {dict(totals)}")
 
 

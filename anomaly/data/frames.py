@@ -116,7 +116,7 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
         warnings.simplefilter("always")
         try:
             yield caught
-        except ScanError:
+        except (ScanError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except MemoryError as error:
             raise UnreadableScan(
@@ -126,10 +126,11 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
             raise UnreadableScan(
                 "truncated", f"{path} ends before its data do ({error}); copy it again."
             ) from error
-        except Exception as error:
+        except BaseException as error:
             # The one place that catches everything: a damaged file can make a decoder raise
-            # anything at all, and must cost one row and not the run. Errors of the operating
-            # system carry an errno; pillow raises OSError without one for bad data.
+            # anything at all (a panic of one written in Rust is no `Exception`), and must cost
+            # one row and not the run. Errors of the operating system carry an errno; pillow
+            # raises OSError without one for bad data.
             if isinstance(error, OSError) and error.errno is not None:
                 raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
             raise UnreadableScan(
