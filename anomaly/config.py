@@ -60,7 +60,8 @@ class DataSettings:
     patient_pattern : str or None
         Regular expression that finds the patient in a file name, for files without DICOM tags.
     masks : str or None
-        Folder within `root` with a PNG mask a scan, at the scan's path + ``.png``, for evaluation.
+        Folder within `root` with a PNG mask a scan, at the scan's path + ``.png``, for evaluation;
+        on the pixels as the scan's file stores them.
     splits : dict of str to float
         Share of normal patients in each split.
     allow_synthetic : bool

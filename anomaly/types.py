@@ -59,6 +59,16 @@ class Orientation:
         shown = stored.T if self.transposed else stored
         return shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
+    def __str__(self) -> str:
+        """One letter for each turn, ``"tum"`` for all three; `parse` reads it."""
+        turns = (("t", self.transposed), ("u", self.upside_down), ("m", self.mirrored))
+        return "".join(letter for letter, turned in turns if turned)
+
+    @classmethod
+    def parse(cls, text: str) -> Orientation:
+        """Read what ``str`` of an orientation says."""
+        return cls("t" in text, "u" in text, "m" in text)
+
     def store(self, shown: NDArray[_Value]) -> NDArray[_Value]:
         """Turn an image as shown back into one as stored."""
         stored = shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]

@@ -15,15 +15,16 @@ from PIL import Image
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.transforms import Frame
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
 from anomaly.evaluation import Estimate, Rate, auroc, image_metrics, pixel_metrics
 from anomaly.logs import Public
-from anomaly.results import Provenance, ScoreRow
+from anomaly.results import ScoreRow
+from anomaly.types import Orientation
 from pipelines.run import NOTICE, RunFolder
+from pipelines.verdicts import matching_scores, source_evidence
 
-__all__ = ["evaluate", "matching_scores", "source_evidence"]
+__all__ = ["evaluate"]
 
 log = logging.getLogger(__name__)
 
@@ -80,40 +81,6 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     return metrics
 
 
-def matching_scores(
-    run: RunFolder, manifest: Manifest, bundle: Bundle
-) -> tuple[list[ScoreRow], Provenance]:
-    """Read the run's scores and their provenance, if they fit its manifest and bundle.
-
-    Raises
-    ------
-    AnomalyError
-        If there are none, or they were made with another manifest or bundle.
-    """
-    rows, provenance = run.results.read()
-    known = {row.key for row in manifest.select()}
-    fits = (provenance.manifest, provenance.bundle) == (manifest.hash, bundle.hash)
-    # The hash of a manifest does not cover its pseudonyms: another site.key changes them.
-    if not fits or any(row.key not in known for row in rows if row.status == "scored"):
-        raise AnomalyError(
-            f"{run.results.folder} was made with another manifest or bundle than the run holds "
-            f"now: run `anomaly score {run.path}` again"
-        )
-    return rows, provenance
-
-
-def source_evidence(
-    run: RunFolder, bundle: Bundle, row: ScoreRow, scan: ManifestRow
-) -> NDArray[np.float32] | None:
-    """Read a scan's evidence back onto its source pixels, (H, W) float32; None if not kept."""
-    evidence = run.results.evidence(row)
-    if evidence is None:
-        return None
-    how = bundle.config.preprocessing
-    frame = Frame((scan.rows, scan.columns), how.size, how.geometry)
-    return frame.to_source(evidence)
-
-
 def _feature_aurocs(
     pairs: Sequence[tuple[ScoreRow, ManifestRow]],
     abnormal: NDArray[np.bool_],
@@ -140,7 +107,8 @@ def _pixels(
         path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
         if scan.label == config.data.normal or not path.exists():
             continue
-        mask = np.asarray(Image.open(path).convert("L")) > 127
+        stored = np.asarray(Image.open(path).convert("L")) > 127
+        mask = Orientation.parse(scan.orientation).show(stored)
         if mask.shape != (scan.rows, scan.columns):
             raise AnomalyError(
                 f"the mask of scan {scan.key} is {mask.shape}, its image "

@@ -14,13 +14,11 @@ from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
-from anomaly.detection.heatmap import find_regions
 from anomaly.errors import ScanError
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.results import ScoreRow
-from anomaly.types import ScanScore, Verdict
-from pipelines.evaluate import matching_scores, source_evidence
 from pipelines.run import RunFolder
+from pipelines.verdicts import matching_scores, verdict_of
 
 __all__ = ["report"]
 
@@ -91,24 +89,9 @@ def _case(
     *,
     shown: bool,
 ) -> ReportCase:
-    calibrated = bundle.calibration()
-    evidence = source_evidence(run, bundle, row, scan)
-    spacing = None
-    if scan.spacing_row is not None and scan.spacing_column is not None:
-        spacing = (scan.spacing_row, scan.spacing_column)
-    peak_threshold = calibrated.peaks.threshold(config.alpha)
-    assert row.score is not None
-    assert row.p_value is not None
-    verdict = Verdict(
-        ScanScore(row.key, row.score, row.features or {}, evidence),
-        row.p_value,
-        config.alpha,
-        calibrated.scores.threshold(config.alpha),
-        bool(row.flagged),
-        () if evidence is None else find_regions(evidence, peak_threshold, spacing),
-    )
+    verdict = verdict_of(run, bundle, config.alpha, row, scan)
     pixels, note = None, ""
-    if evidence is None:
+    if verdict.scan.evidence is None:
         note = (
             f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
             "when it was scored."

@@ -6,6 +6,7 @@
     RUN/manifest.parquet     scans; private (0600)      RUN/parts/         scores and heatmaps
     RUN/site.key             pseudonyms; private        RUN/scores.csv     scores
     RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
+    RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
     RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html
 """
@@ -79,6 +80,16 @@ class RunFolder:
     def feedback(self) -> Path:
         """What readers said of the scores; private."""
         return self._at("feedback.sqlite")
+
+    @property
+    def dicom(self) -> Path:
+        """DICOM objects for the archive; private."""
+        return self._at("dicom")
+
+    @property
+    def spool(self) -> Path:
+        """Scans fetched from an archive; private."""
+        return self._at("spool")
 
     @property
     def metrics(self) -> Path:

@@ -298,6 +298,7 @@ def _describe(
         spacing_row=height,
         spacing_column=width,
         spacing_source=scan.spacing_source,
+        orientation=str(scan.orientation),
         burned_in=scan.burned_in,
         synthetic=scan.synthetic,
     )

@@ -48,10 +48,13 @@ class ManifestRow:
         DICOM identity or stand-ins; empty where unknown. Identifying.
     modality, view : str
     rows, columns, levels : int
-        Size in pixels and number of grey values; 0 where the scan cannot be used.
+        Size in pixels, as shown upright, and number of grey values; 0 where the scan cannot be
+        used.
     spacing_row, spacing_column : float or None
         Height and width of a pixel in mm.
     spacing_source : str
+    orientation : str
+        How the stored pixels are turned to show them upright (`anomaly.types.Orientation`).
     burned_in, synthetic : bool
     label : str
         From the folder layout; empty where no pattern matches.
@@ -83,6 +86,7 @@ class ManifestRow:
     spacing_row: float | None = None
     spacing_column: float | None = None
     spacing_source: str = "none"
+    orientation: str = ""
     burned_in: bool = False
     synthetic: bool = False
     label: str = ""

@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 from road import Road, copy, done, refused
 
@@ -422,3 +424,59 @@ def test_a_row_says_nothing_but_what_is_documented() -> None:
         *("key", "status", "reason", "score", "p_value", "flagged", "evidence_peak"),
         *("regions", "view", "site", "study", "patient", "map_part", "features"),
     }
+
+
+# --- what is not judged -----------------------------------------------------------------------
+
+
+def test_a_negative_and_a_wrong_view_are_not_scored(road: Road, tmp_path: Path) -> None:
+    """Neither is "normal": one shows the scan inverted, the other is of something else."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number, path in enumerate(sorted(road.scans.rglob("*.dcm"))[:4]):
+        dataset = pydicom.dcmread(path)
+        if number == 1:
+            other = {"MONOCHROME1": "MONOCHROME2", "MONOCHROME2": "MONOCHROME1"}
+            dataset.PhotometricInterpretation = other[dataset.PhotometricInterpretation]
+            dataset.PresentationLUTShape = "IDENTITY"
+        if number == 2:
+            dataset.ViewPosition = "LL"
+        dataset.save_as(folder / f"{number}")
+    run = tmp_path / "run"
+    bundle = ("--bundle", road.run.bundle, "--set", "gate.views=[PA, AP]")
+    done("score", folder, *bundle, "--out", run)
+    rows = RunFolder(run).results.read()[0]
+    names = {row.key: row.path for row in Manifest.read(RunFolder(run).manifest).rows}
+    said = {names[row.key]: (row.status, row.reason, row.flagged) for row in rows}
+    assert said["1"] == ("not scored", "inverted", None)
+    assert said["2"] == ("not scored", "view", None)
+    assert {said[name][0] for name in ("0", "3")} == {"scored"}
+
+
+@pytest.mark.parametrize("setting", ["intensity.voi=file", "preprocessing.size=24"])
+def test_another_grey_than_was_learned_is_refused(road: Road, tmp_path: Path, setting: str) -> None:
+    said = refused(
+        *("score", road.scans, "--bundle", road.run.bundle, "--out", tmp_path / "run"),
+        *("--set", setting),
+    )
+    assert "differ from those that the bundle was trained with" in said
+
+
+def test_scans_in_a_zip_score_as_they_do_in_a_folder(road: Road, tmp_path: Path) -> None:
+    paths = sorted(road.scans.rglob("*.dcm"))[:5]
+    (tmp_path / "zipped").mkdir()
+    (tmp_path / "plain").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, path in enumerate(paths):
+            archive.write(path, f"IM{number}")
+            shutil.copy(path, tmp_path / "plain" / f"IM{number}")
+    scores = []
+    for name in ("zipped", "plain"):
+        run = RunFolder(tmp_path / f"run-{name}")
+        run.path.mkdir()
+        shutil.copy(road.run.site_key, run.site_key)  # the same pseudonyms
+        done("score", tmp_path / name, "--bundle", road.run.bundle, "--out", run.path)
+        rows = run.results.read()[0]
+        scores.append([(row.key, row.status, row.score, row.p_value) for row in rows])
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 5
