@@ -12,6 +12,8 @@
     │   └── NonFiniteLoss           the loss is NaN or infinite; says step, levels and scans
     ├── CheckpointError             a training checkpoint is missing, damaged or of another run
     ├── BundleError                 a bundle is damaged or does not fit what is asked of it
+    ├── ArchiveError                an archive refused, or answered what cannot be used
+    │   └── ArchiveUnreachable      it did not answer or is too busy; asking again may help
     └── CalibrationError            a false-alarm rate cannot be promised
         ├── NotCalibrated           flags were asked of an uncalibrated bundle
         └── TooFewCalibrationScans  n normals cannot support the stated alpha
@@ -21,6 +23,8 @@ Pipelines catch `ScanError` per scan, record it and go on; everything else stops
 
 __all__ = [
     "AnomalyError",
+    "ArchiveError",
+    "ArchiveUnreachable",
     "BundleError",
     "CalibrationError",
     "CheckpointError",
@@ -91,6 +95,30 @@ class CheckpointError(AnomalyError):
 
 class BundleError(AnomalyError):
     """A bundle is damaged, or does not fit what is asked of it."""
+
+
+class ArchiveError(AnomalyError):
+    """An archive refused what was asked, or answered what cannot be used.
+
+    Parameters
+    ----------
+    reason : str
+        Short stable word for logs and counts, such as ``"HTTP 404"``.
+    message : str
+        The sentence for a person. It names the archive, so `reason` alone may be shared.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ArchiveUnreachable(ArchiveError):
+    """An archive did not answer or is too busy; asking again may help."""
 
 
 class CalibrationError(AnomalyError):

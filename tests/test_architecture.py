@@ -92,6 +92,10 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.evaluation", ("anomaly.errors",)),
         ("anomaly.results", ("anomaly.errors",)),
         (
+            "anomaly.pacs",
+            ("anomaly.pacs", "anomaly.errors", "anomaly.types", "anomaly.logs"),
+        ),
+        (
             "anomaly.reporting",
             ("anomaly.reporting", "anomaly.types", "anomaly.errors", "anomaly.results"),
         ),
@@ -125,6 +129,7 @@ def test_the_maths_knows_torch_alone(part: str) -> None:
         "anomaly.results",
         "anomaly.errors",
         "anomaly.types",
+        "anomaly.pacs",
     ],
 )
 def test_statistics_and_reports_need_no_torch(part: str) -> None:
@@ -148,9 +153,14 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
                 "anomaly.data.dicom_media",
                 "anomaly.data.dicom_tags",
                 "anomaly.data.phantom_dicom",
+                "anomaly.pacs.dicomweb",
+                "anomaly.pacs.instances",
             },
         ),
         ("pebble", {"anomaly.data.processes"}),
+        ("pynetdicom", {"anomaly.pacs.dimse"}),
+        ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
+        ("requests", {"anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),
         (
             "monai",
             {

@@ -1,0 +1,387 @@
+"""An archive that speaks DICOMweb (PS3.18).
+
+::
+
+    search    QIDO-RS    GET  /studies?..., /studies/S/series?..., .../instances?...
+    fetch     WADO-RS    GET  /studies/S/series/T/instances/U
+    store     STOW-RS    POST /studies
+
+What may pass (no connection, no answer in time, "too busy") is asked again; everything else is
+final. An instance is held in memory as a whole, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from email.message import Message
+from functools import partial
+from http import HTTPStatus
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydicom import Dataset, dcmread
+from pydicom.datadict import keyword_dict
+
+from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.instances import Instance, InstanceFile, is_uid, write_whole
+from anomaly.pacs.refusals import check_refused
+from anomaly.pacs.retries import Attempts
+from anomaly.pacs.sessions import check_url, open_session
+
+if TYPE_CHECKING:
+    import requests
+
+__all__ = ["DicomWeb"]
+
+log = logging.getLogger(__name__)
+
+PAGE = 200
+"""Results of a search in one answer."""
+
+BATCH = 50
+"""Instances in one request to store, at most."""
+
+BATCH_BYTES = 64 * 2**20
+"""Bytes in one request to store, unless a single instance has more."""
+
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and between two bytes of an answer."""
+
+AGAIN = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+"""Answers that mean "later"."""
+
+HINTS = {
+    HTTPStatus.UNAUTHORIZED: "set ANOMALY_DICOMWEB_USER and _PASSWORD, or ANOMALY_DICOMWEB_TOKEN",
+    HTTPStatus.FORBIDDEN: "ask for the right to do it, or for other credentials",
+    HTTPStatus.NOT_FOUND: "it is not there, or the path of the URL is not that of DICOMweb",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the archive's limit on the size of a request",
+}
+
+# Keys that archives match at the level of series or instance (PS3.18 Table 10.6.1-5, and the
+# optional keys of PS3.4 C.6.1.1); all others are keys of studies.
+SERIES_KEYS = (
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "BodyPartExamined",
+    "Laterality",
+    "PerformedProcedureStepStartDate",
+    "PerformedProcedureStepStartTime",
+)
+INSTANCE_KEYS = ("SOPClassUID", "SOPInstanceUID", "InstanceNumber")
+
+STUDY_UID, SERIES_UID = "0020000D", "0020000E"
+INSTANCE_UID, CLASS_UID = "00080018", "00080016"
+
+_Answer = TypeVar("_Answer")
+
+
+class DicomWeb:
+    """A DICOMweb archive.
+
+    Parameters
+    ----------
+    url : str
+        Of the DICOMweb service, such as ``https://archive.example/dicom-web``.
+    attempts : Attempts
+        How often what did not work is tried.
+
+    Raises
+    ------
+    ConfigError
+        If the URL or the credentials of the environment cannot be used; see
+        `anomaly.pacs.sessions`.
+    AnomalyError
+        If the package for it is not installed.
+    """
+
+    def __init__(self, url: str, *, attempts: Attempts | None = None) -> None:
+        self.url = check_url(url)
+        self._attempts = attempts or Attempts()
+        client = _client()
+        self._session = open_session(self.url)
+        # Requests go in one piece: not every archive takes a chunked one.
+        self._client = client(self.url, self._session, chunk_size=2**40, timeout=TIMEOUT)
+        self._client.host = urlsplit(self.url).netloc  # sent as Host; it would leave out the port
+        self._client.set_http_retry_params(retry=False)
+
+    def search(self, query: Mapping[str, str]) -> Iterator[Instance]:
+        """Find the instances of all studies that match.
+
+        Parameters
+        ----------
+        query : mapping of str to str
+            DICOM keyword -> value to match, as QIDO-RS has it: ``{"StudyDate":
+            "20260101-20260131", "Modality": "DX"}``. Keys of series and instances narrow the
+            search within the studies.
+
+        Yields
+        ------
+        Instance
+            What has no valid UIDs is left out with a warning.
+
+        Raises
+        ------
+        ConfigError
+            A keyword is none of DICOM's.
+        ArchiveError
+            The archive did not answer, or what it answered cannot be used.
+        """
+        studies, series, instances = _by_level(query)
+        find = self._client
+        for (study,) in self._listed(find.search_for_studies, studies, STUDY_UID):
+            in_study = partial(find.search_for_series, study)
+            for (one,) in self._listed(in_study, series, SERIES_UID):
+                in_series = partial(find.search_for_instances, study, one)
+                for uids in self._listed(in_series, instances, INSTANCE_UID, CLASS_UID):
+                    yield Instance(study, one, *uids)
+
+    def holds(self, study: str, instance: str) -> bool:
+        """Whether the archive has an instance in a study.
+
+        Raises
+        ------
+        ArchiveError
+            The archive did not answer, or what it answered cannot be used.
+        """
+        look = partial(self._client.search_for_instances, study)
+        try:
+            return (instance,) in self._listed(look, {"SOPInstanceUID": instance}, INSTANCE_UID)
+        except ArchiveError as error:
+            if error.reason == _http(HTTPStatus.NOT_FOUND):  # so some say of a study they lack
+                return False
+            raise
+
+    def fetch(self, instance: Instance, path: Path) -> None:
+        """Write an instance to a file as the archive has it: whole or not at all, mode 0600.
+
+        Raises
+        ------
+        ArchiveError
+            The archive did not answer, has it not, or sent something else.
+        AnomalyError
+            The file cannot be written.
+        """
+        write_whole(path, self._ask("the retrieval of an instance", self._retrieve, instance))
+
+    def store(self, paths: Sequence[Path]) -> None:
+        """Store the instances that the archive does not hold yet.
+
+        Parameters
+        ----------
+        paths : sequence of Path
+            DICOM files.
+
+        Raises
+        ------
+        ArchiveError
+            The archive did not answer, or refused some; the others are stored.
+        AnomalyError
+            A file is no DICOM file; nothing is stored.
+        """
+        files = [InstanceFile.read(path) for path in paths]
+        missing = [f for f in files if not self.holds(f.instance.study, f.instance.instance)]
+        refused: Counter[str] = Counter()
+        for batch in _batches(missing):
+            refused += self._send(batch)
+        check_refused(self.url, refused, len(files), "PS3.18 Table I.2-2")
+
+    def _listed(
+        self, search: Callable[..., Any], filters: Mapping[str, str], *tags: str
+    ) -> Iterator[tuple[str, ...]]:
+        """UIDs of everything that a search finds, page after page."""
+
+        def page(offset: int) -> list[tuple[str, ...]]:
+            items = search(limit=PAGE, offset=offset, search_filters=dict(filters))
+            return [tuple(_value(item, tag) for tag in tags) for item in items]
+
+        # Until a page brings nothing new: an archive may have a smaller page, or know no offset.
+        seen: set[tuple[str, ...]] = set()
+        offset = 0
+        while True:
+            found = self._ask("a search", page, offset)
+            offset += len(found)
+            fresh = [uids for uids in dict.fromkeys(found) if uids not in seen]
+            if not fresh:
+                return
+            seen.update(fresh)
+            for uids in fresh:
+                if all(map(is_uid, uids)):
+                    yield uids
+                else:
+                    log.warning("the archive lists an object without a valid UID: left out")
+
+    def _retrieve(self, instance: Instance) -> bytes:
+        place = f"studies/{instance.study}/series/{instance.series}/instances/{instance.instance}"
+        response = self._session.get(
+            f"{self.url}/{place}",
+            # As it is stored: without the asterisk an archive transcodes (PS3.18 section 8.7.3)
+            headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
+            timeout=TIMEOUT,
+        )
+        response.raise_for_status()
+        content = _part(response)
+        header = dcmread(BytesIO(content), specific_tags=["SOPInstanceUID"])
+        if header.get("SOPInstanceUID") != instance.instance:
+            raise ArchiveError(
+                "other instance",
+                f"{self.url} sent another instance than the one asked for: it is not kept; report "
+                "it to who runs the archive.",
+            )
+        return content
+
+    def _send(self, batch: Sequence[InstanceFile]) -> Counter[str]:
+        """Store a batch; count the reasons of those refused."""
+        datasets = [dcmread(file.path) for file in batch]
+        try:
+            stored, failed = self._ask("a request to store", self._post, datasets)
+        except ArchiveUnreachable:
+            raise
+        except ArchiveError as error:
+            return Counter({error.reason: len(batch)})
+        refused = Counter(failed.values())
+        for file in batch:
+            uid = file.instance.instance
+            if uid not in stored | failed.keys() and not self.holds(file.instance.study, uid):
+                refused["not confirmed"] += 1
+        return refused
+
+    def _post(self, datasets: Sequence[Dataset]) -> tuple[set[str], dict[str, str]]:
+        """UIDs of what is stored, and of what is not with its failure reason."""
+        try:
+            answer = self._client.store_instances(datasets)
+        except self._errors.HTTPError as error:
+            # With 409 the archive says of each instance why not (PS3.18 Table 10.5.3-1).
+            if error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+            answer = Dataset.from_json(error.response.json())
+        return (
+            {str(i.ReferencedSOPInstanceUID) for i in answer.get("ReferencedSOPSequence", ())},
+            {
+                str(item.ReferencedSOPInstanceUID): f"{int(item.FailureReason):04X}"
+                for item in answer.get("FailedSOPSequence", ())
+            },
+        )
+
+    def _ask(self, what: str, call: Callable[..., _Answer], *arguments: object) -> _Answer:
+        return self._attempts(partial(self._once, what, partial(call, *arguments)))
+
+    def _once(self, what: str, call: Callable[[], _Answer]) -> _Answer:
+        """Ask once; say what went wrong in our words, which quote nothing of the answer."""
+        errors = self._errors
+        try:
+            return call()
+        except AnomalyError:
+            raise
+        except errors.HTTPError as error:
+            raise self._refusal(what, error.response.status_code) from error
+        except errors.SSLError as error:
+            raise ArchiveError(
+                "certificate",
+                f"{self.url} could not prove who it is: its certificate is not trusted. Set "
+                "ANOMALY_DICOMWEB_CA to the certificates that it should be checked against.",
+            ) from error
+        except errors.TooManyRedirects as error:
+            raise ArchiveError(
+                "redirect", f"{self.url} sends {what} elsewhere: name the URL it really has."
+            ) from error
+        except (errors.ConnectionError, errors.Timeout, errors.ChunkedEncodingError) as error:
+            raise ArchiveUnreachable(
+                "no answer", f"{self.url} did not answer {what} ({type(error).__name__})"
+            ) from error
+        except Exception as error:
+            # The one place that catches everything: an answer that is not DICOMweb can make its
+            # readers raise anything at all.
+            raise ArchiveError(
+                "not understood",
+                f"{self.url} answered {what} with what is not DICOMweb ({type(error).__name__}): "
+                "check the URL.",
+            ) from error
+
+    def _refusal(self, what: str, status: int) -> ArchiveError:
+        name = next((known.phrase for known in HTTPStatus if known == status), "unknown")
+        said = f"{self.url} answered {what} with {_http(status)}, {name}"
+        if status in AGAIN:
+            return ArchiveUnreachable(_http(status), said)
+        hint = next((HINTS[known] for known in HINTS if known == status), "see the archive's log")
+        return ArchiveError(_http(status), f"{said}: {hint}.")
+
+    @property
+    def _errors(self) -> Any:
+        import requests.exceptions
+
+        return requests.exceptions
+
+
+def _http(status: int) -> str:
+    return f"HTTP {int(status)}"
+
+
+def _value(item: Mapping[str, Any], tag: str) -> str:
+    """First value of an attribute in the DICOM JSON model (PS3.18 F.2.2), or empty."""
+    return str((item.get(tag, {}).get("Value") or [""])[0])
+
+
+def _by_level(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Keys of studies, of series and of instances."""
+    for keyword in query:
+        if keyword not in keyword_dict:
+            near = get_close_matches(keyword, keyword_dict, n=1, cutoff=0)
+            raise ConfigError(f"{keyword!r} is no DICOM keyword; expected one such as {near[0]!r}.")
+    series = {key: query[key] for key in query if key in SERIES_KEYS}
+    instances = {key: query[key] for key in query if key in INSTANCE_KEYS}
+    studies = {key: query[key] for key in query if key not in series and key not in instances}
+    if "Modality" in series:  # or every study would be asked for its series
+        studies.setdefault("ModalitiesInStudy", series["Modality"])
+    return studies, series, instances
+
+
+def _batches(files: Sequence[InstanceFile]) -> Iterator[list[InstanceFile]]:
+    batch: list[InstanceFile] = []
+    for file in files:
+        size = file.size + sum(other.size for other in batch)
+        if batch and (len(batch) == BATCH or size > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch
+
+
+def _part(response: requests.Response) -> bytes:
+    """Return the one part of a multipart answer; some archives send it bare."""
+    header, content = Message(), response.content
+    header["Content-Type"] = response.headers.get("Content-Type", "")
+    if header.get_content_type() == "application/dicom":
+        return content
+    marker = b"--" + str(header.get_boundary("")).encode()
+    # RFC 2046 section 5.1.1. Only the last marker ends in two dashes: without it the answer was
+    # cut off, which nothing else tells where the archive gave no length.
+    start = content.find(b"\r\n\r\n", content.find(marker)) + 4
+    end = content.rfind(b"\r\n" + marker + b"--")
+    if header.get_content_type() != "multipart/related" or marker == b"--" or start < 4:
+        raise ValueError("no multipart/related")
+    if end < start:
+        raise ArchiveUnreachable("cut off", "the archive's answer was cut off")
+    return content[start:end]
+
+
+def _client() -> Any:
+    try:
+        from dicomweb_client.web import DICOMwebClient
+    except ImportError as error:
+        raise AnomalyError(
+            "--dicomweb needs dicomweb-client, which is not installed: pip install 'anomaly[pacs]'"
+        ) from error
+    return DICOMwebClient

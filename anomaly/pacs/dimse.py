@@ -1,0 +1,188 @@
+"""An archive that speaks DIMSE (PS3.7), as most do: C-STORE of files, and C-ECHO to try the road.
+
+Files are sent as they are coded: one presentation context for each pair of SOP class and transfer
+syntax among them (PS3.8 section 7.1.1.13). C-STORE cannot ask what the archive holds; an instance
+that is sent again has the same UID, by which archives keep it once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.instances import InstanceFile
+from anomaly.pacs.refusals import check_refused
+from anomaly.pacs.retries import Attempts
+
+__all__ = ["AE_TITLE", "Dimse"]
+
+AE_TITLE = r"[!-?A-\[\]-~][ -?A-\[\]-~]{0,15}"
+"""Pattern of a title: 1 to 16 characters of ASCII, no control characters, no backslash (PS3.5 Table
+6.2-1), no space in front; and no @, which parts it from the host."""
+
+TIMEOUT = 60.0
+"""Seconds to wait for an answer."""
+
+CONNECT_TIMEOUT = 10.0
+
+VERIFICATION = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
+"""Verification SOP Class, Implicit VR Little Endian."""
+
+CONTEXTS = 128
+"""Presentation contexts of one association: their identifiers are the odd numbers of a byte."""
+
+SUCCESS = 0x0000
+WARNINGS = range(0xB000, 0xC000)
+"""Stored, with a remark (PS3.4 Table B.2-1)."""
+
+
+class Dimse:
+    """A Storage SCP.
+
+    Parameters
+    ----------
+    ae_title : str
+        Its application entity title.
+    host : str
+    port : int
+    calling : str
+        Our own title; archives have a list of those that they let in.
+    attempts : Attempts
+        How often what did not work is tried.
+
+    Raises
+    ------
+    ConfigError
+        If a title is none.
+    AnomalyError
+        If the package for it is not installed.
+    """
+
+    def __init__(
+        self,
+        ae_title: str,
+        host: str,
+        port: int,
+        *,
+        calling: str = "ANOMALY",
+        attempts: Attempts | None = None,
+    ) -> None:
+        for title in (ae_title, calling):
+            if not re.fullmatch(AE_TITLE, title):
+                raise ConfigError(
+                    f"{title!r} is no AE title; expected 1 to 16 letters, digits and signs of "
+                    "ASCII, without backslash and @."
+                )
+        self._dicom = _pynetdicom()
+        self.ae_title, self.host, self.port, self.calling = ae_title, host, port, calling
+        self._attempts = attempts or Attempts()
+
+    def __str__(self) -> str:
+        return f"{self.ae_title}@{self.host}:{self.port}"
+
+    def echo(self) -> None:
+        """Ask whether it is there and lets us in.
+
+        Raises
+        ------
+        ArchiveError
+            If not.
+        """
+        self._attempts(self._echo)
+
+    def store(self, paths: Sequence[Path]) -> None:
+        """Send every file.
+
+        Parameters
+        ----------
+        paths : sequence of Path
+            DICOM files.
+
+        Raises
+        ------
+        ArchiveError
+            The archive did not answer, or refused some; the others are stored.
+        AnomalyError
+            A file is no DICOM file; nothing is sent.
+        """
+        files = [InstanceFile.read(path) for path in paths]
+        contexts = list(dict.fromkeys(map(_context, files)))
+        refused: Counter[str] = Counter()
+        for start in range(0, len(contexts), CONTEXTS):
+            wanted = contexts[start : start + CONTEXTS]
+            left = [file for file in files if _context(file) in wanted]
+            self._attempts(partial(self._send, wanted, left, refused))
+        check_refused(self, refused, len(files), "PS3.4 Table B.2-1")
+
+    def _echo(self) -> None:
+        with self._association([VERIFICATION]) as association:
+            self._check(association.send_c_echo())
+
+    def _send(
+        self,
+        contexts: Sequence[tuple[str, str]],
+        left: list[InstanceFile],
+        refused: Counter[str],
+    ) -> None:
+        """Send files until none is left; those that were answered are not left."""
+        with self._association(contexts) as association:
+            granted = association.accepted_contexts
+            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in granted}
+            while left:
+                if _context(left[0]) not in accepted:
+                    refused["SOP class or transfer syntax not accepted"] += 1
+                else:
+                    status = self._check(association.send_c_store(left[0].path))
+                    if status != SUCCESS and status not in WARNINGS:
+                        refused[f"{status:04X}"] += 1
+                left.pop(0)
+
+    def _check(self, answer: Any) -> int:
+        """Return the status of an answer; there is none where the association was lost."""
+        if "Status" not in answer:
+            raise ArchiveUnreachable("no answer", f"{self} broke off or did not answer in time")
+        return int(answer.Status)
+
+    @contextmanager
+    def _association(self, contexts: Sequence[tuple[str, str]]) -> Iterator[Any]:
+        entity = self._dicom.AE(ae_title=self.calling)
+        entity.connection_timeout = CONNECT_TIMEOUT
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT
+        entity.requested_contexts = [
+            self._dicom.build_context(sop_class, syntax) for sop_class, syntax in contexts
+        ]
+        association = entity.associate(self.host, self.port, ae_title=self.ae_title)
+        if association.is_rejected:
+            raise ArchiveError(
+                "rejected",
+                f"{self} lets no association in from {self.calling!r}: check the title asked for, "
+                "and have this one added to those that the archive knows.",
+            )
+        if not association.is_established:
+            raise ArchiveUnreachable("no answer", f"{self} did not answer")
+        try:
+            yield association
+        finally:
+            if association.is_established:
+                association.release()
+
+
+def _context(file: InstanceFile) -> tuple[str, str]:
+    return file.instance.sop_class, file.transfer_syntax
+
+
+def _pynetdicom() -> Any:
+    try:
+        import pynetdicom
+    except ImportError as error:
+        raise AnomalyError(
+            "--send to AET@host:port needs pynetdicom, which is not installed: "
+            "pip install 'anomaly[pacs]'"
+        ) from error
+    return pynetdicom
