@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -34,13 +34,17 @@ __all__ = [
     "DataSettings",
     "DetectorFit",
     "LevelSettings",
+    "check",
     "dump",
     "load_config",
     "override",
     "parse_config",
+    "read_keys",
 ]
 
 _STRICT = ConfigDict(extra="forbid")
+
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -276,6 +280,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
     """
+    raw = read_keys(path)
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Check plain values against `Config`; see `load_config` for errors."""
+    return check(raw, Config)
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """Read the keys of a YAML file, unchecked; see `load_config` for errors."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -285,17 +302,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"configuration {path} holds no keys: expected `name:` and sections")
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw)
+        raise ConfigError(f"configuration {path} holds no keys: expected `key: value` lines")
+    return raw
 
 
-def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Check plain values against `Config`; see `load_config` for errors."""
-    _refuse_unknown(raw, Config, "")
+def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
+    """Check plain values against a class of settings; see `load_config` for errors."""
+    _refuse_unknown(raw, settings, "")
     try:
-        return TypeAdapter(Config).validate_python(raw)
+        return TypeAdapter(settings).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

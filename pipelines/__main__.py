@@ -341,6 +341,20 @@ def benchmark(
 
 
 @app.command()
+def node(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML settings of the node: docs/node.yaml.")
+    ],
+    device: DeviceOption = "auto",
+) -> None:
+    """Listen for scans by DICOM, score each study that is complete, send the results."""
+    from pipelines import node as stage
+    from pipelines.train import pick_device
+
+    stage.run_node(stage.load_settings(config), pick_device(device))
+
+
+@app.command()
 def doctor(bundle: BundleOption = None) -> None:
     """Say what this machine can decode and compute with, and whether a bundle is intact."""
     from pipelines import doctor as stage

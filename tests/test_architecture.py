@@ -99,6 +99,10 @@ def test_the_walk_sees_imports_inside_functions() -> None:
             "anomaly.reporting",
             ("anomaly.reporting", "anomaly.types", "anomaly.errors", "anomaly.results"),
         ),
+        (
+            "anomaly.pacs",
+            ("anomaly.pacs", "anomaly.types", "anomaly.errors", "anomaly.logs"),
+        ),
     ],
 )
 def test_a_part_imports_only_its_neighbours(part: str, allowed: tuple[str, ...]) -> None:
@@ -125,6 +129,7 @@ def test_the_maths_knows_torch_alone(part: str) -> None:
         "anomaly.detection.scoring",
         "anomaly.detection.selection",
         "anomaly.reporting",
+        "anomaly.pacs",
         "anomaly.evaluation",
         "anomaly.results",
         "anomaly.errors",
@@ -155,12 +160,14 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
                 "anomaly.data.phantom_dicom",
                 "anomaly.pacs.dicomweb",
                 "anomaly.pacs.instances",
+                "anomaly.pacs.listener",
             },
         ),
         ("pebble", {"anomaly.data.processes"}),
-        ("pynetdicom", {"anomaly.pacs.dimse"}),
+        ("pynetdicom", {"anomaly.pacs.dimse", "anomaly.pacs.listener"}),
         ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
         ("requests", {"anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),
+        ("sqlite3", {"anomaly.feedback", "anomaly.pacs.listener", "anomaly.pacs.spool"}),
         (
             "monai",
             {

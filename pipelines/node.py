@@ -1,0 +1,373 @@
+r"""node: scans that arrive by DICOM -> scored batches -> results where they belong.
+
+::
+
+    instance received --(study quiet)--> batch closed --> scored --> sent
+                                                     \-> failed
+
+Threads of the listener receive (`anomaly.pacs.listener`); the calling thread does the rest, one
+step at a time, and every step is recorded after it is done (`anomaly.pacs.spool`). A node that is
+killed goes on where it was. A batch is an ordinary run (`pipelines.score`) on a folder of scans.
+
+What leaves the node may be handed over a second time when it is killed in the act: results have
+UIDs that are derived from the scan and the bundle, so a destination holds each of them once.
+
+Research use only. Not a diagnosis.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from anomaly.bundle import find_bundle, read_bundle
+from anomaly.config import Config, check, read_keys
+from anomaly.data.manifest import Manifest
+from anomaly.data.pseudonyms import load_site_key
+from anomaly.errors import AnomalyError, ConfigError
+from anomaly.logs import Public
+from anomaly.pacs.spool import Batch, Spool
+from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
+from pipelines.score import choose_scans, score
+
+if TYPE_CHECKING:
+    from anomaly.pacs.listener import Listener
+
+__all__ = ["Destination", "NodeSettings", "Objects", "Work", "load_settings", "run_node"]
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 10
+"""Times that a batch may take the process with it before it is given up."""
+
+TICK = 0.2
+"""Seconds between two looks for work."""
+
+LONGEST_PAUSE = 300.0
+"""Seconds; a destination that does not answer is asked again after 1, 2, 4, ... up to these."""
+
+Objects = Callable[[RunFolder, Config], list[Path]]
+"""Writes the DICOM objects of a scored run and names them; a second time it writes the same."""
+
+
+class Destination(Protocol):
+    """Where results go."""
+
+    def store(self, paths: Sequence[Path]) -> None:
+        """Store DICOM files; storing one again changes nothing.
+
+        Raises
+        ------
+        AnomalyError
+            If not all of them are stored; the caller tries again later.
+        """
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class NodeSettings:
+    """A node, whole.
+
+    Attributes
+    ----------
+    bundle : Path
+        A folder, or the name of a shipped bundle.
+    folder : Path
+        What is received, and the runs; holds patients' data.
+    ae_title : str
+    host : str
+        Address to listen on; the default is reached from this machine alone.
+    port : int
+        0 takes a free one.
+    allowed : tuple of str
+        AE titles that may call; empty: any.
+    quiet_seconds : float
+        A study is complete when nothing came for it for so long.
+    max_instances : int
+        Instances that may wait; one more is refused.
+    max_bytes : int
+        Size of the scans that may be held; more are refused.
+    destination : str
+        Where the results go; empty: they are kept in the folder, and so are the scans.
+    objects : tuple of {"report", "overlay"}
+        DICOM objects to write of each scan.
+    alpha : float or None
+        Stated false-alarm rate; None: the bundle's own.
+    """
+
+    bundle: Path
+    folder: Path
+    ae_title: str = "ANOMALY"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    allowed: tuple[str, ...] = ()
+    quiet_seconds: float = 10.0
+    max_instances: int = 10_000
+    max_bytes: int = 50_000_000_000
+    destination: str = ""
+    objects: tuple[Literal["report", "overlay"], ...] = field(default=("report", "overlay"))
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no node can work with."""
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"port is {self.port}: expected 0 to 65535")
+        if self.alpha is not None and not 0 < self.alpha < 1:
+            raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
+        for name in ("quiet_seconds", "max_instances", "max_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected more than 0")
+
+
+def load_settings(path: Path) -> NodeSettings:
+    """Read the YAML file of a node.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
+    """
+    return check(read_keys(path), NodeSettings)
+
+
+def _nothing(_run: RunFolder, _config: Config) -> list[Path]:
+    return []
+
+
+def run_node(
+    settings: NodeSettings,
+    device: torch.device,
+    *,
+    objects: Objects = _nothing,
+    destination: Destination | None = None,
+) -> None:
+    """Receive, score and send until SIGTERM or SIGINT; the batch in work is finished first.
+
+    Parameters
+    ----------
+    settings : NodeSettings
+    device : torch.device
+    objects : callable
+        What to write of each run.
+    destination : Destination, optional
+        What ``settings.destination`` names.
+
+    Raises
+    ------
+    AnomalyError
+        If the bundle is damaged, the address cannot be listened on, or another node works in the
+        folder.
+    """
+    if bool(settings.destination) != (destination is not None):
+        raise ConfigError(
+            f"destination is {settings.destination!r}: expected one that this version can reach, "
+            "or an empty one, to keep the results in the folder"
+        )
+    # Warnings of other libraries may quote a scan; as log lines they are withheld.
+    logging.captureWarnings(True)
+    settings.folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        Spool(
+            settings.folder,
+            max_instances=settings.max_instances,
+            max_bytes=settings.max_bytes,
+        ) as spool,
+        stop_on_interrupt() as stop,
+    ):
+        work = Work(spool, settings, device, objects, destination)
+        with _listener(spool, settings) as listener:
+            log.info("listening on port %d; %d instances wait", listener.port, spool.waiting)
+            log.info("%s", Public(NOTICE))
+            while not stop():
+                if not work.step():
+                    time.sleep(TICK)
+        log.info("stopped; %d instances wait", spool.waiting)
+
+
+def _listener(spool: Spool, settings: NodeSettings) -> Listener:
+    try:
+        from anomaly.pacs.listener import Listener
+    except ImportError as error:
+        raise AnomalyError(
+            "a node needs pynetdicom, which is not installed: pip install 'anomaly[pacs]'"
+        ) from error
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.allowed:
+        log.warning("other machines can reach this node, and no AE title is refused: see `allowed`")
+    return Listener(
+        spool,
+        ae_title=settings.ae_title,
+        host=settings.host,
+        port=settings.port,
+        allowed=settings.allowed,
+    )
+
+
+class Work:
+    """What is done with what was received, one step at a time.
+
+    Parameters
+    ----------
+    spool : Spool
+    settings : NodeSettings
+    device : torch.device
+    objects, destination
+        As `run_node` takes them.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        settings: NodeSettings,
+        device: torch.device,
+        objects: Objects,
+        destination: Destination | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spool = spool
+        self._quiet = settings.quiet_seconds
+        self._overrides = [] if settings.alpha is None else [f"alpha={settings.alpha!r}"]
+        self._device = device
+        self._objects = objects
+        self._bundle = _own_copy(find_bundle(settings.bundle), settings.folder)
+        self._site_key = settings.folder / "site.key"
+        load_site_key(self._site_key)  # one for all runs: a study has one pseudonym
+        self._delivery = _Delivery(spool, destination, clock)
+        self._refused = 0
+
+    def step(self) -> bool:
+        """Do what is next; return whether there was anything to do."""
+        refused = self._spool.refused.total()
+        if refused > self._refused:
+            log.warning("%d instances refused since the start", refused)
+            self._refused = refused
+        closed = self._spool.close_quiet(self._quiet)
+        return any([closed, self._score_next(), self._delivery.send_next()])
+
+    def _score_next(self) -> bool:
+        batches = self._spool.batches("closed")
+        if not batches:
+            return False
+        batch = batches[0]
+        try:
+            self._score(batch)
+        except Exception as error:  # whatever it is, the next study must not wait for it
+            self._spool.failed(batch, f"{type(error).__name__}: {error}")
+            log.error(
+                "batch %d cannot be scored (%s); the reason is in node.sqlite, its scans are kept",
+                batch.number,
+                Public(type(error).__name__),
+            )
+        return True
+
+    def _score(self, batch: Batch) -> None:
+        if batch.attempts >= ATTEMPTS:
+            raise AnomalyError(
+                f"scoring ended the process {batch.attempts} times: expected scans that fit into "
+                "memory. Score the folder by `anomaly score` to see where it stops"
+            )
+        log.info("batch %d: %d instances", batch.number, self._spool.begin(batch))
+        run = RunFolder(batch.folder / "run")
+        if run.path.exists():
+            try:
+                return self._results(run, batch)
+            except Exception as error:
+                # What a killed process left may be cut short at any byte.
+                log.info(
+                    "begun anew: what is there is of no use (%s)", Public(type(error).__name__)
+                )
+                shutil.rmtree(run.path)
+        return self._results(run, batch)
+
+    def _results(self, run: RunFolder, batch: Batch) -> None:
+        self._furnish(run)
+        config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides)
+        score(run, config, self._bundle, manifest, self._device)
+        objects = self._objects(run, config)
+        self._spool.scored(batch, _outcomes(run, manifest), objects)
+
+    def _furnish(self, run: RunFolder) -> None:
+        """Give a run the node's key and bundle, instead of a key of its own and a copy."""
+        run.path.mkdir(mode=0o700, exist_ok=True)
+        if not run.site_key.exists():
+            run.site_key.hardlink_to(self._site_key)
+        run.bundle.unlink(missing_ok=True)
+        run.bundle.symlink_to(Path("../../..") / self._bundle.relative_to(self._spool.folder))
+
+
+def _own_copy(bundle: Path, folder: Path) -> Path:
+    """Copy the bundle into the node's folder: what scored a batch stays, whatever is installed."""
+    copies = folder / "bundles"
+    copy = copies / read_bundle(bundle).hash[:16]
+    if not copy.exists():
+        unfinished = copies / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(bundle, unfinished)
+        unfinished.rename(copy)
+    return copy
+
+
+def _outcomes(run: RunFolder, manifest: Manifest) -> dict[str, str]:
+    """Name of each file -> ``"scored"`` where one of its frames was, or a reason why none was."""
+    rows, _ = run.results.read()
+    reasons = {row.key: row.reason for row in rows}
+    outcomes: dict[str, str] = {}
+    for row in manifest.rows:
+        said = reasons[row.key] or "scored"
+        if outcomes.get(row.path) != "scored":
+            outcomes[row.path] = said
+    return outcomes
+
+
+class _Delivery:
+    """Hands scored batches to the destination, and waits longer each time that it refuses."""
+
+    def __init__(
+        self, spool: Spool, destination: Destination | None, clock: Callable[[], float]
+    ) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._clock = clock
+        self._refused: Counter[int] = Counter()
+        self._pause = 0.0
+        self._next = -math.inf
+
+    def send_next(self) -> bool:
+        """Send the results of one batch; return whether there was one, and its time had come."""
+        batches = self._spool.batches("scored")
+        if not batches or self._clock() < self._next:
+            return False
+        # One that is refused every time does not keep the others.
+        batch = min(batches, key=lambda batch: (self._refused[batch.number], batch.number))
+        if self._destination is not None and batch.objects:
+            try:
+                self._destination.store(batch.objects)
+            except (AnomalyError, OSError) as error:
+                self._refused[batch.number] += 1
+                self._pause = min(2 * self._pause or 1.0, LONGEST_PAUSE)
+                self._next = self._clock() + self._pause
+                log.warning(
+                    "batch %d cannot be sent (%s); again in %g s",
+                    batch.number,
+                    Public(type(error).__name__),
+                    self._pause,
+                )
+                return True
+        self._pause = 0.0
+        self._spool.sent(batch, keep_scans=self._destination is None)
+        if self._destination is None:
+            log.info("batch %d: done; its results are kept", batch.number)
+        else:
+            log.info("batch %d: %d objects sent", batch.number, len(batch.objects))
+        return True

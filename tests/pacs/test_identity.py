@@ -1,0 +1,156 @@
+"""UIDs read from encoded data sets: as pydicom reads them, and nothing worse than ValueError."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import warnings
+from pathlib import Path
+
+import pydicom
+import pydicom.data
+import pytest
+from dicom_samples import make_dataset
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from anomaly.pacs.identity import is_uid, read_identity
+
+STUDY, INSTANCE = "1.2.826.1", "1.2.826.2"
+
+
+def encoded(dataset: Dataset, *, implicit: bool, little_endian: bool = True) -> bytes:
+    plain = Dataset(dataset)
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, plain, implicit_vr=implicit, little_endian=little_endian)
+    return stream.getvalue()
+
+
+def sample() -> Dataset:
+    dataset = make_dataset([[1, 2]], StudyInstanceUID=STUDY, SOPInstanceUID=INSTANCE)
+    item = Dataset()
+    item.SOPInstanceUID = item.StudyInstanceUID = "9.9"  # of another one: not to be taken
+    deep = Dataset()
+    deep.ReferencedSeriesSequence = [item]
+    dataset.ReferencedStudySequence = [deep, Dataset(), item]
+    dataset.add_new(0x00091001, "UN", b"\xff" * 6)
+    return dataset
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_what_is_nested_is_not_taken(implicit: bool, little: bool, undefined: bool) -> None:
+    dataset = sample()
+    dataset["ReferencedStudySequence"].is_undefined_length = undefined
+    for item in dataset.ReferencedStudySequence:
+        item.is_undefined_length_sequence_item = undefined
+    stream = encoded(dataset, implicit=implicit, little_endian=little)
+    assert read_identity(stream, implicit=implicit, little_endian=little) == (INSTANCE, STUDY)
+
+
+def test_unknown_vr_of_undefined_length_holds_implicit_items() -> None:
+    # By hand, PS3.5 6.2.2: (0008,1110) UN, undefined length, one item of undefined length.
+    uid = b"9.9\0"
+    inner = (
+        struct.pack("<HHI", 0x0008, 0x0018, len(uid)) + uid + struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
+    )
+    sequence = struct.pack("<HH2sHI", 0x0008, 0x1110, b"UN", 0, 0xFFFFFFFF)
+    sequence += struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + inner
+    sequence += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    first = struct.pack("<HH2sH", 0x0008, 0x0018, b"UI", 4) + b"1.2\0"
+    last = struct.pack("<HH2sH", 0x0020, 0x000D, b"UI", 4) + b"3.44"
+    assert read_identity(first + sequence + last, implicit=False, little_endian=True) == (
+        "1.2",
+        "3.44",
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of files that are odd on purpose
+def test_the_same_as_pydicom_on_every_file_that_it_bundles() -> None:
+    compared = 0
+    for path in sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm")):
+        start = _dataset_starts(path)
+        if start is None:
+            continue
+        try:
+            dataset = pydicom.dcmread(path)
+            expected = dataset.SOPInstanceUID, dataset.StudyInstanceUID
+        except Exception:  # noqa: S112 - broken on purpose, or without one of the two
+            continue
+        if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+            continue
+        if path.name == "SC_rgb_jpeg.dcm":  # in implicit VR, and says explicit
+            continue
+        implicit, little = dataset.original_encoding  # of some it is not what they say
+        stream = path.read_bytes()[start:]
+        found = read_identity(stream, implicit=bool(implicit), little_endian=bool(little))
+        assert found == expected, path.name
+        compared += 1
+    assert compared > 50
+
+
+def _dataset_starts(path: Path) -> int | None:
+    """Where the data set begins, by the group length of the meta information (PS3.10 7.1)."""
+    head = path.read_bytes()[:144]
+    if head[128:132] != b"DICM" or head[132:136] != b"\x02\x00\x00\x00":
+        return None
+    return 144 + int(struct.unpack("<I", head[140:144])[0])
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_broken_bytes_are_a_value_error(implicit: bool) -> None:
+    stream = encoded(sample(), implicit=implicit)
+    rng = random.Random(0)  # noqa: S311
+    refused = 0
+    for _ in range(3000):
+        broken = bytearray(stream[: rng.randrange(len(stream) + 1)])
+        for _ in range(min(len(broken), rng.randrange(4))):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        try:
+            uids = read_identity(bytes(broken), implicit=implicit, little_endian=True)
+        except ValueError:
+            refused += 1
+        else:
+            assert all(map(is_uid, uids))
+    assert 0 < refused < 3000
+
+
+def test_nesting_without_end_is_refused() -> None:
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    nested = struct.pack("<HHI", 0x0008, 0x1110, 0xFFFFFFFF) + item
+    with pytest.raises(ValueError, match="nests too deeply"):
+        read_identity(nested * 100_000, implicit=True, little_endian=True)
+
+
+@pytest.mark.parametrize("missing", ["StudyInstanceUID", "SOPInstanceUID"])
+def test_a_data_set_without_identity_is_refused(missing: str) -> None:
+    dataset = sample()
+    del dataset[missing]
+    with pytest.raises(ValueError, match="no SOP Instance UID, or no Study"):
+        read_identity(encoded(dataset, implicit=True), implicit=True, little_endian=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("1.2.3", True),
+        ("1" * 64, True),
+        ("1" * 65, False),
+        ("", False),
+        ("../x", False),
+        ("1²", False),
+    ],
+)
+def test_digits_and_dots_alone(text: str, is_one: bool) -> None:
+    assert is_uid(text) is is_one
+
+
+def test_a_path_as_uid_is_refused() -> None:
+    dataset = sample()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of the value that is wrong on purpose
+        dataset.StudyInstanceUID = "../../etc"
+        stream = encoded(dataset, implicit=True)
+    with pytest.raises(ValueError, match="no Study Instance UID"):
+        read_identity(stream, implicit=True, little_endian=True)

@@ -1,0 +1,216 @@
+"""The listener, asked by DCMTK's programs and, for what these would never send, by pynetdicom."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_samples import make_dataset, write_dicom, write_sample
+from node_senders import store
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+from pynetdicom import AE, _config
+
+from anomaly.errors import ConfigError
+from anomaly.pacs.listener import Listener
+from anomaly.pacs.spool import Received, Spool
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("storescu") is None or shutil.which("echoscu") is None,
+    reason="needs DCMTK's storescu and echoscu (Debian: dcmtk)",
+)
+
+Start = Callable[..., tuple[Spool, int]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def begin(
+            most: int = 100, room: int = 10**7, allowed: tuple[str, ...] = ()
+        ) -> tuple[Spool, int]:
+            spool = Spool(tmp_path / "node", max_instances=most, max_bytes=room)
+            stack.enter_context(spool)
+            listener = Listener(
+                spool, ae_title="ANOMALY", host="127.0.0.1", port=0, allowed=allowed
+            )
+            return spool, stack.enter_context(listener).port
+
+        yield begin
+
+
+def image(path: Path, seed: int = 0, **tags: object) -> Path:
+    values = np.random.default_rng(seed).integers(0, 4096, (32, 32))
+    return write_sample(path, values, kind="CR", **tags)
+
+
+def echo(port: int, calling: str = "ECHOSCU", called: str = "ANOMALY") -> int:
+    command = ["echoscu", "-to", "5", "-aet", calling, "-aec", called, "127.0.0.1", str(port)]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
+def kept(spool: Spool) -> list[Path]:
+    return sorted((spool.folder / "spool").iterdir())
+
+
+def test_who_is_there(start: Start) -> None:
+    _, port = start()
+    assert echo(port) == 0
+    assert echo(port, called="SOMEBODY") != 0
+
+
+def test_an_unknown_title_is_refused_where_there_is_a_list(start: Start, tmp_path: Path) -> None:
+    spool, port = start(allowed=("FRIEND", "OTHER"))
+    scan = image(tmp_path / "1.dcm")
+    assert echo(port, calling="FRIEND") == 0
+    assert echo(port, calling="STRANGER") != 0
+    assert store(port, [scan], "-aet", "STRANGER") == {}
+    assert kept(spool) == []
+    assert store(port, [scan], "-aet", "OTHER") == {scan: "Success"}
+    assert len(kept(spool)) == 1
+
+
+@pytest.mark.parametrize(
+    ("syntax", "option"), [(ExplicitVRLittleEndian, "-xe"), (RLELossless, "-xr")]
+)
+def test_the_bytes_that_came_are_kept(
+    start: Start, tmp_path: Path, syntax: str, option: str
+) -> None:
+    spool, port = start()
+    scan = image(tmp_path / "1.dcm", syntax=syntax if syntax == RLELossless else None)
+    assert store(port, [scan], option) == {scan: "Success"}
+    (path,) = kept(spool)
+    sent, there = dcmread(scan), dcmread(path)
+    assert there.file_meta.TransferSyntaxUID == syntax
+    assert there == sent
+    assert there.PixelData == sent.PixelData
+    assert np.array_equal(there.pixel_array, sent.pixel_array)
+
+
+def test_again_is_success_and_other_content_is_refused(start: Start, tmp_path: Path) -> None:
+    spool, port = start()
+    uid, study = generate_uid(), generate_uid()
+    scan = image(tmp_path / "1.dcm", 1, SOPInstanceUID=uid, StudyInstanceUID=study)
+    other = image(tmp_path / "2.dcm", 2, SOPInstanceUID=uid, StudyInstanceUID=study)
+    assert store(port, [scan]) == store(port, [scan]) == {scan: "Success"}
+    assert store(port, [other])[other].startswith("Error: CannotUnderstand")
+    (path,) = kept(spool)
+    assert dcmread(path).PixelData == dcmread(scan).PixelData
+    assert spool.refused == {Received.CONFLICT: 1}
+
+
+def test_a_full_queue_is_said_and_nothing_is_written(start: Start, tmp_path: Path) -> None:
+    spool, port = start(most=2)
+    scans = [image(tmp_path / f"{i}.dcm", i) for i in range(3)]
+    # one at a time: storescu does not say what it did with those behind a refusal
+    said = [store(port, [scan])[scan] for scan in scans]
+    assert said == ["Success", "Success", "Refused: OutOfResources"]
+    assert len(kept(spool)) == spool.waiting == 2
+
+
+def test_a_full_disk_is_said_and_nothing_is_written(start: Start, tmp_path: Path) -> None:
+    spool, port = start(room=1000)
+    scan = image(tmp_path / "1.dcm")
+    assert store(port, [scan]) == {scan: "Refused: OutOfResources"}
+    assert kept(spool) == []
+    assert spool.refused == {Received.FULL: 1}
+
+
+def send(port: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """Send a file by pynetdicom, without a look at it: its meta information makes the request."""
+    monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", True)
+    client = AE()
+    client.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
+    association = client.associate("127.0.0.1", port, ae_title="ANOMALY")
+    assert association.is_established
+    try:
+        return association.send_c_store(path)
+    finally:
+        association.release()
+
+
+@pytest.mark.parametrize("study", [None, "", "1.2.x"])
+def test_a_data_set_without_a_study_is_not_understood(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str | None
+) -> None:
+    spool, port = start()
+    dataset = make_dataset([[1, 2], [3, 4]], kind="CR")
+    del dataset.StudyInstanceUID
+    if study is not None:
+        dataset.add_new(0x0020000D, "LO", study)  # a VR that pydicom lets pass
+    said = send(port, write_dicom(tmp_path / "1.dcm", dataset), monkeypatch)
+    assert said.Status == 0xC000
+    assert said.ErrorComment == "the data set has no SOP Instance UID, or no Study Instance UID"
+    assert kept(spool) == []
+
+
+def test_a_request_for_another_instance_is_refused(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, port = start()
+    path = image(tmp_path / "1.dcm", SOPInstanceUID="1.2.3.4")
+    path.write_bytes(path.read_bytes().replace(b"1.2.3.4", b"1.2.3.5", 1))  # its meta information
+    assert send(port, path, monkeypatch).Status == 0xA900
+    assert kept(spool) == []
+
+
+def test_bytes_that_are_no_data_set_are_not_understood(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, port = start()
+    scan = image(tmp_path / "1.dcm")
+    scan.write_bytes(scan.read_bytes()[:-500])  # ends within its pixels: for the reader to say
+    assert send(port, scan, monkeypatch).Status == 0x0000
+    other = image(tmp_path / "2.dcm")
+    other.write_bytes(other.read_bytes()[:420])  # ends before its study
+    said = send(port, other, monkeypatch)
+    assert said.Status == 0xC000
+    assert len(kept(spool)) == 1
+
+
+def test_leaving_ends_associations_that_are_open(tmp_path: Path) -> None:
+    with Spool(tmp_path / "node", max_instances=1, max_bytes=1) as spool:
+        before = set(threading.enumerate())
+        with Listener(spool, ae_title="ANOMALY", host="127.0.0.1", port=0, allowed=()) as listener:
+            client = AE()
+            client.add_requested_context(ComputedRadiographyImageStorage)
+            association = client.associate("127.0.0.1", listener.port, ae_title="ANOMALY")
+            assert association.is_established
+        association.join(30)
+        assert association.is_aborted
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), thread
+
+
+def test_a_port_in_use_is_said(start: Start, tmp_path: Path) -> None:
+    with socket.socket() as taken, ExitStack() as stack:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        spool = stack.enter_context(Spool(tmp_path / "other", max_instances=1, max_bytes=1))
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be listened on"):
+            Listener(spool, ae_title="ANOMALY", host="127.0.0.1", port=port, allowed=())
+
+
+@pytest.mark.parametrize("title", ["", "A" * 17, "A\\B"])
+def test_a_title_that_is_none_is_said(tmp_path: Path, title: str) -> None:
+    with (
+        Spool(tmp_path / "node", max_instances=1, max_bytes=1) as spool,
+        pytest.raises(ConfigError, match="an AE title among"),
+    ):
+        Listener(spool, ae_title=title, host="127.0.0.1", port=0, allowed=())

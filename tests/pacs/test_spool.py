@@ -1,0 +1,313 @@
+"""The spool: what is acknowledged is there, what is not is gone, whenever the process ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anomaly.errors import AnomalyError
+from anomaly.pacs.spool import Arrival, Batch, Received, Spool
+
+ROOT = Path(__file__).parents[2]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def open_spool(
+    folder: Path, clock: Clock | None = None, most: int = 100, room: int = 10**6
+) -> Spool:
+    return Spool(folder, max_instances=most, max_bytes=room, clock=clock or Clock())
+
+
+def arrival(instance: str, study: str = "1", content: bytes = b"content") -> Arrival:
+    return Arrival(instance, study, content, hashlib.sha256(content).hexdigest())
+
+
+def files(folder: Path, pattern: str = "*") -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.rglob(pattern) if path.is_file())
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path, clock: Clock) -> Iterator[Spool]:
+    with open_spool(tmp_path / "node", clock) as spool:
+        yield spool
+
+
+def close(spool: Spool) -> Batch:
+    """Make a batch of the one study that there is."""
+    assert spool.close_quiet(0) == 1
+    return spool.batches("closed")[-1]
+
+
+def test_an_instance_is_kept_as_it_came(spool: Spool) -> None:
+    assert spool.receive(arrival("1.1", content=b"a")) is Received.STORED
+    assert spool.receive(arrival("1.2", content=b"b")) is Received.STORED
+    assert files(spool.folder / "spool") == [b"a", b"b"]
+    assert spool.waiting == 2
+
+
+def test_the_same_again_changes_nothing(spool: Spool) -> None:
+    spool.receive(arrival("1.1", content=b"a"))
+    assert spool.receive(arrival("1.1", content=b"a")) is Received.AGAIN
+    assert spool.waiting == 1
+    spool.begin(close(spool))
+    assert spool.receive(arrival("1.1", content=b"a")) is Received.AGAIN  # of a batch, by now
+    assert files(spool.folder / "spool") == []
+
+
+def test_other_content_is_a_conflict_and_counted(spool: Spool) -> None:
+    spool.receive(arrival("1.1", content=b"a"))
+    assert spool.receive(arrival("1.1", content=b"b")) is Received.CONFLICT
+    assert files(spool.folder / "spool") == [b"a"]
+    assert spool.refused == {Received.CONFLICT: 1}
+
+
+def test_a_full_queue_writes_nothing(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node", most=2) as spool:
+        said = [spool.receive(arrival(f"1.{i}")) for i in range(4)]
+        assert said == [Received.STORED] * 2 + [Received.FULL] * 2
+        assert spool.receive(arrival("1.1")) is Received.AGAIN  # takes no room
+        assert len(files(spool.folder / "spool")) == spool.waiting == 2
+        batch = close(spool)
+        spool.begin(batch)
+        spool.scored(batch, outcomes(batch), [])
+        assert spool.receive(arrival("1.8")) is Received.FULL  # scored, not sent
+        spool.sent(batch, keep_scans=True)
+        assert spool.receive(arrival("1.8")) is Received.STORED
+
+
+def outcomes(batch: Batch) -> dict[str, str]:
+    return {path.name: "scored" for path in batch.scans.iterdir()}
+
+
+def test_a_full_disk_writes_nothing_until_scans_are_sent(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node", room=10) as spool:
+        assert spool.receive(arrival("1.1", content=b"123456")) is Received.STORED
+        assert spool.receive(arrival("1.2", content=b"12345")) is Received.FULL
+        assert spool.receive(arrival("1.3", content=b"1234")) is Received.STORED
+        batch = close(spool)
+        spool.begin(batch)
+        spool.scored(batch, outcomes(batch), [])
+        assert spool.receive(arrival("1.2", content=b"12345")) is Received.FULL
+        spool.sent(batch, keep_scans=False)
+        assert not batch.scans.exists()
+        assert spool.receive(arrival("1.2", content=b"12345")) is Received.STORED
+
+
+def test_scans_that_are_kept_count_until_their_owner_removes_them(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node", room=10) as spool:
+        spool.receive(arrival("1.1", content=b"123456"))
+        batch = close(spool)
+        spool.begin(batch)
+        spool.scored(batch, outcomes(batch), [])
+        spool.sent(batch, keep_scans=True)
+        assert spool.receive(arrival("1.2", content=b"12345")) is Received.FULL
+    for path in batch.scans.iterdir():
+        path.unlink()
+    batch.scans.rmdir()
+    with open_spool(tmp_path / "node", room=10) as spool:
+        assert spool.receive(arrival("1.2", content=b"12345")) is Received.STORED
+
+
+def test_a_study_is_complete_when_nothing_came_for_it(spool: Spool, clock: Clock) -> None:
+    spool.receive(arrival("1.1", "1"))
+    clock.now = 6
+    spool.receive(arrival("2.1", "2"))
+    assert spool.close_quiet(10) == 0
+    clock.now = 10
+    assert spool.close_quiet(10) == 1  # the first
+    spool.receive(arrival("2.2", "2"))
+    clock.now = 16
+    assert spool.close_quiet(10) == 0  # the second was heard of at 10
+    clock.now = 20
+    assert spool.close_quiet(10) == 1
+    assert [spool.begin(batch) for batch in spool.batches("closed")] == [1, 2]
+
+
+def test_what_comes_late_is_a_further_batch(spool: Spool) -> None:
+    spool.receive(arrival("1.1", content=b"a"))
+    first = close(spool)
+    spool.receive(arrival("1.2", content=b"b"))
+    second = close(spool)
+    assert (first.number, second.number) == (1, 2)
+    assert (spool.begin(first), spool.begin(second)) == (1, 1)
+    assert (files(first.scans), files(second.scans)) == ([b"a"], [b"b"])
+
+
+def test_the_way_of_a_batch_is_recorded(spool: Spool) -> None:
+    spool.receive(arrival("1.1"))
+    spool.receive(arrival("1.2", content=b"not a scan"))
+    batch = close(spool)
+    assert batch.attempts == 0
+    spool.begin(batch)
+    names = {path.read_bytes(): path.name for path in batch.scans.iterdir()}
+    said = {names[b"content"]: "scored", names[b"not a scan"]: "unreadable"}
+    written = batch.folder / "run" / "report.dcm"
+    spool.scored(batch, said, [written])
+    assert spool.batches("closed") == []
+    (scored,) = spool.batches("scored")
+    assert (scored.objects, scored.attempts) == ((written,), 1)
+    spool.sent(scored, keep_scans=True)
+    assert spool.batches("scored") == []
+    assert spool.waiting == 0
+    rows = sqlite3.connect(spool.folder / "node.sqlite").execute(
+        "SELECT uid, outcome, state FROM instances JOIN batches ON batch = number ORDER BY uid"
+    )
+    assert rows.fetchall() == [("1.1", "scored", "sent"), ("1.2", "unreadable", "sent")]
+
+
+def test_a_batch_that_was_tried_waits_behind_others(spool: Spool) -> None:
+    for study in ("1", "2"):
+        spool.receive(arrival(f"{study}.1", study))
+        close(spool)
+    spool.begin(spool.batches("closed")[0])
+    assert [batch.number for batch in spool.batches("closed")] == [2, 1]
+
+
+def test_a_failed_batch_is_tried_again_by_the_next_start(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        spool.begin(batch)
+        spool.failed(batch, "the bundle is damaged")
+        assert spool.batches("closed") == []
+        assert spool.waiting == 0
+    with open_spool(tmp_path / "node") as spool:
+        (again,) = spool.batches("closed")
+        assert (again.number, again.attempts, spool.waiting) == (1, 1, 1)
+
+
+def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1", content=b"acknowledged"))
+    # Killed between file and row, and while the file was being written.
+    lost = hashlib.sha256(b"1.2").hexdigest()[:40]
+    (tmp_path / "node/spool" / f"{lost}.dcm").write_bytes(b"never acknowledged")
+    (tmp_path / "node/spool" / f"{lost}.part").write_bytes(b"never")
+    with open_spool(tmp_path / "node") as spool:
+        assert files(spool.folder / "spool") == [b"acknowledged"]
+        assert spool.waiting == 1
+        assert spool.receive(arrival("1.2")) is Received.STORED
+
+
+def test_quiet_time_begins_anew_at_the_start(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1"))
+    clock = Clock()
+    clock.now = 1000
+    with open_spool(tmp_path / "node", clock) as spool:
+        clock.now = 1009
+        assert spool.close_quiet(10) == 0
+        clock.now = 1010
+        assert spool.close_quiet(10) == 1
+
+
+def test_gathering_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        for index in range(3):
+            spool.receive(arrival(f"1.{index}", content=b"%d" % index))
+        batch = close(spool)
+        # Killed when one of three had been moved.
+        batch.scans.mkdir(parents=True)
+        first = sorted((spool.folder / "spool").iterdir())[0]
+        first.rename(batch.scans / first.name)
+    with open_spool(tmp_path / "node") as spool:
+        assert spool.begin(batch) == 3
+        assert files(batch.scans) == [b"0", b"1", b"2"]
+
+
+def test_scans_of_a_batch_that_was_sent_are_removed_by_the_next_start(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        spool.begin(batch)
+        spool.scored(batch, outcomes(batch), [])
+        spool.sent(batch, keep_scans=False)
+    batch.scans.mkdir()  # killed between the record and the removal
+    (batch.scans / "1.dcm").write_bytes(b"left")
+    with open_spool(tmp_path / "node"):
+        assert not batch.scans.exists()
+
+
+def test_a_second_node_is_refused(tmp_path: Path, spool: Spool) -> None:
+    with pytest.raises(AnomalyError, match="another node works in"):
+        open_spool(spool.folder)
+    with open_spool(tmp_path / "other"):  # which is free
+        pass
+
+
+def test_all_is_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    spool = open_spool(tmp_path / "open")
+    spool.receive(arrival("1.1"))
+    spool.begin(close(spool))
+    spool.receive(arrival("2.1", "2"))
+    everything = [spool.folder, *spool.folder.rglob("*")]
+    assert len(everything) >= 9
+    for path in everything:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path.relative_to(spool.folder)
+    spool.__exit__()
+
+
+def test_no_text_from_the_network_is_in_a_path(spool: Spool) -> None:
+    spool.receive(arrival("../../escape", "../study"))
+    (path,) = (spool.folder / "spool").iterdir()
+    assert path.name == hashlib.sha256(b"../../escape").hexdigest()[:40] + ".dcm"
+
+
+def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+    """A real limit of the system: no file of this process may be longer than 100 kB."""
+    script = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        from anomaly.pacs.spool import Arrival, Spool
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with Spool(Path(sys.argv[1]), max_instances=9, max_bytes=10**9) as spool:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            try:
+                spool.receive(Arrival("1.1", "1", bytes(200_000), "x"))
+            except OSError:
+                assert spool.waiting == 0
+                assert list((spool.folder / "spool").iterdir()) == []
+                sys.exit(7)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "node")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+
+
+def test_a_database_that_is_none_is_said_so(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir()
+    (folder / "node.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(AnomalyError, match=r"node\.sqlite cannot be used"):
+        open_spool(folder)
+    (folder / "node.sqlite").unlink()
+    with open_spool(folder):  # the lock was given back
+        pass

@@ -1,0 +1,373 @@
+"""The node: what it acknowledged is scored once and sent once, whenever it is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from node_here import Folder, one_object_a_row
+from node_senders import Node, store, storm, uid_of, write_studies
+from pydicom import dcmread
+from road import Road, anomaly, refused
+
+from anomaly.bundle import find_bundle, read_bundle
+from anomaly.config import Config
+from anomaly.errors import AnomalyError, ConfigError
+from anomaly.pacs.spool import Arrival, Received, Spool
+from pipelines.node import ATTEMPTS, NodeSettings, Objects, Work, load_settings, run_node
+from pipelines.run import RunFolder
+
+NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
+CPU = torch.device("cpu")
+
+needs_dcmtk = pytest.mark.skipif(
+    shutil.which("storescu") is None, reason="needs DCMTK's storescu (Debian: dcmtk)"
+)
+
+
+# --- as a process, with senders that are not ours -------------------------------------------------
+
+
+@needs_dcmtk
+def test_a_node_that_is_killed_loses_nothing_and_does_nothing_twice(
+    road: Road, tmp_path: Path
+) -> None:
+    studies = write_studies(tmp_path / "scans", 6, 5)
+    node = Node(tmp_path, bundle=str(road.run.bundle), quiet_seconds=0.5)
+    done = storm(node, studies, kills=2, pause=1.0, seed=1)
+    expected = sorted(uid_of(study, index) for study in range(6) for index in range(5))
+    assert len(done.kills) == 2
+    assert done.acknowledged == {path for files in studies for path in files}
+    assert sorted(node.scored().elements()) == expected
+    assert node.sent() == expected
+    outcomes = node.ask(
+        "SELECT DISTINCT outcome, state FROM instances JOIN batches ON batch = number"
+    )
+    assert outcomes == [("scored", "sent")]
+    # A kill between storing and its record repeats it, and no other: at most one batch a kill.
+    again = sum(times - 1 for times in node.asked().values())
+    assert again <= sum(states["scored"] for states in done.kills)
+    assert not list(node.folder.glob("batches/*/scans/*"))
+    said = node.log.read_text()
+    assert not any(uid in said for uid in expected)
+    assert "CANARY" not in said
+    assert str(tmp_path) not in said
+
+
+@needs_dcmtk
+def test_the_life_of_a_node(road: Road, tmp_path: Path) -> None:
+    (files,) = write_studies(tmp_path / "scans", 1, 3)
+    node = Node(tmp_path, bundle=str(road.run.bundle), quiet_seconds=0.3)
+    node.start()
+    try:
+        settings = replace(load_settings(tmp_path / "node.yaml"), port=0, destination="")
+        with pytest.raises(AnomalyError, match="another node works in"):
+            run_node(settings, CPU)
+        away = node.destination / "away"
+        away.touch()
+        assert set(store(node.port, files[:2]).values()) == {"Success"}
+        node.wait_until(scored=2)
+        node.wait_for("cannot be sent (AnomalyError)")
+        assert set(store(node.port, files[2:]).values()) == {"Success"}  # it goes on receiving
+        node.wait_until(scored=3)  # and scoring
+        away.unlink()
+        node.wait_until(sent=3)
+    finally:
+        assert node.stop() == 0
+    assert node.log.read_text().rstrip().endswith("stopped; 0 instances wait")
+    assert node.sent() == sorted(uid_of(0, index) for index in range(3))
+    assert len(list((node.folder / "batches").iterdir())) == 2
+
+
+# --- in this process, a step at a time --------------------------------------------------------
+
+
+@dataclass
+class Here:
+    """A node without a listener."""
+
+    settings: NodeSettings
+    spool: Spool
+    files: list[list[Path]]
+    objects: Objects = one_object_a_row
+    destination: Folder | None = None
+    said: list[Received] = field(default_factory=list)
+
+    def receive(self, *paths: Path) -> None:
+        for path in paths:
+            dataset, content = dcmread(path), path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            uids = str(dataset.SOPInstanceUID), str(dataset.StudyInstanceUID)
+            self.said.append(self.spool.receive(Arrival(*uids, content, digest)))
+
+    def work(self) -> None:
+        """Do all that there is to do."""
+        work = Work(self.spool, self.settings, CPU, self.objects, self.destination)
+        while work.step():
+            pass
+
+    def states(self) -> list[str]:
+        database = sqlite3.connect(self.spool.folder / "node.sqlite")
+        try:
+            rows = database.execute("SELECT state FROM batches ORDER BY number").fetchall()
+        finally:
+            database.close()
+        return [str(state) for (state,) in rows]
+
+    def restart(self) -> None:
+        """Open the folder anew, as after a kill."""
+        self.spool.__exit__()
+        self.spool = open_spool(self.settings)
+
+
+def open_spool(settings: NodeSettings) -> Spool:
+    return Spool(settings.folder, max_instances=100, max_bytes=10**8)
+
+
+@pytest.fixture
+def here(road: Road, tmp_path: Path) -> Iterator[Here]:
+    settings = NodeSettings(
+        bundle=road.run.bundle, folder=tmp_path / "node", quiet_seconds=1e-9, alpha=0.2
+    )
+    files = write_studies(tmp_path / "scans", 3, 2)
+    (tmp_path / "sent").mkdir()
+    there = Here(settings, open_spool(settings), files, destination=Folder(tmp_path / "sent"))
+    yield there
+    there.spool.__exit__()
+
+
+def sent(here: Here) -> Counter[str]:
+    assert here.destination is not None
+    return Counter(path.read_text().strip() for path in here.destination.path.glob("*.txt"))
+
+
+def asked(here: Here) -> list[int]:
+    """How often the destination was asked for each object."""
+    assert here.destination is not None
+    log = here.destination.path / "asked.log"
+    return sorted(Counter(log.read_text().split()).values()) if log.exists() else []
+
+
+def test_a_batch_is_an_ordinary_run(here: Here) -> None:
+    here.receive(*here.files[0])
+    here.work()
+    run = RunFolder(here.settings.folder / "batches" / "000001" / "run")
+    rows, provenance = run.results.read()
+    assert [row.status for row in rows] == ["scored"] * 2
+    assert provenance.alpha == 0.2  # the node's, not the bundle's
+    assert provenance.bundle == read_bundle(here.settings.bundle).hash
+    # One copy of the bundle and one key for all runs.
+    (copy,) = (here.settings.folder / "bundles").iterdir()
+    assert run.bundle.resolve() == copy
+    here.receive(*here.files[1])
+    here.work()
+    other = RunFolder(here.settings.folder / "batches" / "000002" / "run")
+    assert other.site_key.read_text() == run.site_key.read_text()
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert sent(here) == {uid_of(study, index): 1 for study in (0, 1) for index in (0, 1)}
+
+
+def test_without_a_destination_results_and_scans_are_kept(here: Here) -> None:
+    here.destination = None
+    here.receive(*here.files[0])
+    here.work()
+    assert here.states() == ["sent"]
+    (batch,) = (here.settings.folder / "batches").iterdir()
+    assert len(list((batch / "scans").iterdir())) == 2
+    assert len(list((batch / "run" / "objects").iterdir())) == 2
+
+
+def test_files_that_cannot_be_scored_are_outcomes_and_no_failures(here: Here) -> None:
+    study = str(dcmread(here.files[0][0]).StudyInstanceUID)
+    here.receive(*here.files[0])
+    here.spool.receive(Arrival("9.9", study, b"not a scan at all", "x"))
+    here.objects = lambda _run, _config: []
+    here.work()
+    assert here.states() == ["sent"]
+    database = sqlite3.connect(here.spool.folder / "node.sqlite")
+    outcomes = dict(database.execute("SELECT uid, outcome FROM instances").fetchall())
+    database.close()
+    assert outcomes.pop("9.9") not in ("scored", "", None)
+    assert outcomes == {uid_of(0, 0): "scored", uid_of(0, 1): "scored"}
+
+
+@pytest.mark.parametrize("error", [AnomalyError("as expected"), RuntimeError("of another library")])
+def test_a_batch_that_fails_does_not_keep_the_next(
+    here: Here, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails_once(run: RunFolder, config: Config) -> list[Path]:
+        if run.path.parent.name == "000001":
+            raise error
+        return one_object_a_row(run, config)
+
+    here.objects = fails_once
+    here.receive(*here.files[0])
+    here.work()
+    here.receive(*here.files[1], *here.files[2])
+    here.work()
+    assert here.states() == ["failed", "sent", "sent"]
+    assert f"batch 1 cannot be scored ({type(error).__name__})" in caplog.text
+    assert str(error) not in caplog.text  # it may quote a scan
+    assert set(sent(here)) == {uid_of(study, index) for study in (1, 2) for index in (0, 1)}
+    here.objects = one_object_a_row  # what was wrong has been put right
+    here.restart()
+    here.work()
+    assert here.states() == ["sent"] * 3
+    assert set(sent(here).values()) == set(asked(here)) == {1}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("moment", ["before scoring", "cut short", "before the record", "sending"])
+def test_a_kill_at_any_moment_is_made_good(
+    here: Here, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.receive(*here.files[0])
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if moment == "before scoring":
+            patch.setattr("pipelines.node.choose_scans", die)
+        elif moment in ("before the record", "cut short"):
+            patch.setattr(here.spool, "scored", die)
+        else:
+            patch.setattr(here.spool, "sent", die)
+        with pytest.raises(Killed):
+            here.work()
+    if moment == "cut short":
+        run = RunFolder(here.settings.folder / "batches" / "000001" / "run")
+        run.config.write_text("")
+        run.results.finished.unlink()
+    here.restart()
+    here.work()
+    assert here.states() == ["sent"]
+    assert sent(here) == {uid_of(0, 0): 1, uid_of(0, 1): 1}
+    assert asked(here) == [2, 2] if moment == "sending" else [1, 1]
+    rows, _ = RunFolder(here.settings.folder / "batches" / "000001" / "run").results.read()
+    assert len({row.key for row in rows}) == len(rows) == 2
+
+
+def test_a_batch_that_ends_the_process_every_time_is_given_up(here: Here) -> None:
+    here.receive(*here.files[0])
+    here.spool.close_quiet(0)
+    for _ in range(ATTEMPTS):
+        here.spool.begin(here.spool.batches("closed")[0])
+    here.work()
+    assert here.states() == ["failed"]
+
+
+def test_another_bundle_takes_over_what_is_not_scored(here: Here, tmp_path: Path) -> None:
+    before = read_bundle(here.settings.bundle).hash
+    here.receive(*here.files[0])
+
+    def die(_run: RunFolder, _config: Config) -> list[Path]:
+        raise Killed
+
+    here.objects, objects = die, here.objects
+    with pytest.raises(Killed):
+        here.work()
+    here.objects = objects
+    shipped = find_bundle(Path("zhanglab"))
+    here.settings = replace(here.settings, bundle=shipped, alpha=None)
+    here.restart()
+    here.work()
+    run = RunFolder(here.settings.folder / "batches" / "000001" / "run")
+    assert here.states() == ["sent"]
+    assert run.results.provenance().bundle == read_bundle(shipped).hash != before
+    hashes = {read_bundle(copy).hash for copy in (here.settings.folder / "bundles").iterdir()}
+    assert hashes == {before, read_bundle(shipped).hash}  # neither is changed
+
+
+@dataclass
+class Picky:
+    """A destination that never takes the objects of one batch."""
+
+    refused: str
+    stored: list[str] = field(default_factory=list)
+
+    def store(self, paths: Sequence[Path]) -> None:
+        number = paths[0].parents[2].name
+        self.stored.append(number)
+        if number == self.refused:
+            raise AnomalyError("the archive refuses it")
+
+
+def test_a_batch_that_is_refused_does_not_keep_the_next_from_being_sent(here: Here) -> None:
+    clock = [0.0]
+    picky = Picky("000001")
+    here.receive(*here.files[0], *here.files[1])
+    work = Work(here.spool, here.settings, CPU, one_object_a_row, picky, lambda: clock[0])
+    moments = []
+    for second in range(24):
+        clock[0] = second / 2
+        before = len(picky.stored)
+        work.step()
+        moments += [(clock[0], number) for number in picky.stored[before:]]
+    # Refused at 0.0, so 1 s of rest; then the other one, which ends the rest; then 1, 2, 4 s.
+    assert [number for _, number in moments[:2]] == ["000001", "000002"]
+    refusals = [moment for moment, number in moments if number == "000001"]
+    assert refusals == [0.0, 1.5, 2.5, 4.5, 8.5]
+    assert here.states() == ["scored", "sent"]
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_the_example_is_what_the_defaults_are(tmp_path: Path) -> None:
+    settings = load_settings(NODE_YAML)
+    assert settings == NodeSettings(bundle=Path("zhanglab"), folder=Path("runs/node"))
+    written = {line.split(":")[0] for line in NODE_YAML.read_text().splitlines() if line[0] != "#"}
+    assert written == set(NodeSettings.__dataclass_fields__) - {"alpha"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"quiet_second": 3},
+            "unknown configuration key quiet_second: did you mean quiet_seconds?",
+        ),
+        ({"port": 70_000}, "port is 70000: expected 0 to 65535"),
+        ({"max_instances": 0}, "max_instances is 0: expected more than 0"),
+        ({"alpha": 1.5}, "alpha is 1.5: expected a rate"),
+        ({"objects": ["overlays"]}, "objects.0 is 'overlays'"),
+        ({"allowed": "FRIEND"}, "allowed is 'FRIEND'"),
+        ({"bundle": None}, "bundle is None"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(
+    change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text(yaml.safe_dump({"bundle": "zhanglab", "folder": "node", **change}))
+    assert said in refused("node", path)
+
+
+def test_a_destination_that_is_not_there_is_refused_before_listening(tmp_path: Path) -> None:
+    settings = NodeSettings(bundle=Path("zhanglab"), folder=tmp_path / "n", destination="nowhere")
+    with pytest.raises(ConfigError, match="destination is 'nowhere'"):
+        run_node(settings, CPU)
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_missing_bundle_is_refused_before_listening(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text(yaml.safe_dump({"bundle": "nothing", "folder": str(tmp_path / "n")}))
+    assert "nothing" in refused("node", path)
+
+
+def test_the_command_says_what_it_does() -> None:
+    assert "Listen for scans by DICOM" in " ".join(anomaly("node", "--help").out.split())
