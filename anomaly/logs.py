@@ -37,7 +37,7 @@ def log_what_is_allowed() -> None:
         if not any(isinstance(part, AllowList) for part in handler.filters):
             handler.addFilter(AllowList())
     # What they say of a file reaches us as exceptions; the filter would withhold it line by line.
-    for name in ("pydicom", "nibabel", "monai"):
+    for name in ("pydicom", "nibabel", "monai", "pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -99,10 +99,6 @@ def test_the_walk_sees_imports_inside_functions() -> None:
             "anomaly.reporting",
             ("anomaly.reporting", "anomaly.types", "anomaly.errors", "anomaly.results"),
         ),
-        (
-            "anomaly.pacs",
-            ("anomaly.pacs", "anomaly.types", "anomaly.errors", "anomaly.logs"),
-        ),
     ],
 )
 def test_a_part_imports_only_its_neighbours(part: str, allowed: tuple[str, ...]) -> None:
@@ -134,7 +130,6 @@ def test_the_maths_knows_torch_alone(part: str) -> None:
         "anomaly.results",
         "anomaly.errors",
         "anomaly.types",
-        "anomaly.pacs",
     ],
 )
 def test_statistics_and_reports_need_no_torch(part: str) -> None:

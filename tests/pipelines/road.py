@@ -17,6 +17,7 @@ from pipelines.__main__ import main
 from pipelines.run import RunFolder
 
 STEPS = 40
+SILENCED = ("pydicom", "nibabel", "monai", "pynetdicom", "highdicom")
 CONFIG = {
     "name": "Small phantoms",
     "data": {
@@ -59,7 +60,7 @@ class Said(NamedTuple):
 
 def anomaly(*arguments: object) -> Said:
     """Run a command in this process as a shell would, and leave no trace in it."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "monai")]
+    loggers = [logging.getLogger(name) for name in SILENCED]
     before = sys.argv, [logger.level for logger in loggers]
     out, err = io.StringIO(), io.StringIO()
     sys.argv = ["anomaly", *map(str, arguments)]
