@@ -20,9 +20,7 @@ everywhere; `query` asks all parts in SQL (DuckDB).
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,6 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly.errors import AnomalyError
+from anomaly.files import temporary_name, whole
 
 __all__ = ["Provenance", "Results", "ScoreRow"]
 
@@ -357,7 +356,7 @@ class Results:
     @contextmanager
     def _asked(self, path: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         """Yield the database and the name under which to write a file that then appears whole."""
-        temporary = _temporary(path)
+        temporary = temporary_name(path)
         try:
             with self._open() as connection:
                 yield connection, str(temporary)
@@ -436,25 +435,14 @@ def _said(provenance: Provenance) -> str:
     return json.dumps(asdict(provenance), indent=1)
 
 
-def _temporary(path: Path) -> Path:
-    # A name of its own: a second writer of the same file must not disturb the first.
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-
-
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when all of it is on disk."""
-    temporary = _temporary(path)
+    """Open a part as `anomaly.files.whole` does; say what to do where the disk refuses."""
     try:
-        with temporary.open("wb") as file:
+        with whole(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise AnomalyError(
             f"{path} could not be written ({error.strerror or error}): make room for it, or mend "
             "the folder, and run again. Parts that are done are kept"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from anomaly.logs import log_what_is_allowed
 
 if TYPE_CHECKING:
     from anomaly.config import Config
+    from anomaly.pacs.destinations import Destination
+    from pipelines.run import RunFolder
 
 # Stages are imported inside the commands: torch and MONAI take seconds, `--help` must not.
 
@@ -40,6 +42,14 @@ BundleOption = Annotated[
     typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+
+SendOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="WHERE",
+        help="Send DICOM results: https://host/dicom-web, AET@host:port or folder:/some/where.",
+    ),
+]
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "phantom-64.yaml"
 
@@ -126,6 +136,19 @@ def score(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="i/n", help="Only the i-th of n shares; default: all that is free."),
     ] = None,
+    dicomweb: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL", help="Fetch the scans from this archive into RUN/spool."),
+    ] = None,
+    query_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--query",
+            metavar="KEY=VALUE",
+            help="What to fetch, such as StudyDate=20260101-20260131 or ModalitiesInStudy=DX.",
+        ),
+    ] = None,
+    send: SendOption = None,
     ray: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -146,7 +169,14 @@ def score(
     from pipelines.train import pick_device
 
     folder = RunFolder(run)
-    if bundle is not None and scans is None and run.is_dir() and not folder.manifest.exists():
+    target = None if send is None else _destination(send)
+    lacking = 0
+    if dicomweb is not None:
+        if scans is not None or not query_:
+            raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
+        lacking = _fetch(folder, dicomweb, query_)
+        scans = folder.spool
+    elif bundle is not None and scans is None and run.is_dir() and not folder.manifest.exists():
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
     resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
@@ -156,9 +186,51 @@ def score(
         from pipelines.cluster import score_on_ray
 
         score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
-        return
-    turn = None if shard is None else Turn.parse(shard)
-    stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
+    else:
+        turn = None if shard is None else Turn.parse(shard)
+        stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
+    if target is not None:
+        from pipelines.dicom import write_dicom
+        from pipelines.pacs import store_results
+
+        store_results(target, write_dicom(folder, resolved).paths)
+    if lacking:
+        raise AnomalyError(
+            f"{lacking} images of the archive could not be fetched, and are in no result: run the "
+            "same command again"
+        )
+
+
+@app.command()
+def dicom(
+    run: RunArgument,
+    objects: Annotated[
+        str,
+        typer.Option(
+            help="Kinds, with commas between: report, overlay, segmentation, heatmap, "
+            "parametric_map, contours."
+        ),
+    ] = "report,overlay",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Default: RUN/dicom."),
+    ] = None,
+    send: SendOption = None,
+) -> None:
+    """Write the verdicts as DICOM objects: a report a scan, images of flagged scans alone."""
+    from pipelines import dicom as stage
+    from pipelines.run import RunFolder
+    from pipelines.train import run_config
+
+    folder = RunFolder(run)
+    target = None if send is None else _destination(send)
+    kinds = stage.kinds_of(objects)
+    written = stage.write_dicom(folder, run_config(folder, []), kinds, out)
+    typer.echo(f"{len(written.paths)} objects in {out or folder.dicom}: they name patients.")
+    if target is not None:
+        from pipelines.pacs import store_results
+
+        store_results(target, written.paths)
 
 
 @app.command()
@@ -348,10 +420,18 @@ def node(
     device: DeviceOption = "auto",
 ) -> None:
     """Listen for scans by DICOM, score each study that is complete, send the results."""
+    from anomaly.pacs.destinations import destination
     from pipelines import node as stage
+    from pipelines.dicom import write_dicom
     from pipelines.train import pick_device
 
-    stage.run_node(stage.load_settings(config), pick_device(device))
+    settings = stage.load_settings(config)
+    stage.run_node(
+        settings,
+        pick_device(device),
+        objects=lambda run, config: list(write_dicom(run, config, settings.objects).paths),
+        destination=destination(settings.destination) if settings.destination else None,
+    )
 
 
 @app.command()
@@ -370,6 +450,24 @@ def _found(bundle: Path | None) -> Path | None:
     from anomaly.bundle import find_bundle
 
     return None if bundle is None else find_bundle(bundle)
+
+
+def _destination(text: str) -> Destination:
+    from anomaly.pacs.destinations import destination
+
+    return destination(text)
+
+
+def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
+    """Fetch what matches; return how many images could not be had."""
+    from anomaly.pacs.dicomweb import DicomWeb
+    from pipelines.pacs import fetch_studies
+
+    keys = dict(part.partition("=")[::2] for part in query)
+    fetched = fetch_studies(DicomWeb(url), keys, run.spool)
+    if not fetched.found:
+        raise AnomalyError(f"no image of the archive matches {query}: ask for something else")
+    return fetched.failed.total()
 
 
 def _printed(config: Config, wanted: bool) -> bool:

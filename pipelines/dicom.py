@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from anomaly.reporting.dicom import DicomCase, Kind, write_objects
 
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
@@ -22,13 +21,14 @@ from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
 from anomaly.data.zips import on_disk
-from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.errors import ConfigError, ScanError, UnsupportedScan
 from anomaly.logs import Public
+from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
 from anomaly.results import ScoreRow
 from pipelines.run import RunFolder, progress_bar
 from pipelines.verdicts import matching_scores, verdict_of
 
-__all__ = ["DEFAULT_KINDS", "Written", "write_dicom"]
+__all__ = ["DEFAULT_KINDS", "Written", "kinds_of", "write_dicom"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ class Written:
 
     paths: tuple[Path, ...]
     left_out: dict[str, int]
+
+
+def kinds_of(text: str) -> tuple[Kind, ...]:
+    """Read kinds of objects with commas between them.
+
+    Raises
+    ------
+    ConfigError
+        One of them is no kind.
+    """
+    names = [name.strip() for name in text.split(",")]
+    wrong = [name for name in names if name not in KINDS]
+    if wrong:
+        raise ConfigError(f"objects are {text!r}: {wrong[0]!r} is none of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in names)
 
 
 def write_dicom(

@@ -22,10 +22,9 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ConfigDict
@@ -37,14 +36,17 @@ from anomaly.data.manifest import Manifest
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.logs import Public
+from anomaly.pacs.destinations import Destination
 from anomaly.pacs.spool import Batch, Spool
+from anomaly.reporting.dicom import Kind
+from pipelines.dicom import DEFAULT_KINDS
 from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from pipelines.score import choose_scans, score
 
 if TYPE_CHECKING:
     from anomaly.pacs.listener import Listener
 
-__all__ = ["Destination", "NodeSettings", "Objects", "Work", "load_settings", "run_node"]
+__all__ = ["NodeSettings", "Objects", "Work", "load_settings", "run_node"]
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +61,6 @@ LONGEST_PAUSE = 300.0
 
 Objects = Callable[[RunFolder, Config], list[Path]]
 """Writes the DICOM objects of a scored run and names them; a second time it writes the same."""
-
-
-class Destination(Protocol):
-    """Where results go."""
-
-    def store(self, paths: Sequence[Path]) -> None:
-        """Store DICOM files; storing one again changes nothing.
-
-        Raises
-        ------
-        AnomalyError
-            If not all of them are stored; the caller tries again later.
-        """
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -99,8 +88,9 @@ class NodeSettings:
         Size of the scans that may be held; more are refused.
     destination : str
         Where the results go; empty: they are kept in the folder, and so are the scans.
-    objects : tuple of {"report", "overlay"}
-        DICOM objects to write of each scan.
+    objects : tuple of str
+        Kinds of DICOM objects to write (`anomaly.reporting.dicom.KINDS`); of a scan that is not
+        flagged, the report alone.
     alpha : float or None
         Stated false-alarm rate; None: the bundle's own.
     """
@@ -115,7 +105,7 @@ class NodeSettings:
     max_instances: int = 10_000
     max_bytes: int = 50_000_000_000
     destination: str = ""
-    objects: tuple[Literal["report", "overlay"], ...] = field(default=("report", "overlay"))
+    objects: tuple[Kind, ...] = DEFAULT_KINDS
     alpha: float | None = None
 
     def __post_init__(self) -> None:
@@ -140,15 +130,11 @@ def load_settings(path: Path) -> NodeSettings:
     return check(read_keys(path), NodeSettings)
 
 
-def _nothing(_run: RunFolder, _config: Config) -> list[Path]:
-    return []
-
-
 def run_node(
     settings: NodeSettings,
     device: torch.device,
     *,
-    objects: Objects = _nothing,
+    objects: Objects,
     destination: Destination | None = None,
 ) -> None:
     """Receive, score and send until SIGTERM or SIGINT; the batch in work is finished first.

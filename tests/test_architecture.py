@@ -73,11 +73,15 @@ def test_the_walk_sees_imports_inside_functions() -> None:
     ("part", "allowed"),
     [
         ("anomaly.errors", ()),
+        ("anomaly.files", ()),
         ("anomaly.types", ()),
         ("anomaly.cdm", ("anomaly.cdm", "anomaly.errors")),
         ("anomaly.logs", ()),
         ("anomaly.feedback", ("anomaly.errors",)),
-        ("anomaly.data", ("anomaly.data", "anomaly.types", "anomaly.errors", "anomaly.logs")),
+        (
+            "anomaly.data",
+            ("anomaly.data", "anomaly.files", "anomaly.types", "anomaly.errors", "anomaly.logs"),
+        ),
         (
             "anomaly.detection",
             ("anomaly.detection", "anomaly.cdm", "anomaly.types", "anomaly.errors"),
@@ -90,14 +94,20 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.training", ("anomaly.cdm", "anomaly.checkpoint", "anomaly.errors")),
         ("anomaly.checkpoint", ("anomaly.errors",)),
         ("anomaly.evaluation", ("anomaly.errors",)),
-        ("anomaly.results", ("anomaly.errors",)),
+        ("anomaly.results", ("anomaly.errors", "anomaly.files")),
         (
             "anomaly.pacs",
-            ("anomaly.pacs", "anomaly.errors", "anomaly.types", "anomaly.logs"),
+            ("anomaly.pacs", "anomaly.errors", "anomaly.files", "anomaly.types", "anomaly.logs"),
         ),
         (
             "anomaly.reporting",
-            ("anomaly.reporting", "anomaly.types", "anomaly.errors", "anomaly.results"),
+            (
+                "anomaly.reporting",
+                "anomaly.files",
+                "anomaly.types",
+                "anomaly.errors",
+                "anomaly.results",
+            ),
         ),
     ],
 )

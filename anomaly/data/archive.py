@@ -39,7 +39,7 @@ def build_manifest(
     policy: IntensityPolicy,
     site_key: bytes,
     gate: Gate = OPEN_GATE,
-    workers: int = 1,
+    workers: int = 0,
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:

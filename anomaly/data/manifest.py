@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 
 from anomaly.errors import ManifestError
+from anomaly.files import whole
 
 __all__ = ["Manifest", "ManifestRow", "prove_disjoint"]
 
@@ -171,16 +171,8 @@ class Manifest:
         """
         table = pa.Table.from_pylist([asdict(row) for row in self.rows], schema=_SCHEMA)
         table = table.replace_schema_metadata({b"root": os.fsencode(self.root.absolute())})
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                pq.write_table(table, stream, compression="zstd")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(path, mode=0o600) as stream:
+            pq.write_table(table, stream, compression="zstd")
 
     def select(
         self, *, split: str | None = None, label: str | None = None, status: str | None = "ok"

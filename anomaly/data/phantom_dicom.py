@@ -71,7 +71,7 @@ def write_phantom_studies(
     seed: int,
     size: tuple[int, int] = (256, 224),
     visible_at: int | None = None,
-    workers: int = 1,
+    workers: int = 0,
 ) -> PhantomStudies:
     """Write synthetic chest radiographs as DX DICOM files, with a mask for each abnormal one.
 
@@ -88,7 +88,7 @@ def write_phantom_studies(
         Draw an abnormal patient anew until the lesion still shows in an image of so many rows
         (`anomaly.data.phantom.is_visible`); None takes every lesion, hidden ones included.
     workers : int
-        Processes that draw; the files do not depend on it.
+        Processes that draw, or 0 for the calling one; the files do not depend on it.
 
     Returns
     -------

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from anomaly.errors import UnreadableScan
+from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.logs import log_what_is_allowed
 
 __all__ = ["SECONDS", "Lost", "Workers", "map_in_processes"]
@@ -109,10 +110,25 @@ class Workers:
             if not flight:
                 return
             item, ended = flight.popleft()
-            outcome = _outcome(ended)
+            try:
+                outcome = _outcome(ended)
+            except BrokenProcessPool:
+                outcome = self._repeated(function, item)
             yield item, outcome
 
+    def _repeated(self, function: Callable[[_Item], _Result], item: _Item) -> _Result | Lost:
+        """Try once more in new processes: the old ones ended while none was at work."""
+        try:
+            return _outcome(self._submit(function, item))
+        except BrokenProcessPool as error:
+            raise AnomalyError(
+                "the processes that decode end as soon as they start: is memory short, or does a "
+                'script lack `if __name__ == "__main__":`? data.workers = 0 does without them'
+            ) from error
+
     def _submit(self, function: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+        if self._pool is not None and not self._pool.active:
+            self.__exit__()
         if self._pool is None:
             # spawn: a forked child may inherit a lock that nobody will release
             context = multiprocessing.get_context("spawn")

@@ -12,11 +12,9 @@ import os
 from pathlib import Path
 
 from anomaly.errors import AnomalyError
+from anomaly.files import sync_folder, whole
 
-__all__ = ["PART", "lock", "open_private", "sync_folder", "write_durably"]
-
-PART = ".part"
-"""Ending of a file that is being written."""
+__all__ = ["lock", "open_private", "write_durably"]
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -32,26 +30,9 @@ def write_durably(path: Path, content: bytes) -> None:
     OSError
         If the disk refuses; then nothing is left.
     """
-    temporary = path.with_suffix(PART)
-    try:
-        with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole(path, mode=0o600) as file:
+        file.write(content)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder last; a file's own fsync does not cover its name."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def lock(path: Path) -> int:

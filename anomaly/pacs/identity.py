@@ -12,10 +12,11 @@ it is looked at, and a length that leads beyond the end is an error, not a guess
 
 from __future__ import annotations
 
-import re
 import struct
 
-__all__ = ["is_uid", "read_identity"]
+from anomaly.pacs.instances import is_uid
+
+__all__ = ["read_identity"]
 
 SOP_INSTANCE, STUDY_INSTANCE = 0x00080018, 0x0020000D
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -23,14 +24,6 @@ _UNDEFINED = 0xFFFFFFFF
 
 _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """VRs with two reserved bytes and a length of four (PS3.5 table 7.1-1)."""
-
-
-def is_uid(text: str) -> bool:
-    """Whether a text may stand for a UID: digits and dots, at most 64 (PS3.5 9.1).
-
-    Leading zeros in a component are against the standard, and in many archives.
-    """
-    return re.fullmatch(r"[0-9.]{1,64}", text, re.ASCII) is not None
 
 
 def read_identity(dataset: bytes, *, implicit: bool, little_endian: bool) -> tuple[str, str]:

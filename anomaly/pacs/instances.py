@@ -7,15 +7,14 @@ which the standard forbids and real archives hold.
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pydicom import dcmread
 
 from anomaly.errors import AnomalyError, ArchiveError
+from anomaly.files import whole
 
 __all__ = ["Instance", "InstanceFile", "is_uid", "write_whole"]
 
@@ -117,18 +116,11 @@ def write_whole(path: Path, content: bytes) -> None:
     AnomalyError
         If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.touch(mode=0o600, exist_ok=False)
-        with temporary.open("wb") as file:
+        with whole(path, mode=0o600) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise AnomalyError(
             f"{path} could not be written ({error.strerror or error}): make room for it, or mend "
             "the folder, and run again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

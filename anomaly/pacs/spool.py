@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.errors import AnomalyError
-from anomaly.pacs.durable import lock, open_private, sync_folder, write_durably
+from anomaly.files import sync_folder
+from anomaly.pacs.durable import lock, open_private, write_durably
 
 __all__ = ["Arrival", "Batch", "Received", "Spool"]
 

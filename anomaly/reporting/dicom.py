@@ -17,8 +17,6 @@ overlay. The files carry the patient's name, as an archive needs it: their owner
 from __future__ import annotations
 
 import io
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from anomaly.errors import AnomalyError, UnsupportedScan
+from anomaly.files import whole
 from anomaly.reporting.dicom_images import (
     contours_object,
     heatmap_object,
@@ -134,20 +133,12 @@ def _encode(source: SourceImage, kind: Kind, now: datetime) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    # A name of its own: a second writer of the same object must not disturb the first.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(opened, "wb") as file:
+        with whole(path, mode=0o600) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise AnomalyError(
             f"{path} could not be written ({error.strerror or error}): make room for it, or mend "
             "the folder, and write the objects again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 import pytest
-from dicom_samples import Trap, make_dataset, misbehave, write_dicom, write_sample
+from dicom_samples import Trap, make_dataset, misbehave, tell_pid, write_dicom, write_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,7 +29,7 @@ from anomaly.data import pseudonyms
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import Manifest, ManifestRow, prove_disjoint
-from anomaly.data.processes import Lost, map_in_processes
+from anomaly.data.processes import Lost, Workers, map_in_processes
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.data.splits import SPLITS, assign_splits
 from anomaly.errors import ConfigError, ManifestError
@@ -203,6 +203,15 @@ def test_a_worker_that_dies_or_hangs_costs_its_own_item(workers: int) -> None:
     results = list(map_in_processes(misbehave, items, workers, seconds=2))
     crashed, timed_out = Lost("crashed"), Lost("timed out")
     assert results == [(7, crashed), (5, 25), (13, timed_out), (6, 36), (7, crashed), (8, 64)]
+
+
+def test_idle_workers_that_are_killed_are_replaced(tmp_path: Path) -> None:
+    names = tmp_path / "pid"
+    with Workers(1) as workers:
+        list(workers.map(tell_pid, [str(names)]))
+        os.kill(int(names.read_text()), signal.SIGKILL)  # as a system short of memory does
+        time.sleep(1)
+        assert list(workers.map(misbehave, [2, 3])) == [(2, 4), (3, 9)]
 
 
 def test_what_a_worker_raises_passes_through() -> None:
