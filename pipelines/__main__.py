@@ -466,7 +466,9 @@ def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
     keys = dict(part.partition("=")[::2] for part in query)
     fetched = fetch_studies(DicomWeb(url), keys, run.spool)
     if not fetched.found:
-        raise AnomalyError(f"no image of the archive matches {query}: ask for something else")
+        raise AnomalyError(
+            f"no image of the archive matches {', '.join(query)}: ask for something else"
+        )
     return fetched.failed.total()
 
 

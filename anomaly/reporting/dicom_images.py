@@ -8,8 +8,9 @@
     parametric_map  Parametric Map            evidence, float32
     contours        Presentation State        edges of the places with evidence >= threshold
 
-Nothing is written into the pixels or around them, which would move or hide anatomy: that the image
-is for research use only stands in its tags, and on the screen in the contours' text.
+Nothing is written into the pixels of the source, which would hide anatomy. An archive's viewer
+shows no tags, so the overlay says below the image what was found and what it is for, and the
+contours do in their text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import highdicom as hd
 import numpy as np
 from highdicom import pm, pr, sc, seg
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
@@ -26,6 +28,7 @@ from anomaly.reporting.dicom_report import EVIDENCE, private_code
 from anomaly.reporting.dicom_source import NOTICE, Kind, SourceImage
 from anomaly.reporting.figures import overlay_rgba
 from anomaly.reporting.outlines import region_outlines
+from anomaly.types import Verdict
 
 __all__ = [
     "contours_object",
@@ -45,9 +48,10 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     opacity = rgba[lit, 3:] / 255
     grey = 255 * case.image[lit, None].astype(np.float64)
     pixels[lit] = np.rint((1 - opacity) * grey + opacity * rgba[lit, :3])
+    caption = _caption(case.verdict, pixels.shape[1])
     made = sc.SCImage.from_ref_dataset(
         source.reference,
-        pixel_array=pixels,
+        pixel_array=np.concatenate([pixels, caption]),
         photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
         bits_allocated=8,
         # The constructor wants some orientation; `SourceImage.stamp` gives the source's own.
@@ -68,6 +72,30 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     made.ImageComments = NOTICE.upper()
     made.SourceImageSequence = [_reference(source)]
     return made
+
+
+def _caption(verdict: Verdict, width: int) -> NDArray[np.uint8]:
+    """Draw what the overlay says of its image, (height, width, 3), white on black."""
+    flag = "Flagged" if verdict.flagged else "Not flagged"
+    count = len(verdict.regions)
+    text = (
+        f"{NOTICE.upper()} {flag} at a false-alarm rate of {verdict.alpha:g}: p = "
+        f"{verdict.p_value:.2g}. {count} region{'' if count == 1 else 's'} beyond chance."
+    )
+    size = max(9, width // 45)
+    font = ImageFont.load_default(size)
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if measure.textlength(longer, font) <= width - size or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    image = Image.new("L", (width, (len(lines) + 1) * size * 5 // 4))
+    place, said = (size // 2, size // 2), "\n".join(lines)
+    ImageDraw.Draw(image).multiline_text(place, said, fill=255, font=font, spacing=size // 4)
+    return np.asarray(image)[..., None].repeat(3, axis=2)
 
 
 def _reference(source: SourceImage) -> Dataset:

@@ -147,8 +147,12 @@ def test_the_lit_pixels_of_the_overlay_are_those_of_the_source(
 ) -> None:
     source = save(SOURCES[modality](), tmp_path / "in.dcm")
     case = make_case(source)
-    pixels = write(case, "overlay", out).pixel_array
+    whole = write(case, "overlay", out).pixel_array
+    pixels, caption = np.split(whole, [len(case.image)])
     assert pixels.shape == (*case.image.shape, 3)
+    assert (caption == caption[..., :1]).all()
+    assert caption.max() > 200  # it says something, in white
+    assert (caption[0] == 0).all()  # apart from the image
     lit = (pixels != pixels[..., :1]).any(axis=-1)
     assert np.argwhere(lit).tolist() == sorted(
         [[0, 0], [20, 5], [21, 6], *([row, col] for row in (3, 4, 5) for col in (30, 31, 32, 33))]
@@ -176,7 +180,7 @@ def test_a_film_stored_as_monochrome1_is_shown_upright_and_positive(
     image = np.ascontiguousarray(scan.orientation.store(scan.pixels))
     evidence = np.ones((37, 52), dtype=np.float32)
     evidence[5, 41] = 6.0
-    pixels = write(make_case(source, evidence, image=image), "overlay", out).pixel_array
+    pixels = write(make_case(source, evidence, image=image), "overlay", out).pixel_array[:37]
     assert pixels[5, 40].tolist() == [255, 255, 255]
     assert pixels[5, 39].tolist() == [0, 0, 0]
     lit = (pixels != pixels[..., :1]).any(axis=-1)
