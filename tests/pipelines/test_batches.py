@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 from road import Road
 
 from anomaly.bundle import read_bundle
 from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.phantom import draw_phantom
 from anomaly.data.processes import Workers
 from pipelines import batches as module
 from pipelines.batches import Outcome, ScoredScan, Scorer
@@ -55,6 +58,24 @@ def test_processes_decode_to_the_same_bits(road: Road, scorer: Scorer) -> None:
         )
     assert [line[2] for line in alone if len(line) == 3] == ["unreadable", "truncated"]
     assert len(alone) == 42
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_must_read_the_same_scores_the_same(kind: str, scorer: Scorer, tmp_path: Path) -> None:
+    """Every coding, bit layout and orientation of one picture, alone in its batch."""
+    picture = draw_phantom(np.random.default_rng(3), (96, 84)).image
+    values = np.rint(picture * TOP).astype(np.uint16)
+    makes = {"plain": member, **MEMBERS, **({} if kind == "MG" else TURNED)}
+    scores = set()
+    for index, make in enumerate(makes.values()):
+        write(tmp_path / f"{index}.dcm", make(kind, values))
+        row = ManifestRow(key=f"{index}", path=f"{index}.dcm", frame=0)
+        reader = replace(scorer.reader, root=tmp_path)
+        ((_, found),) = replace(scorer, reader=reader).score([(0, row)])
+        assert isinstance(found, ScoredScan)
+        scores.add((found.score, found.evidence.tobytes()))
+    assert len(makes) == (11 if kind == "MG" else 16)
+    assert len(scores) == 1
 
 
 def test_a_batch_holds_scans_of_one_group(road: Road, scorer: Scorer) -> None:
