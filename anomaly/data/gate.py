@@ -21,7 +21,7 @@ class Gate:
     Attributes
     ----------
     modalities : tuple of str
-        DICOM Modality, such as ``"DX"``.
+        DICOM Modality, such as ``"DX"``; of other formats the name in capitals, such as ``"PNG"``.
     body_parts : tuple of str
         DICOM BodyPartExamined, such as ``"CHEST"``.
     views : tuple of str

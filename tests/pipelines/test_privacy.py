@@ -25,6 +25,9 @@ CANARY = "CANARY"
 PRIVATE = {"manifest.parquet", "site.key", "config.yaml", "feedback.sqlite"}
 """Files of a run that are its owner's."""
 
+FOR_THE_ARCHIVE = "dicom"
+"""Folder of objects that carry the patient by necessity."""
+
 TEXT = {"PN", "LO", "SH", "LT", "ST", "UT", "UC", "AE"}
 IDENTIFYING = (
     *("PatientName", "PatientID", "OtherPatientIDs", "PatientComments", "PatientAddress"),
@@ -85,6 +88,7 @@ def run(
         (run.path / "lease.txt").write_bytes(lease.path.read_bytes())
         lease.release()
         said.append(done("report", run.path))
+        said.append(done("dicom", run.path))
         said.append(done("status", run.path))
         for table in ("scores", "studies", "patients"):
             said.append(done("query", run.path, f"SELECT * FROM {table}"))  # noqa: S608
@@ -111,7 +115,11 @@ def text_of(path: Path) -> str:
 
 def test_no_canary_sings_in_what_may_be_shared(run: tuple[RunFolder, str]) -> None:
     folder, said = run
-    files = [path for path in folder.path.rglob("*") if path.is_file() and path.name not in PRIVATE]
+    files = [
+        path
+        for path in folder.path.rglob("*")
+        if path.is_file() and path.name not in PRIVATE and path.parent.name != FOR_THE_ARCHIVE
+    ]
     names = {path.name for path in files}
     assert {"scores.csv", "report.html", "run.jsonl", "shared.csv", "shared.xlsx"} <= names
     assert {"part-00000.parquet", "maps-00000.npz", "job.json", "lease.txt"} <= names
@@ -132,6 +140,23 @@ def test_the_mapping_is_for_its_owner_alone(run: tuple[RunFolder, str]) -> None:
     by_key = {row.key: row for row in Manifest.read(folder.manifest).rows}
     for row in folder.results.read()[0]:
         assert CANARY in by_key[row.key].path  # it does map
+
+
+def test_objects_carry_the_patient_and_nothing_else_that_is_private(
+    run: tuple[RunFolder, str], archive: Path
+) -> None:
+    folder, _ = run
+    paths = sorted((folder.path / FOR_THE_ARCHIVE).iterdir())
+    assert paths
+    for path in paths:
+        made = pydicom.dcmread(path)
+        assert CANARY in str(made.PatientName)
+        content = path.read_bytes()
+        assert f"{CANARY} private".encode() not in content
+        assert str(archive).encode() not in content
+        assert f"{CANARY}host".encode() not in content
+        assert "OperatorsName" not in made
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("suffix", ["csv", "xlsx"])
