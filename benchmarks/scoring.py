@@ -24,7 +24,7 @@ from anomaly.bundle import find_bundle, read_bundle
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
-from anomaly.data.loaders import ImageReader
+from anomaly.data.network_images import ImageReader
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import FeatureSettings, observe
 from anomaly.detection.heatmap import HeatmapSettings

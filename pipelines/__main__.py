@@ -86,13 +86,14 @@ def train(
 ) -> None:
     """Train on the normal scans of the train split; resume where a checkpoint is."""
     from pipelines import train as stage
+    from pipelines.context import pick_device, run_config
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    resolved = stage.run_config(folder, set_ or [])
+    resolved = run_config(folder, set_ or [])
     if not _printed(resolved, print_config):
         with stage.processes():
-            stage.train(folder, resolved, stage.pick_device(device))
+            stage.train(folder, resolved, pick_device(device))
 
 
 @app.command()
@@ -105,8 +106,8 @@ def calibrate(
 ) -> None:
     """Learn from held-out normal scans what a score is worth; the bundle can flag from then on."""
     from pipelines import calibrate as stage
+    from pipelines.context import pick_device, run_config
     from pipelines.run import RunFolder
-    from pipelines.train import pick_device, run_config
 
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [])
@@ -164,9 +165,9 @@ def score(
     one run at once.
     """
     from pipelines import score as stage
+    from pipelines.context import pick_device
     from pipelines.run import RunFolder
     from pipelines.shards import Turn
-    from pipelines.train import pick_device
 
     folder = RunFolder(run)
     target = None if send is None else _destination(send)
@@ -219,8 +220,8 @@ def dicom(
 ) -> None:
     """Write the verdicts as DICOM objects: a report a scan, images of flagged scans alone."""
     from pipelines import dicom as stage
+    from pipelines.context import run_config
     from pipelines.run import RunFolder
-    from pipelines.train import run_config
 
     folder = RunFolder(run)
     target = None if send is None else _destination(send)
@@ -285,8 +286,8 @@ def export(
 ) -> None:
     """Write the scores for a spreadsheet: pseudonyms, unless identifiers are asked for."""
     from pipelines import score as stage
+    from pipelines.context import run_config
     from pipelines.run import RunFolder
-    from pipelines.train import run_config
 
     folder = RunFolder(run)
     rows = stage.export_scores(folder, run_config(folder, []), out, identifiers=with_identifiers)
@@ -332,8 +333,8 @@ def retry(
 def evaluate(run: RunArgument) -> None:
     """Compare the scores with the labels: figures with intervals."""
     from pipelines import evaluate as stage
+    from pipelines.context import run_config
     from pipelines.run import RunFolder
-    from pipelines.train import run_config
 
     folder = RunFolder(run)
     stage.evaluate(folder, run_config(folder, []))
@@ -347,8 +348,8 @@ def report(
 ) -> None:
     """Write the worklist with heatmaps as one HTML page."""
     from pipelines import report as stage
+    from pipelines.context import run_config
     from pipelines.run import RunFolder
-    from pipelines.train import run_config
 
     folder = RunFolder(run)
     page = stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
@@ -364,8 +365,8 @@ def demo(
 ) -> None:
     """Go the whole road on synthetic chest radiographs."""
     from pipelines import demo as stage
+    from pipelines.context import pick_device
     from pipelines.run import RunFolder
-    from pipelines.train import pick_device
 
     folder = RunFolder(out)
     stage.demo(folder, config, set_ or [], pick_device(device))
@@ -397,8 +398,8 @@ def benchmark(
 ) -> None:
     """Train, calibrate and compute every figure on a labelled archive, baselines included."""
     from pipelines import benchmark as stage
+    from pipelines.context import pick_device
     from pipelines.run import RunFolder
-    from pipelines.train import pick_device
 
     source = _found(bundle)
     resolved = stage.benchmark_config(name, data, config, source, set_ or [])
@@ -422,8 +423,8 @@ def node(
     """Listen for scans by DICOM, score each study that is complete, send the results."""
     from anomaly.pacs.destinations import destination
     from pipelines import node as stage
+    from pipelines.context import pick_device
     from pipelines.dicom import write_dicom
-    from pipelines.train import pick_device
 
     settings = stage.load_settings(config)
     stage.run_node(

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.bundle import Bundle
-from anomaly.data.loaders import ImageReader, NetworkImage
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import ImageReader, NetworkImage
 from anomaly.data.processes import Lost, Workers
 from anomaly.detection.features import Observation, observe, reported_names
 from anomaly.detection.plausibility import are_negatives

@@ -31,9 +31,9 @@ from anomaly.bundle import Bundle, read_bundle
 from anomaly.cdm.network import EncoderSettings
 from anomaly.config import Config, load_config, override
 from anomaly.data.alterations import ALTERATIONS, Alteration
-from anomaly.data.loaders import framed_images, network_images
+from anomaly.data.augmentation import augment
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.transforms import augment
+from anomaly.data.network_images import framed_images, network_images
 from anomaly.detection.baselines import default_baselines
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly.bundle import Bundle
-from anomaly.data.loaders import Change
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import Change
 from anomaly.detection.calibration import Calibration
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, new_table, score_observation

@@ -11,8 +11,8 @@ import torch
 
 from anomaly.bundle import Bundle, Calibrated, read_bundle, write_bundle
 from anomaly.config import Config
-from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.network_images import ImageReader
 from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError
 from anomaly.logs import Public

@@ -24,8 +24,8 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier
 from anomaly.config import Config
 from anomaly.data.alterations import random_nuisance, random_perturbation
-from anomaly.data.loaders import Change, ImageReader, framed_images, network_images
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import Change, ImageReader, framed_images, network_images
 from anomaly.detection.detector import Detector, DetectorSettings
 from anomaly.detection.features import Observation, join, observe
 from anomaly.detection.heatmap import HeatmapModel

@@ -27,8 +27,8 @@ from tqdm import tqdm
 import anomaly
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
-from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.network_images import ImageReader
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key, pseudonym
 from anomaly.data.zips import file_of

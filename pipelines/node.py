@@ -33,6 +33,7 @@ from pydantic.dataclasses import dataclass
 from anomaly.bundle import find_bundle, read_bundle
 from anomaly.config import Config, check, read_keys
 from anomaly.data.manifest import Manifest
+from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.logs import Public
@@ -169,8 +170,9 @@ def run_node(
             max_bytes=settings.max_bytes,
         ) as spool,
         stop_on_interrupt() as stop,
+        Workers(1) as processes,
     ):
-        work = Work(spool, settings, device, objects, destination)
+        work = Work(spool, settings, device, objects, destination, processes)
         with _listener(spool, settings) as listener:
             log.info("listening on port %d; %d instances wait", listener.port, spool.waiting)
             log.info("%s", Public(NOTICE))
@@ -208,6 +210,8 @@ class Work:
     device : torch.device
     objects, destination
         As `run_node` takes them.
+    processes : Workers
+        What decodes; kept, as a process takes seconds to start.
     clock : callable
         Monotonic seconds.
     """
@@ -219,9 +223,11 @@ class Work:
         device: torch.device,
         objects: Objects,
         destination: Destination | None,
+        processes: Workers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool = spool
+        self._processes = processes
         self._quiet = settings.quiet_seconds
         self._overrides = [] if settings.alpha is None else [f"alpha={settings.alpha!r}"]
         self._device = device
@@ -278,8 +284,9 @@ class Work:
 
     def _results(self, run: RunFolder, batch: Batch) -> None:
         self._furnish(run)
-        config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides)
-        score(run, config, self._bundle, manifest, self._device)
+        decode = self._processes
+        config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
+        score(run, config, self._bundle, manifest, self._device, processes=decode)
         objects = self._objects(run, config)
         self._spool.scored(batch, _outcomes(run, manifest), objects)
 

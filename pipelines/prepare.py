@@ -8,6 +8,7 @@ from collections import Counter
 from anomaly.config import Config, dump
 from anomaly.data.archive import build_manifest
 from anomaly.data.manifest import Manifest
+from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.data.splits import assign_splits
 from anomaly.errors import ManifestError
@@ -46,8 +47,16 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
     return manifest
 
 
-def scan_folder(run: RunFolder, config: Config) -> Manifest:
-    """Inspect ``config.data.root``; say what was found, and what was not used and why."""
+def scan_folder(run: RunFolder, config: Config, processes: Workers | None = None) -> Manifest:
+    """Inspect ``config.data.root``; say what was found, and what was not used and why.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    processes : Workers, optional
+        Processes that are there already.
+    """
     exclude = [f"{config.data.masks}/*"] if config.data.masks else []
     with progress_bar(0, "reading scans", "file") as bar:
 
@@ -66,6 +75,7 @@ def scan_folder(run: RunFolder, config: Config) -> Manifest:
             site_key=load_site_key(run.site_key),
             workers=config.data.workers,
             seconds=config.data.seconds,
+            processes=processes,
             progress=progress,
         )
     reasons = Counter(row.reason for row in manifest.select(status="skipped"))

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,16 +19,17 @@ import torch
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, load_config, override
 from anomaly.data.manifest import Manifest
+from anomaly.data.processes import Workers
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.export import export
 from anomaly.logs import Public
 from anomaly.results import Results
+from pipelines.context import run_config
 from pipelines.job import Job, wanted
 from pipelines.leases import Leases
 from pipelines.prepare import scan_folder
 from pipelines.run import RunFolder, progress_bar
 from pipelines.shards import Turn
-from pipelines.train import run_config
 
 __all__ = ["choose_scans", "export_scores", "finish", "score"]
 
@@ -43,6 +45,7 @@ def score(
     *,
     turn: Turn | None = None,
     leases: Leases | None = None,
+    processes: Workers | None = None,
 ) -> Results:
     """Score every row of the test split, or every row where there are no splits.
 
@@ -59,6 +62,8 @@ def score(
     turn : Turn, optional
         Shards to begin with; default: as torchrun or SLURM says.
     leases : Leases, optional
+    processes : Workers, optional
+        Processes that decode and are there already.
 
     Returns
     -------
@@ -73,7 +78,8 @@ def score(
     job = Job.open(run, config, bundle_folder, manifest, device, leases)
     todo = (turn or Turn.of_environment(os.environ)).order(job.shards)
     scans = sum(len(shard.rows) for shard in todo)
-    with job.workers() as workers, progress_bar(scans, "scoring", "scan") as bar:
+    lent = nullcontext(processes) if processes else job.workers()
+    with lent as workers, progress_bar(scans, "scoring", "scan") as bar:
         while todo:
             busy = job.work(todo, bar, workers)
             if len(busy) == len(todo):
@@ -85,7 +91,11 @@ def score(
 
 
 def choose_scans(
-    run: RunFolder, scans: Path | None, bundle_folder: Path, overrides: list[str]
+    run: RunFolder,
+    scans: Path | None,
+    bundle_folder: Path,
+    overrides: list[str],
+    processes: Workers | None = None,
 ) -> tuple[Config, Manifest]:
     """Return the run's own manifest, or one of a folder of new scans made as the bundle asks."""
     if scans is None:
@@ -107,7 +117,7 @@ def choose_scans(
         log.info("going on with the list of scans that the run holds")
         manifest = Manifest.read(run.manifest, scans)
     else:
-        manifest = scan_folder(run, config)
+        manifest = scan_folder(run, config, processes)
         manifest.write(run.manifest)
     run.config.write_text(dump(config), encoding="utf-8")
     if not run.bundle.exists() or read_bundle(run.bundle).hash != bundle.hash:

@@ -30,15 +30,16 @@ from anomaly.cdm.loss import CDMLoss, relative_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
-from anomaly.config import Config, dump, load_config
-from anomaly.data.loaders import ImageReader, framed_images, network_images, step_batches
+from anomaly.config import Config, dump
+from anomaly.data.loaders import step_batches
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.network_images import ImageReader, framed_images, network_images
 from anomaly.errors import ConfigError, ManifestError
 from anomaly.training import Batch, FitResult, fit, validation_metrics
 from pipelines.fit import Watcher, fit_detector
 from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
 
-__all__ = ["pick_device", "processes", "run_config", "scan_hash", "train"]
+__all__ = ["processes", "scan_hash", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -94,23 +95,6 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
 def scan_hash(row: ManifestRow) -> str:
     """Name a scan by its content, 16 hex digits: to recognise it, not to find it."""
     return hashlib.sha256(f"{row.sha256} {row.frame}".encode()).hexdigest()[:16]
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device named; "auto" is CUDA where there is one.
-
-    Raises
-    ------
-    ConfigError
-        If CUDA is asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use cpu or auto")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(name)
 
 
 def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:
@@ -280,11 +264,6 @@ def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) 
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, pnginfo=info)
     board.add_image("samples (synthetic)", np.asarray(sheet)[None], step)
-
-
-def run_config(run: RunFolder, overrides: list[str]) -> Config:
-    """Read the run's own configuration, with overrides."""
-    return load_config(run.need(run.config, "prepare"), overrides)
 
 
 @contextmanager

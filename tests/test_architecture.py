@@ -189,7 +189,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         (
             "monai",
             {
-                "anomaly.data.transforms",
+                "anomaly.data.augmentation",
                 "anomaly.data.loaders",
                 "anomaly.detection.baselines.autoencoders",
             },

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -41,6 +42,7 @@ def build_manifest(
     gate: Gate = OPEN_GATE,
     workers: int = 0,
     seconds: float = SECONDS,
+    processes: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     r"""Read every file under a folder once, and write down what it is.
@@ -76,6 +78,8 @@ def build_manifest(
         than `seconds`, costs its own row (``"decoder crashed"``, ``"decoder timed out"``) and not
         the run.
     seconds : float
+    processes : Workers, optional
+        Processes that are there already, instead of `workers` new ones.
     progress : callable, optional
         ``progress(done, total)`` after each file.
 
@@ -95,11 +99,11 @@ def build_manifest(
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     found: dict[str, list[ManifestRow]] = {}
-    with Workers(workers, seconds) as processes:
-        paths = _unzipped(root, _list_files(root), processes, site_key, found)
+    with nullcontext(processes) if processes else Workers(workers, seconds) as at_work:
+        paths = _unzipped(root, _list_files(root), at_work, site_key, found)
         paths = [path for path in paths if not _matches(path, exclude)]
         inspect = partial(_inspect, root, pattern, policy, gate, site_key)
-        for done, (path, result) in enumerate(processes.map(inspect, paths), 1):
+        for done, (path, result) in enumerate(at_work.map(inspect, paths), 1):
             found[path] = _lost(path, result, site_key) if isinstance(result, Lost) else result
             if progress is not None:
                 progress(done, len(paths))

@@ -13,11 +13,10 @@ than the ones to be judged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandAdjustContrast, RandAffine, Transform
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +28,6 @@ __all__ = [
     "Augmentation",
     "Frame",
     "Preprocessing",
-    "augment",
     "frame_scan",
     "network_image",
     "quantize",
@@ -37,6 +35,7 @@ __all__ = [
 ]
 
 SUPERSAMPLING = 2
+"""Training augments at so many times the network's size."""
 
 
 @dataclass(frozen=True)
@@ -219,39 +218,3 @@ def network_image(framed: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Finish the chain: 2x2 means and quantization, (1, 2 size, 2 size) -> (1, size, size)."""
     means = functional.avg_pool2d(framed, SUPERSAMPLING)
     return quantize(means.clamp(0, 1), preprocessing.grey_levels)
-
-
-class _Finish(Transform):
-    """`network_image` as the last step of a MONAI chain."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, framed: Tensor) -> Tensor:
-        # Plain: a MetaTensor would drag MONAI's bookkeeping through every operation of training.
-        plain = torch.as_tensor(framed).as_subclass(Tensor)
-        return network_image(plain, self.preprocessing)
-
-
-def augment(augmentation: Augmentation, preprocessing: Preprocessing) -> Compose:
-    """MONAI chain from a framed scan (1, 2 size, 2 size) to an augmented network image.
-
-    Its randomness is set by ``set_random_state`` alone.
-    """
-    pixels = augmentation.shift * SUPERSAMPLING * preprocessing.size
-    steps: list[Any] = []
-    if augmentation.rotate or augmentation.zoom or augmentation.shift:
-        steps.append(
-            RandAffine(
-                prob=1.0,
-                rotate_range=np.deg2rad(augmentation.rotate),
-                scale_range=(augmentation.zoom, augmentation.zoom),
-                translate_range=(pixels, pixels),
-                padding_mode="border",
-                mode="bilinear",
-            )
-        )
-    if augmentation.gamma:
-        gamma = 1 + augmentation.gamma
-        steps.append(RandAdjustContrast(prob=1.0, gamma=(1 / gamma, gamma)))
-    return Compose([*steps, _Finish(preprocessing)])

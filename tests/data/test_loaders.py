@@ -19,14 +19,9 @@ from PIL import Image
 from anomaly.data import loaders
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.loaders import (
-    ImageReader,
-    NetworkImage,
-    framed_images,
-    network_images,
-    step_batches,
-)
+from anomaly.data.loaders import step_batches
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import ImageReader, NetworkImage, framed_images, network_images
 from anomaly.data.transforms import Augmentation, Preprocessing, network_image
 from anomaly.errors import ScanError
 from pipelines.fit import changed

@@ -11,12 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from anomaly.data.augmentation import augment
 from anomaly.data.transforms import (
     SUPERSAMPLING,
     Augmentation,
     Frame,
     Preprocessing,
-    augment,
     frame_scan,
     network_image,
     quantize,

@@ -13,8 +13,8 @@ from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 from road import Road
 
 from anomaly.bundle import read_bundle
-from anomaly.data.loaders import ImageReader
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import ImageReader
 from anomaly.data.phantom import draw_phantom
 from anomaly.data.processes import Workers
 from pipelines import batches as module

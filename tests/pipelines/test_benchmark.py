@@ -26,8 +26,8 @@ from scipy import ndimage
 from anomaly.bundle import read_bundle
 from anomaly.config import Config, load_config
 from anomaly.data.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
-from anomaly.data.loaders import Change, ImageReader
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.network_images import Change, ImageReader
 from anomaly.errors import CalibrationError, ConfigError
 from pipelines import benchmark as stage
 from pipelines.__main__ import main

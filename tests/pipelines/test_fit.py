@@ -21,8 +21,8 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.loaders import ImageReader, framed_images, network_images
 from anomaly.data.manifest import ManifestRow
+from anomaly.data.network_images import ImageReader, framed_images, network_images
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from pipelines import fit

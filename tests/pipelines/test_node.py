@@ -21,6 +21,7 @@ from road import Road, anomaly, refused
 
 from anomaly.bundle import find_bundle, read_bundle
 from anomaly.config import Config
+from anomaly.data.processes import Workers
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.pacs.spool import Arrival, Received, Spool
 from pipelines.node import ATTEMPTS, NodeSettings, Objects, Work, load_settings, run_node
@@ -111,7 +112,7 @@ class Here:
 
     def work(self) -> None:
         """Do all that there is to do."""
-        work = Work(self.spool, self.settings, CPU, self.objects, self.destination)
+        work = Work(self.spool, self.settings, CPU, self.objects, self.destination, Workers(0))
         while work.step():
             pass
 
@@ -309,7 +310,9 @@ def test_a_batch_that_is_refused_does_not_keep_the_next_from_being_sent(here: He
     clock = [0.0]
     picky = Picky("000001")
     here.receive(*here.files[0], *here.files[1])
-    work = Work(here.spool, here.settings, CPU, one_object_a_row, picky, lambda: clock[0])
+    work = Work(
+        here.spool, here.settings, CPU, one_object_a_row, picky, Workers(0), lambda: clock[0]
+    )
     moments = []
     for second in range(24):
         clock[0] = second / 2

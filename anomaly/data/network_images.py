@@ -1,0 +1,131 @@
+"""Rows of a manifest -> images as the network sees them, and the way back.
+
+Order is kept, nothing is dropped, and what fails is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.manifest import ManifestRow
+from anomaly.data.processes import Lost, map_in_processes
+from anomaly.data.readers import read_scan
+from anomaly.data.transforms import (
+    Frame,
+    Preprocessing,
+    frame_scan,
+    network_image,
+)
+from anomaly.errors import ScanError
+from anomaly.types import Scan
+
+__all__ = ["Change", "ImageReader", "NetworkImage", "framed_images", "network_images"]
+
+Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
+
+# A process takes seconds to start: it has to import torch and MONAI.
+SCANS_WORTH_A_PROCESS = 500
+
+
+@dataclass(frozen=True)
+class NetworkImage:
+    """A scan as the network sees it, and the way back.
+
+    Attributes
+    ----------
+    row : ManifestRow
+    image : ndarray (1, size, size) float32 in [-1, 1], quantized
+        No tensor: between processes those are files in shared memory, and run out.
+    frame : Frame
+    spacing : tuple of float or None
+        Height and width of a source pixel, mm.
+    """
+
+    row: ManifestRow
+    image: NDArray[np.float32]
+    frame: Frame
+    spacing: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads one scan as the network sees it; can be sent to a process.
+
+    Attributes
+    ----------
+    root : Path
+    intensity : IntensityPolicy
+    preprocessing : Preprocessing
+    change : callable, optional
+        ``change(pixels, row)`` alters the source's pixels (H, W) first.
+    """
+
+    root: Path
+    intensity: IntensityPolicy
+    preprocessing: Preprocessing
+    change: Change | None = None
+
+    def __call__(self, row: ManifestRow) -> NetworkImage | ScanError:
+        """Read a scan; what makes it unusable is returned, for it costs this scan alone."""
+        try:
+            scan, framed, frame = self.framed(row)
+        except ScanError as error:
+            return error
+        image = network_image(framed, self.preprocessing).numpy()
+        return NetworkImage(row, image, frame, scan.spacing)
+
+    def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
+        """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.
+
+        Raises
+        ------
+        ScanError
+        """
+        scan = read_scan(self.root / row.path, row.frame, self.intensity)
+        if self.change is not None:
+            scan = replace(scan, pixels=self.change(scan.pixels, row))
+        return scan, *frame_scan(scan, self.preprocessing)
+
+
+def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> Tensor:
+    """Decode and frame every row, in order: (N, 1, 2 size, 2 size) float32 in [0, 1].
+
+    Parameters
+    ----------
+    reader : ImageReader
+    rows : sequence of ManifestRow
+    workers : int
+        Processes that decode.
+
+    Raises
+    ------
+    ScanError
+        If a row cannot be read: `anomaly prepare` has read it before, so the archive changed.
+    """
+    # In processes, not threads: `anomaly.data.frames.decoding` says why.
+    workers = min(workers, len(rows) // SCANS_WORTH_A_PROCESS)
+    framed = []
+    for _, image in map_in_processes(partial(_framed, reader), rows, workers):
+        if isinstance(image, Lost):
+            raise image.error()
+        framed.append(torch.from_numpy(image))
+    return torch.stack(framed)
+
+
+def _framed(reader: ImageReader, row: ManifestRow) -> NDArray[np.float32]:
+    return reader.framed(row)[1].numpy()
+
+
+def network_images(framed: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Finish framed images without augmentation: (N, 1, size, size) in [-1, 1]."""
+    return torch.stack([network_image(image, preprocessing) for image in framed])
