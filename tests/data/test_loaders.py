@@ -16,7 +16,7 @@ from dicom_samples import write_sample
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.data import loaders
+from anomaly.data import network_images as network_images_module
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.loaders import step_batches
@@ -227,7 +227,7 @@ def test_inverted_storage_is_the_same_image(tmp_path: Path) -> None:
 def test_several_processes_read_what_one_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders, "SCANS_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(network_images_module, "SCANS_WORTH_A_PROCESS", 1)
     rows = folder(tmp_path, 6, 32)
     # What fitting sends to the processes: a change that is a function of the row.
     change = partial(changed, "nuisance", 0, 0)

@@ -72,7 +72,7 @@ def test_the_life_of_a_node(road: Road, tmp_path: Path) -> None:
     try:
         settings = replace(load_settings(tmp_path / "node.yaml"), port=0, destination="")
         with pytest.raises(AnomalyError, match="another node works in"):
-            run_node(settings, CPU)
+            run_node(settings, CPU, objects=one_object_a_row)
         away = node.destination / "away"
         away.touch()
         assert set(store(node.port, files[:2]).values()) == {"Success"}
@@ -362,7 +362,7 @@ def test_a_wrong_setting_is_one_sentence(
 def test_a_destination_that_is_not_there_is_refused_before_listening(tmp_path: Path) -> None:
     settings = NodeSettings(bundle=Path("zhanglab"), folder=tmp_path / "n", destination="nowhere")
     with pytest.raises(ConfigError, match="destination is 'nowhere'"):
-        run_node(settings, CPU)
+        run_node(settings, CPU, objects=one_object_a_row)
     assert not (tmp_path / "n").exists()
 
 
