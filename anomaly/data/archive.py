@@ -23,7 +23,7 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.processes import SECONDS, Lost, Workers
 from anomaly.data.pseudonyms import pseudonym
 from anomaly.data.readers import kind_of, open_frames
-from anomaly.data.zips import Listing, file_of, is_zip, list_members, on_disk
+from anomaly.data.zips import Listing, is_zip, list_members, on_disk
 from anomaly.errors import ConfigError, ManifestError, ScanError, UnreadableScan
 from anomaly.types import Scan
 
@@ -100,7 +100,8 @@ def build_manifest(
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     found: dict[str, list[ManifestRow]] = {}
     with nullcontext(processes) if processes else Workers(workers, seconds) as at_work:
-        paths = _unzipped(root, _list_files(root), at_work, site_key, found)
+        files = _named(_list_files(root), site_key, found)
+        paths = _unzipped(root, files, at_work, site_key, found)
         paths = [path for path in paths if not _matches(path, exclude)]
         inspect = partial(_inspect, root, pattern, policy, gate, site_key)
         for done, (path, result) in enumerate(at_work.map(inspect, paths), 1):
@@ -109,7 +110,7 @@ def build_manifest(
                 progress(done, len(paths))
     labelled = (
         replace(row, label=_name(row.path, labels), site=_name(row.path, sites or {}))
-        for _, listed in sorted(found.items())
+        for _, listed in sorted(_lacking(found))
         for row in listed
     )
     rows = tuple(_skip_duplicates(labelled))
@@ -144,6 +145,20 @@ def _list_files(root: Path) -> list[str]:
     if not paths:
         raise ManifestError(f"{root} holds no files; expected scans in it or in its folders.")
     return sorted(paths)
+
+
+def _named(paths: Iterable[str], site_key: bytes, found: dict[str, list[ManifestRow]]) -> list[str]:
+    """Keep the names that are text; one that is not, as on old discs, gets its row in `found`."""
+    kept = []
+    for path in paths:
+        shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
+        if shown == path:
+            kept.append(path)
+        else:
+            row = replace(_unread(path, site_key), path=shown)
+            said = f"the name of {shown} is not UTF-8: rename the file to have it read."
+            found[shown] = [row.skipped("file name", said)]
+    return kept
 
 
 def _name(path: str, names: Mapping[str, Sequence[str]]) -> str:
@@ -186,10 +201,10 @@ def _inspect(
     try:
         with on_disk(root / relative) as path:
             rows = _rows(path, row, pattern, policy, gate, site_key)
+            if any(row.reason == "media directory" for row in rows):
+                rows += _listed(path, relative, site_key)
     except ScanError as error:
         return [row.skipped(error.reason, error.message)]
-    if any(row.reason == "media directory" for row in rows):
-        rows += _missing(root, relative, site_key)
     # Where a member of an archive was unpacked to for the moment is nobody's business.
     return [replace(r, detail=r.detail.replace(str(path), str(root / relative))) for r in rows]
 
@@ -257,28 +272,29 @@ def _list_zip(root: Path, relative: str) -> Listing | ScanError:
         return error
 
 
-def _missing(root: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
-    """Rows of the files that a DICOMDIR lists and that are not there."""
-    directory = root / relative
-    if file_of(directory) != directory:
-        return []  # the members of an archive are all there, or it cannot be read at all
+def _listed(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
+    """Rows that say "missing" of all files that a DICOMDIR lists; `_lacking` keeps those that are.
+
+    What is there may lie in other processes' hands, or in a zip archive.
+    """
     try:
-        names = listed_files(directory)
+        names = listed_files(path)
     except ScanError as error:
         return [_unread(relative, site_key).skipped(error.reason, error.message)]
-    # Discs are copied by systems that change the case of names.
-    here = {
-        path.relative_to(directory.parent).as_posix().lower()
-        for path in directory.parent.rglob("*")
-    }
-    lacking = [name for name in dict.fromkeys(names) if name.lower() not in here]
     folder = PurePosixPath(relative).parent
     return [
         _unread((folder / name).as_posix(), site_key).skipped(
             "missing", f"{relative} lists {name}, which is not there; copy the disc again."
         )
-        for name in lacking
+        for name in dict.fromkeys(names)
     ]
+
+
+def _lacking(found: Mapping[str, list[ManifestRow]]) -> Iterator[tuple[str, list[ManifestRow]]]:
+    # Discs are copied by systems that change the case of names.
+    here = {path.lower() for path in found}
+    for path, rows in found.items():
+        yield path, [r for r in rows if r.reason != "missing" or r.path.lower() not in here]
 
 
 def _describe(

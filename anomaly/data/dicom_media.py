@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydicom import dcmread
@@ -12,14 +13,16 @@ from anomaly.errors import UnsupportedScan
 
 __all__ = ["listed_files"]
 
-MAX_RECORDS = 1_000_000
+MAX_RECORDS = 100_000
+
+# The standard has capitals, digits and underscores (PS3.10 8.5); discs have more.
+_NAME = re.compile(r"[\w.\- ]+")
 
 
 def listed_files(path: Path) -> list[str]:
     """Names of the files that a DICOMDIR lists, relative to its folder, with forward slashes.
 
-    A name that leads out of the folder is listed as the standard's characters allow, which exclude
-    dots and slashes, and so leads nowhere.
+    A name that leads out of the folder is left out: nothing there could be called missing.
 
     Raises
     ------
@@ -45,6 +48,6 @@ def listed_files(path: Path) -> list[str]:
             if not value:
                 continue
             parts = [value] if isinstance(value, str) else [str(part) for part in value]
-            if all(part.replace("_", "").isalnum() for part in parts):
+            if all(part not in ("", ".", "..") and _NAME.fullmatch(part) for part in parts):
                 names.append("/".join(parts))
         return names

@@ -22,6 +22,7 @@ from anomaly.types import Scan
 
 __all__ = [
     "MAX_FILE_PIXELS",
+    "MAX_FRAMES",
     "MAX_FRAME_PIXELS",
     "Frames",
     "check_size",
@@ -37,6 +38,9 @@ MAX_FRAME_PIXELS = 100_000_000
 
 # A whole-body CT of 3000 slices of 512 x 512 has 8e8 pixels.
 MAX_FILE_PIXELS = 1_000_000_000
+
+# Every frame is a scan, with a row in every table.
+MAX_FRAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,17 @@ def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
     Raises
     ------
     UnsupportedScan
-        ``"too large"``: above `MAX_FRAME_PIXELS` a frame or `MAX_FILE_PIXELS` a file;
+        ``"too large"``: above `MAX_FRAME_PIXELS` a frame, `MAX_FILE_PIXELS` or `MAX_FRAMES` a file;
         ``"empty"``: no pixels.
     """
     if rows < 1 or columns < 1:
         raise UnsupportedScan("empty", f"{path} has {rows} rows and {columns} columns.")
-    if rows * columns > MAX_FRAME_PIXELS or rows * columns * count > MAX_FILE_PIXELS:
+    whole = rows * columns * count
+    if rows * columns > MAX_FRAME_PIXELS or whole > MAX_FILE_PIXELS or count > MAX_FRAMES:
         raise UnsupportedScan(
             "too large",
-            f"{path} claims {count} frame(s) of {rows} x {columns} pixels; at most "
-            f"{MAX_FRAME_PIXELS:,} a frame and {MAX_FILE_PIXELS:,} a file are read.",
+            f"{path} claims {count} frame(s) of {rows} x {columns} pixels; at most {MAX_FRAMES:,} "
+            f"frames, {MAX_FRAME_PIXELS:,} pixels a frame and {MAX_FILE_PIXELS:,} a file are read.",
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -16,6 +18,8 @@ from concurrent.futures import TimeoutError as NotInTime
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -69,6 +73,7 @@ class Workers:
         self.count = count
         self.seconds = seconds
         self._pool: ProcessPool | None = None
+        self._scratch: TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Workers:
         """Return itself."""
@@ -80,6 +85,9 @@ class Workers:
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
             self._pool = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def map(
         self, function: Callable[[_Item], _Result], items: Iterable[_Item]
@@ -114,6 +122,8 @@ class Workers:
                 outcome = _outcome(ended)
             except BrokenProcessPool:
                 outcome = self._repeated(function, item)
+            if isinstance(outcome, Lost):
+                self._sweep()
             yield item, outcome
 
     def _repeated(self, function: Callable[[_Item], _Result], item: _Item) -> _Result | Lost:
@@ -126,13 +136,26 @@ class Workers:
                 'script lack `if __name__ == "__main__":`? data.workers = 0 does without them'
             ) from error
 
+    def _sweep(self) -> None:
+        """Remove what processes that were ended have unpacked."""
+        folders = Path(self._scratch.name).iterdir() if self._scratch else ()
+        for folder in folders:
+            if not _is_running(int(folder.name)):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _submit(self, function: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
         if self._pool is not None and not self._pool.active:
             self.__exit__()
         if self._pool is None:
             # spawn: a forked child may inherit a lock that nobody will release
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(self.count, initializer=_begin, context=context)
+            self._scratch = TemporaryDirectory(prefix="anomaly-")
+            self._pool = ProcessPool(
+                self.count,
+                initializer=_begin,
+                initargs=(self._scratch.name,),
+                context=context,
+            )
         future: Future[_Result] = self._pool.schedule(function, (item,), timeout=self.seconds)
         return future
 
@@ -148,9 +171,13 @@ def map_in_processes(
         yield from processes.map(function, items)
 
 
-def _begin() -> None:
+def _begin(scratch: str) -> None:
     """Prepare a process for untrusted bytes."""
     log_what_is_allowed()
+    # What a process unpacks must not outlive it, and it may be ended without a warning.
+    own = Path(scratch) / str(os.getpid())
+    own.mkdir(mode=0o700)
+    tempfile.tempdir = str(own)
     # The processes are the parallelism; torch is imported later and reads this then.
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -159,6 +186,14 @@ def _begin() -> None:
         return
     # What asks for more gets a MemoryError, and the machine stays whole.
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _outcome(future: Future[_Result]) -> _Result | Lost:

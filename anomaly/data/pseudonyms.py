@@ -20,7 +20,7 @@ _SITE_KEY_BYTES = 32
 
 def pseudonym(site_key: bytes, name: str) -> str:
     """Name that only who has the site key can link to `name`: HMAC-SHA256, shortened."""
-    return hmac.new(site_key, name.encode(), hashlib.sha256).hexdigest()[:_DIGITS]
+    return hmac.new(site_key, os.fsencode(name), hashlib.sha256).hexdigest()[:_DIGITS]
 
 
 def load_site_key(path: Path) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+from contextlib import ExitStack
 from pathlib import Path
 
 from anomaly.data.dicom import is_dicom, open_dicom
 from anomaly.data.frames import Frames, decoding
 from anomaly.data.images import kind_by_name, open_image
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.zips import on_disk
+from anomaly.data.zips import file_of, on_disk
 from anomaly.errors import ScanError, UnsupportedScan
 from anomaly.types import Scan
 
@@ -100,5 +102,41 @@ def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
     ScanError
         The file or this frame cannot be used.
     """
-    with on_disk(path) as file:
-        return open_frames(file, policy).read(frame)
+    return _HELD.open(path, policy).read(frame)
+
+
+class _Held:
+    """The last file of several frames stays open: its frames are asked for one after another.
+
+    Opening means to read all of it, and for a member of a zip archive to unpack it first.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._frames: Frames | None = None
+        self._files = ExitStack()
+
+    def open(self, path: Path, policy: IntensityPolicy) -> Frames:
+        file = file_of(path)
+        with decoding(path):
+            state = file.stat()
+        key = (path, policy, state.st_ino, state.st_mtime_ns, state.st_size)
+        if self._frames is not None and key == self._key:
+            return self._frames
+        self.close()
+        try:
+            frames = open_frames(self._files.enter_context(on_disk(path)), policy)
+        except ScanError:
+            self.close()
+            raise
+        self._key, self._frames = key, frames
+        return frames
+
+    def close(self) -> None:
+        """Let go of the file, and of what was unpacked for it."""
+        self._frames = None
+        self._files.close()
+
+
+_HELD = _Held()
+atexit.register(_HELD.close)

@@ -37,7 +37,7 @@ MAX_BYTES = 2**40
 MAX_RATIO = 200
 _ALWAYS_FINE = 2**30
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
+_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # of names without "./"
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,15 @@ def list_members(path: Path) -> Listing:
                 f"{path} claims {len(infos):,} members of {total:,} bytes; at most {MAX_MEMBERS:,} "
                 f"and {limit:,} are read: unpack it yourself if you trust it.",
             )
-        members, refused = [], []
+        members, refused = set(), []
         for info in infos:
-            reason = _fault(info)
+            name = _plain(info)
+            reason = "duplicate name" if name in members else _fault(info)
             if reason:
                 refused.append((info.filename, reason))
-            elif not _SYSTEM.search(info.filename):
-                members.append(info.filename)
-    return Listing(tuple(sorted(set(members))), tuple(sorted(refused)))
+            elif not _SYSTEM.search(name):
+                members.add(name)
+    return Listing(tuple(sorted(members)), tuple(sorted(refused)))
 
 
 @contextmanager
@@ -128,16 +129,20 @@ def _parted(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
+def _plain(info: zipfile.ZipInfo) -> str:
+    """Name of a member as a path has it, without ``./`` and doubled slashes."""
+    return PurePosixPath(info.filename).as_posix()
+
+
 def _extension(member: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", "".join(PurePosixPath(member).suffixes[-2:]).lower())[-12:]
 
 
 def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
     with zipfile.ZipFile(file) as archive:
-        try:
-            info = archive.getinfo(member)
-        except KeyError as error:
-            raise UnreadableScan("missing", f"{file} holds no {member!r} any more.") from error
+        info = next((one for one in archive.infolist() if _plain(one) == member), None)
+        if info is None:
+            raise UnreadableScan("missing", f"{file} holds no {member!r} any more.")
         if reason := _fault(info):
             raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
         # zipfile stops at the size that the table of contents claims, and checks the CRC there.

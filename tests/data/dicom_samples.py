@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,15 @@ def misbehave(number: int) -> int:
     while number == 13:
         time.sleep(60)
     return number * number
+
+
+def leave_behind(name: str) -> str:
+    """Unpack something, and hang where asked to."""
+    path = Path(tempfile.mkdtemp()) / name
+    path.write_text("a scan")
+    while name == "hang":
+        time.sleep(60)
+    return str(path)
 
 
 def tell_pid(path: str) -> None:

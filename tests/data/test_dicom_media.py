@@ -71,6 +71,16 @@ def test_what_is_listed_and_not_there_gets_a_row(disc: Path, tmp_path: Path) -> 
     assert len(by_reason[""]) == 2
 
 
+def test_a_disc_in_a_zip(disc: Path, tmp_path: Path) -> None:
+    lost = sorted(listed_files(disc / "DICOMDIR"))[0]
+    (disc / lost).unlink()
+    (tmp_path / "zipped").mkdir()
+    shutil.make_archive(str(tmp_path / "zipped" / "disc"), "zip", disc)
+    rows = build(tmp_path / "zipped").rows
+    assert [row.path for row in rows if row.reason == "missing"] == [f"disc.zip/{lost}"]
+    assert sum(row.status == "ok" for row in rows) == 2
+
+
 def test_names_lead_nowhere(disc: Path) -> None:
     dataset = pydicom.dcmread(disc / "DICOMDIR")
     images = [r for r in dataset.DirectoryRecordSequence if r.DirectoryRecordType == "IMAGE"]

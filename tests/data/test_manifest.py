@@ -19,7 +19,15 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 import pytest
-from dicom_samples import Trap, make_dataset, misbehave, tell_pid, write_dicom, write_sample
+from dicom_samples import (
+    Trap,
+    leave_behind,
+    make_dataset,
+    misbehave,
+    tell_pid,
+    write_dicom,
+    write_sample,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -232,6 +240,32 @@ def test_a_lost_file_becomes_a_row(tmp_path: Path, trap: str, reason: str) -> No
     png(tmp_path / "a.png")
     (only,) = build(tmp_path, gate=Trap(kind=trap), workers=1, seconds=4).rows
     assert (only.status, only.reason) == ("skipped", reason)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_name_that_is_no_text_is_a_row(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "scans").mkdir()
+    png(tmp_path / "scans" / "a.png")
+    odd = os.fsencode(tmp_path / "scans") + b"/R\xf6ntgen.png"
+    Path(os.fsdecode(odd)).write_bytes((tmp_path / "scans" / "a.png").read_bytes())
+    manifest = build(tmp_path / "scans", workers=workers)
+    manifest.write(tmp_path / "m.parquet")
+    rows = Manifest.read(tmp_path / "m.parquet").rows
+    assert sorted((row.path, row.reason) for row in rows) == [
+        ("R\\xf6ntgen.png", "file name"),
+        ("a.png", ""),
+    ]
+
+
+def test_what_a_lost_process_unpacked_is_removed(tmp_path: Path) -> None:
+    with Workers(1, seconds=2) as workers:
+        results = [result for _, result in workers.map(leave_behind, ["first", "hang", "last"])]
+        assert results[1] == Lost("timed out")
+        assert isinstance(results[0], str)
+        assert isinstance(results[2], str)
+        assert not Path(results[0]).exists()  # of the process that was ended
+        assert Path(results[2]).exists()
+    assert not Path(results[2]).exists()
 
 
 def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:

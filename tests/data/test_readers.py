@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from pydicom.uid import RLELossless
 
-from anomaly.data import dicom
+from anomaly.data import dicom, readers
+from anomaly.data.frames import Frames
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.readers import kind_of, open_frames, read_frames, read_scan
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
@@ -63,6 +64,28 @@ def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedScan) as caught:
         read_frames(tmp_path / "a.dcm", FULL)
     assert caught.value.reason == "not a file"
+
+
+def test_a_file_of_several_frames_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sample(tmp_path / "a", np.arange(24).reshape(3, 2, 4), kind="OT")
+    opened: list[Path] = []
+    original = readers.open_frames
+
+    def counted(file: Path, policy: IntensityPolicy) -> Frames:
+        opened.append(file)
+        return original(file, policy)
+
+    monkeypatch.setattr(readers, "open_frames", counted)
+    first = [read_scan(path, frame, FULL).pixels for frame in range(3)]
+    assert opened == [path]
+    assert_allclose(first[2], np.arange(16, 24).reshape(2, 4) / 4095, atol=1e-7)
+    # Another file of that name is another file.
+    write_sample(tmp_path / "a", 24 + np.arange(24).reshape(3, 2, 4), kind="OT")
+    os.utime(path, ns=(1, 1))
+    assert_allclose(read_scan(path, 0, FULL).pixels[0, 0], 24 / 4095, atol=1e-7)
+    assert len(opened) == 2
 
 
 def test_one_frame_decodes_one_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import tempfile
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,25 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     assert sorted(row.reason for row in rows) == ["", "link"] + ["outside"] * 5
     with pytest.raises(UnsupportedScan, match="link"), on_disk(tmp_path / "x.zip/link.png"):
         pass
+
+
+def test_every_way_to_write_a_name_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number, name in enumerate(["./IM1.png", "a//IM2.png", "b/./IM3.png", "b/IM3.png"]):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of the doubled name
+                archive.writestr(name, png(number))
+        archive.writestr("./.hidden/IM4.png", png(9))
+    rows = sorted((row.path, row.reason) for row in build(tmp_path).rows)
+    assert rows == [
+        ("x.zip/IM1.png", ""),
+        ("x.zip/a/IM2.png", ""),
+        ("x.zip/b/IM3.png", ""),
+        ("x.zip/b/IM3.png", "duplicate name"),
+    ]
+    listing = list_members(tmp_path / "x.zip")
+    assert listing.members == ("IM1.png", "a/IM2.png", "b/IM3.png")
+    assert listing.refused == (("b/IM3.png", "duplicate name"),)
 
 
 def test_a_locked_or_odd_member_costs_its_row(tmp_path: Path) -> None:
