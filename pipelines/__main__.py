@@ -180,7 +180,10 @@ def score(
     elif bundle is not None and scans is None and run.is_dir() and not folder.manifest.exists():
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
-    resolved, manifest = stage.choose_scans(folder, scans, source, set_ or [])
+    fetches = dicomweb is not None
+    resolved, manifest = stage.choose_scans(
+        folder, scans, source, set_ or [], may_have_grown=fetches
+    )
     if ray is not None and shard is not None:
         raise ConfigError("--ray deals out all shards itself: leave --shard away")
     if ray is not None:
@@ -462,10 +465,9 @@ def _destination(text: str) -> Destination:
 def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
     """Fetch what matches; return how many images could not be had."""
     from anomaly.pacs.dicomweb import DicomWeb
-    from pipelines.pacs import fetch_studies
+    from pipelines.pacs import fetch_studies, query_of
 
-    keys = dict(part.partition("=")[::2] for part in query)
-    fetched = fetch_studies(DicomWeb(url), keys, run.spool)
+    fetched = fetch_studies(DicomWeb(url), query_of(query), run.spool)
     if not fetched.found:
         raise AnomalyError(
             f"no image of the archive matches {', '.join(query)}: ask for something else"

@@ -10,15 +10,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import read_bundle
 from anomaly.config import Config
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.processes import Lost, Workers
 from anomaly.data.readers import read_scan
 from anomaly.data.zips import on_disk
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
@@ -26,7 +29,7 @@ from anomaly.logs import Public
 from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
 from anomaly.results import ScoreRow
 from pipelines.run import RunFolder, progress_bar
-from pipelines.verdicts import matching_scores, verdict_of
+from pipelines.verdicts import Norm, matching_scores
 
 __all__ = ["DEFAULT_KINDS", "Written", "kinds_of", "write_dicom"]
 
@@ -71,8 +74,11 @@ def write_dicom(
     config: Config,
     kinds: Sequence[Kind] = DEFAULT_KINDS,
     folder: Path | None = None,
+    processes: Workers | None = None,
 ) -> Written:
     """Write the verdicts of a run as DICOM objects.
+
+    The scans are read again, in processes of their own: they are still somebody else's files.
 
     Parameters
     ----------
@@ -80,7 +86,9 @@ def write_dicom(
     config : Config
     kinds : sequence of Kind
     folder : Path, optional
-        By default ``RUN/dicom``; made with mode 0700, as the files name patients.
+        By default ``RUN/dicom``; a new one is made with mode 0700, as the files name patients.
+    processes : Workers, optional
+        Processes that are there already.
 
     Raises
     ------
@@ -90,23 +98,33 @@ def write_dicom(
         If the run is not scored, or a file cannot be written.
     """
     bundle = read_bundle(run.bundle)
-    bundle.calibration()
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows, provenance = matching_scores(run, manifest, bundle)
     by_key = {row.key: row for row in manifest.select()}
     target = folder or run.dicom
-    target.mkdir(parents=True, exist_ok=True)
-    target.chmod(0o700)
-    writer = _Writer(run, config.data.root, config.intensity, bundle, provenance.alpha, target)
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scored = [row for row in rows if row.status == "scored"]
+    todo = (
+        _Todo(
+            row,
+            by_key[row.key],
+            run.results.evidence(row),
+            tuple(kind for kind in kinds if row.flagged or kind == "report"),
+        )
+        for row in scored
+    )
+    norm = Norm.of(bundle, provenance.alpha)
+    write = _Writing(norm, config.data.root, config.intensity, target)
     paths: list[Path] = []
     left_out: Counter[str] = Counter()
-    scored = [row for row in rows if row.status == "scored"]
-    with progress_bar(len(scored), "writing DICOM", "scan") as bar:
-        for row in scored:
-            wanted = [kind for kind in kinds if row.flagged or kind == "report"]
-            made, refused = writer.write(row, by_key[row.key], wanted)
-            paths += made
-            left_out.update(refused)
+    lent = nullcontext(processes) if processes else Workers(1, config.data.seconds)
+    with lent as at_work, progress_bar(len(scored), "writing DICOM", "scan") as bar:
+        for item, said in at_work.map(write, todo):
+            if isinstance(said, Lost):
+                left_out[said.error().reason] += len(item.kinds)
+            else:
+                paths += said.paths
+                left_out.update(said.left_out)
             bar.update()
     log.info("%d DICOM objects of %d scans", len(paths), len(scored))
     for reason, count in left_out.most_common():
@@ -116,49 +134,53 @@ def write_dicom(
 
 
 @dataclass(frozen=True)
-class _Writer:
-    """What the objects of every scan of a run have in common."""
+class _Todo:
+    """A scan, its evidence in the network's frame, and what is to be written of it."""
 
-    run: RunFolder
+    row: ScoreRow
+    scan: ManifestRow
+    evidence: NDArray[np.float32] | None
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """Writes the objects of a scan; can be sent to a process."""
+
+    norm: Norm
     root: Path
     intensity: IntensityPolicy
-    bundle: Bundle
-    alpha: float
     folder: Path
 
-    def write(
-        self, row: ScoreRow, scan: ManifestRow, kinds: Sequence[Kind]
-    ) -> tuple[list[Path], list[str]]:
-        """Write the objects of a scan; return their files, and a reason for each that is not."""
+    def __call__(self, todo: _Todo) -> Written:
+        left_out: Counter[str] = Counter()
         paths: list[Path] = []
-        reasons: list[str] = []
         try:
-            if scan.kind != "dicom":
-                raise UnsupportedScan("not dicom", "the scan names no patient, study or series")
-            with on_disk(self.root / scan.path) as source:
-                case = self._case(source, row, scan)
-                for kind in kinds:
+            with on_disk(self.root / todo.scan.path) as source:
+                case = self._case(source, todo)
+                for kind in todo.kinds:
                     try:
                         paths += write_objects(case, [kind], self.folder)
                     except ScanError as error:
-                        reasons.append(error.reason)
+                        left_out[error.reason] += 1
         except ScanError as error:
-            return [], [error.reason] * len(kinds)
-        return paths, reasons
+            left_out[error.reason] += len(todo.kinds)
+        return Written(tuple(paths), dict(left_out))
 
-    def _case(self, source: Path, row: ScoreRow, scan: ManifestRow) -> DicomCase:
-        calibrated = self.bundle.calibration()
-        verdict = verdict_of(self.run, self.bundle, self.alpha, row, scan, stored=True)
-        if verdict.scan.evidence is None:
+    def _case(self, source: Path, todo: _Todo) -> DicomCase:
+        if todo.scan.kind != "dicom":
+            raise UnsupportedScan("not dicom", "the scan names no patient, study or series")
+        if todo.evidence is None:
             raise UnsupportedScan("no map kept", "score with results.maps = all")
-        shown = read_scan(source, scan.frame, self.intensity)
+        norm = self.norm
+        shown = read_scan(source, todo.scan.frame, self.intensity)
         return DicomCase(
             source=source,
-            frame=scan.frame,
-            verdict=verdict,
+            frame=todo.scan.frame,
+            verdict=norm.verdict(todo.row, todo.scan, todo.evidence, stored=True),
             image=np.ascontiguousarray(shown.orientation.store(shown.pixels)),
-            evidence_threshold=calibrated.peaks.threshold(self.alpha),
-            evidence_ceiling=calibrated.evidence_ceiling,
-            calibration_scans=len(calibrated.scores.scores),
-            bundle=self.bundle.hash,
+            evidence_threshold=norm.evidence_threshold,
+            evidence_ceiling=norm.evidence_ceiling,
+            calibration_scans=norm.calibration_scans,
+            bundle=norm.bundle,
         )

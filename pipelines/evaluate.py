@@ -22,7 +22,7 @@ from anomaly.logs import Public
 from anomaly.results import ScoreRow
 from anomaly.types import Orientation
 from pipelines.run import NOTICE, RunFolder
-from pipelines.verdicts import matching_scores, source_evidence
+from pipelines.verdicts import matching_scores, on_source
 
 __all__ = ["evaluate"]
 
@@ -115,13 +115,13 @@ def _pixels(
                 f"{(scan.rows, scan.columns)}: they must agree"
             )
         if mask.any():
-            found = source_evidence(run, bundle, row, scan)
-            if found is None:
+            kept = run.results.evidence(row)
+            if kept is None:
                 raise AnomalyError(
                     f"no evidence map is kept of {scan.key}, which has a mask: score with "
                     "results.maps=all"
                 )
-            evidence.append(found)
+            evidence.append(on_source(kept, scan, bundle.config.preprocessing))
             masks.append(mask)
     if not masks:
         raise AnomalyError(f"data.masks is {config.data.masks!r}, but no abnormal scan has a mask")

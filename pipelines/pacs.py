@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomaly.data.dicom import IMAGE_CLASSES
-from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable
+from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.logs import Public
 from anomaly.pacs.destinations import Destination
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.instances import Instance
 from pipelines.run import progress_bar
 
-__all__ = ["Fetched", "fetch_studies", "store_results"]
+__all__ = ["Fetched", "fetch_studies", "query_of", "store_results"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,28 @@ class Fetched:
     failed: Counter[str] = field(default_factory=Counter)
 
 
+def query_of(parts: Sequence[str]) -> dict[str, str]:
+    """Read ``KEY=VALUE`` parts of a query.
+
+    Raises
+    ------
+    ConfigError
+        A part has no value, which would ask for the whole archive, or a key comes twice.
+    """
+    query: dict[str, str] = {}
+    for part in parts:
+        key, _, value = part.partition("=")
+        if not key or not value.strip():
+            raise ConfigError(
+                f"--query {part!r} has no value, which would match everything: expected KEY=VALUE, "
+                "such as StudyDate=20260101"
+            )
+        if key in query:
+            raise ConfigError(f"--query names {key} twice: an archive takes one value a key")
+        query[key] = value
+    return query
+
+
 def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetched:
     """Fetch every image of the studies that match.
 
@@ -74,6 +96,8 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
     images = [instance for instance in listed if instance.sop_class in IMAGE_CLASSES]
     log.info("%d images match, and %d other objects", len(images), len(listed) - len(images))
     done, silent = Fetched(found=len(images)), 0
+    if web.unusable:
+        done.failed["uid"] = web.unusable
     with progress_bar(len(images), "fetching", "image") as bar:
         for instance in images:
             path = _place(folder, instance)

@@ -78,6 +78,15 @@ def scan_folder(run: RunFolder, config: Config, processes: Workers | None = None
             processes=processes,
             progress=progress,
         )
+    policy = config.intensity
+    if policy.window is None and policy.voi == "full":
+        absolute = sum(row.modality in ("CT", "PT") for row in manifest.select())
+        if absolute:
+            log.warning(
+                "%d CT or PET scans are read by the range of their stored bits: the same tissue "
+                "may have another grey in another file. Train with intensity.window, in HU for CT",
+                absolute,
+            )
     reasons = Counter(row.reason for row in manifest.select(status="skipped"))
     log.info("%d scans can be used", len(manifest.select()))
     for reason, count in reasons.most_common():

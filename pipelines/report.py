@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import anomaly
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
@@ -18,7 +17,7 @@ from anomaly.errors import ScanError
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.results import ScoreRow
 from pipelines.run import RunFolder
-from pipelines.verdicts import matching_scores, verdict_of
+from pipelines.verdicts import Norm, matching_scores
 
 __all__ = ["report"]
 
@@ -47,12 +46,12 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows, provenance = matching_scores(run, manifest, bundle)
     # The flags were raised at this rate, whatever the configuration says now.
-    config = replace(config, alpha=provenance.alpha)
+    norm = Norm.of(bundle, provenance.alpha)
     by_key = {row.key: row for row in manifest.select()}
     scored = [row for row in rows if row.status == "scored"]
     scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
     cases = [
-        _case(run, config, bundle, row, by_key[row.key], shown=images and place < max_images)
+        _case(run, config, norm, row, by_key[row.key], shown=images and place < max_images)
         for place, row in enumerate(scored)
     ]
     data = ReportData(
@@ -60,10 +59,10 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
         cases=cases,
         skipped=[SkippedCase(r.key, r.reason) for r in rows if r.status != "scored"],
         calibration_scores=calibrated.scores.scores,
-        alpha=config.alpha,
-        threshold=calibrated.scores.threshold(config.alpha),
-        evidence_threshold=calibrated.peaks.threshold(config.alpha),
-        evidence_ceiling=calibrated.evidence_ceiling,
+        alpha=norm.alpha,
+        threshold=norm.threshold,
+        evidence_threshold=norm.evidence_threshold,
+        evidence_ceiling=norm.evidence_ceiling,
         provenance={
             "bundle": provenance.bundle,
             "manifest": provenance.manifest,
@@ -83,13 +82,13 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
 def _case(
     run: RunFolder,
     config: Config,
-    bundle: Bundle,
+    norm: Norm,
     row: ScoreRow,
     scan: ManifestRow,
     *,
     shown: bool,
 ) -> ReportCase:
-    verdict = verdict_of(run, bundle, config.alpha, row, scan)
+    verdict = norm.verdict(row, scan, run.results.evidence(row))
     pixels, note = None, ""
     if verdict.scan.evidence is None:
         note = (
@@ -100,7 +99,7 @@ def _case(
         note = "The source says that text is burned into this image, so it is not shown."
     elif shown:
         try:
-            source = read_scan(config.data.root / scan.path, scan.frame, bundle.config.intensity)
+            source = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
             pixels = np.asarray(source.pixels)
         except ScanError as error:
             note = f"The image can no longer be read ({error.reason}), so it is not shown."

@@ -18,8 +18,10 @@ import torch
 
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, load_config, override
+from anomaly.data.archive import list_files
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
+from anomaly.data.zips import file_of
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.export import export
 from anomaly.logs import Public
@@ -96,8 +98,14 @@ def choose_scans(
     bundle_folder: Path,
     overrides: list[str],
     processes: Workers | None = None,
+    *,
+    may_have_grown: bool = False,
 ) -> tuple[Config, Manifest]:
-    """Return the run's own manifest, or one of a folder of new scans made as the bundle asks."""
+    """Return the run's own manifest, or one of a folder of new scans made as the bundle asks.
+
+    Scoring that was broken off goes on with the list that it had. Where the folder `may_have_grown`
+    since, it is looked whether it has, and then listed anew.
+    """
     if scans is None:
         config = run_config(run, overrides)
         return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
@@ -113,7 +121,7 @@ def choose_scans(
     config = replace(bundle.config, data=replace(data, patient_pattern=None))
     config = override(config, overrides)
     run.path.mkdir(parents=True, exist_ok=True)
-    if _is_begun(run, scans):
+    if _is_begun(run, scans) and not (may_have_grown and _has_grown(run, scans)):
         log.info("going on with the list of scans that the run holds")
         manifest = Manifest.read(run.manifest, scans)
     else:
@@ -132,6 +140,12 @@ def _is_begun(run: RunFolder, scans: Path) -> bool:
         return False
     same = load_config(run.config).data.root.resolve() == scans.resolve()
     return same and not run.results.is_finished(run.results.provenance())
+
+
+def _has_grown(run: RunFolder, scans: Path) -> bool:
+    """Whether the folder holds files that the run's list does not know."""
+    known = {file_of(scans / row.path) for row in Manifest.read(run.manifest).rows}
+    return not known.issuperset(scans / path for path in list_files(scans))
 
 
 def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bool) -> int:

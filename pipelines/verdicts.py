@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.bundle import Bundle
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.transforms import Frame
+from anomaly.data.transforms import Frame, Preprocessing
 from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError
 from anomaly.results import Provenance, ScoreRow
 from anomaly.types import Orientation, ScanScore, Verdict
 from pipelines.run import RunFolder
 
-__all__ = ["matching_scores", "source_evidence", "verdict_of"]
+__all__ = ["Norm", "matching_scores", "on_source"]
 
 
 def matching_scores(
@@ -39,65 +41,98 @@ def matching_scores(
     return rows, provenance
 
 
-def source_evidence(
-    run: RunFolder, bundle: Bundle, row: ScoreRow, scan: ManifestRow
-) -> NDArray[np.float32] | None:
-    """Read a scan's evidence back onto its source pixels, (H, W) float32; None if not kept."""
-    evidence = run.results.evidence(row)
-    if evidence is None:
-        return None
-    how = bundle.config.preprocessing
-    frame = Frame((scan.rows, scan.columns), how.size, how.geometry)
-    return frame.to_source(evidence)
+def on_source(
+    evidence: NDArray[np.float32], scan: ManifestRow, how: Preprocessing
+) -> NDArray[np.float32]:
+    """Bring evidence as it is kept onto the pixels of its scan as shown, (H, W) float32."""
+    return Frame((scan.rows, scan.columns), how.size, how.geometry).to_source(evidence)
 
 
-def verdict_of(
-    run: RunFolder,
-    bundle: Bundle,
-    alpha: float,
-    row: ScoreRow,
-    scan: ManifestRow,
-    *,
-    stored: bool = False,
-) -> Verdict:
-    """Put together what is known of a scored scan.
+@dataclass(frozen=True)
+class Norm:
+    """What all verdicts of a run are measured by; can be sent to a process.
 
-    Parameters
+    Attributes
     ----------
-    run : RunFolder
-    bundle : Bundle
     alpha : float
         The rate at which the flags were raised.
-    row : ScoreRow
-        With status ``"scored"``.
-    scan : ManifestRow
-        Of the same scan.
-    stored : bool
-        Evidence and regions are on the pixels as the file stores them, not as they are shown.
-
-    Raises
-    ------
-    NotCalibrated
-        If the bundle is not calibrated.
+    threshold : float
+        Score at and above which a scan is flagged.
+    evidence_threshold, evidence_ceiling : float
+        Evidence at which a region begins, and where the colour scale ends.
+    calibration_scans : int
+    bundle : str
+        Its hash.
+    preprocessing : Preprocessing
+        Of the network whose frame evidence is kept in.
     """
-    calibrated = bundle.calibration()
-    assert row.score is not None
-    assert row.p_value is not None
-    evidence = source_evidence(run, bundle, row, scan)
-    spacing = None
-    if scan.spacing_row is not None and scan.spacing_column is not None:
-        spacing = (scan.spacing_row, scan.spacing_column)
-    turn = Orientation.parse(scan.orientation if stored else "")
-    if evidence is not None:
-        evidence = np.ascontiguousarray(turn.store(evidence))
-    if spacing is not None and turn.transposed:
-        spacing = spacing[::-1]
-    limit = calibrated.peaks.threshold(alpha)
-    return Verdict(
-        ScanScore(row.key, row.score, row.features or {}, evidence),
-        row.p_value,
-        alpha,
-        calibrated.scores.threshold(alpha),
-        bool(row.flagged),
-        () if evidence is None else find_regions(evidence, limit, spacing),
-    )
+
+    alpha: float
+    threshold: float
+    evidence_threshold: float
+    evidence_ceiling: float
+    calibration_scans: int
+    bundle: str
+    preprocessing: Preprocessing
+
+    @classmethod
+    def of(cls, bundle: Bundle, alpha: float) -> Norm:
+        """Read the norm of a bundle.
+
+        Raises
+        ------
+        NotCalibrated
+            If the bundle is not calibrated.
+        """
+        calibrated = bundle.calibration()
+        return cls(
+            alpha,
+            calibrated.scores.threshold(alpha),
+            calibrated.peaks.threshold(alpha),
+            calibrated.evidence_ceiling,
+            len(calibrated.scores.scores),
+            bundle.hash,
+            bundle.config.preprocessing,
+        )
+
+    def verdict(
+        self,
+        row: ScoreRow,
+        scan: ManifestRow,
+        evidence: NDArray[np.float32] | None,
+        *,
+        stored: bool = False,
+    ) -> Verdict:
+        """Put together what is known of a scored scan.
+
+        Parameters
+        ----------
+        row : ScoreRow
+            With status ``"scored"``.
+        scan : ManifestRow
+            Of the same scan.
+        evidence : ndarray (size, size) float32, or None
+            As kept, in the network's frame.
+        stored : bool
+            Evidence and regions are on the pixels as the file stores them, not as they are shown.
+        """
+        assert row.score is not None
+        assert row.p_value is not None
+        turn = Orientation.parse(scan.orientation if stored else "")
+        spacing = None
+        if scan.spacing_row is not None and scan.spacing_column is not None:
+            spacing = (scan.spacing_row, scan.spacing_column)
+        if spacing is not None and turn.transposed:
+            spacing = spacing[::-1]
+        on_pixels = None
+        if evidence is not None:
+            shown = on_source(evidence, scan, self.preprocessing)
+            on_pixels = np.ascontiguousarray(turn.store(shown))
+        return Verdict(
+            ScanScore(row.key, row.score, row.features or {}, on_pixels),
+            row.p_value,
+            self.alpha,
+            self.threshold,
+            bool(row.flagged),
+            () if on_pixels is None else find_regions(on_pixels, self.evidence_threshold, spacing),
+        )

@@ -27,7 +27,7 @@ from anomaly.data.zips import Listing, is_zip, list_members, on_disk
 from anomaly.errors import ConfigError, ManifestError, ScanError, UnreadableScan
 from anomaly.types import Scan
 
-__all__ = ["build_manifest"]
+__all__ = ["build_manifest", "list_files"]
 
 
 def build_manifest(
@@ -100,7 +100,7 @@ def build_manifest(
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     found: dict[str, list[ManifestRow]] = {}
     with nullcontext(processes) if processes else Workers(workers, seconds) as at_work:
-        files = _named(_list_files(root), site_key, found)
+        files = _named(list_files(root), site_key, found)
         paths = _unzipped(root, files, at_work, site_key, found)
         paths = [path for path in paths if not _matches(path, exclude)]
         inspect = partial(_inspect, root, pattern, policy, gate, site_key)
@@ -129,8 +129,14 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
         ) from error
 
 
-def _list_files(root: Path) -> list[str]:
-    """Paths of all files relative to `root`, hidden ones left out, sorted."""
+def list_files(root: Path) -> list[str]:
+    """List all files under a folder: paths relative to it, hidden ones left out, sorted.
+
+    Raises
+    ------
+    ManifestError
+        The folder does not exist or holds no file, or a folder in it cannot be listed.
+    """
     if not root.is_dir():
         raise ManifestError(f"{root} is not a folder; expected the folder that holds the scans.")
 

@@ -97,6 +97,11 @@ class DicomWeb:
     attempts : Attempts
         How often what did not work is tried.
 
+    Attributes
+    ----------
+    unusable : int
+        Objects that the last search was told of without valid UIDs.
+
     Raises
     ------
     ConfigError
@@ -108,6 +113,7 @@ class DicomWeb:
 
     def __init__(self, url: str, *, attempts: Attempts | None = None) -> None:
         self.url = check_url(url)
+        self.unusable = 0
         self._attempts = attempts or Attempts()
         client = _client()
         self._session = open_session(self.url)
@@ -129,7 +135,7 @@ class DicomWeb:
         Yields
         ------
         Instance
-            What has no valid UIDs is left out with a warning.
+            What has no valid UIDs is left out and counted in `unusable`.
 
         Raises
         ------
@@ -139,6 +145,7 @@ class DicomWeb:
             The archive did not answer, or what it answered cannot be used.
         """
         studies, series, instances = _by_level(query)
+        self.unusable = 0
         find = self._client
         for (study,) in self._listed(find.search_for_studies, studies, STUDY_UID):
             in_study = partial(find.search_for_series, study)
@@ -203,7 +210,9 @@ class DicomWeb:
         """UIDs of everything that a search finds, page after page."""
 
         def page(offset: int) -> list[tuple[str, ...]]:
-            items = search(limit=PAGE, offset=offset, search_filters=dict(filters))
+            # Not every archive returns the class unless it is asked to.
+            fields = [tag for tag in tags if tag == CLASS_UID] or None
+            items = search(limit=PAGE, offset=offset, fields=fields, search_filters=dict(filters))
             return [tuple(_value(item, tag) for tag in tags) for item in items]
 
         # Until a page brings nothing new: an archive may have a smaller page, or know no offset.
@@ -220,7 +229,7 @@ class DicomWeb:
                 if all(map(is_uid, uids)):
                     yield uids
                 else:
-                    log.warning("the archive lists an object without a valid UID: left out")
+                    self.unusable += 1
 
     def _retrieve(self, instance: Instance) -> bytes:
         place = f"studies/{instance.study}/series/{instance.series}/instances/{instance.instance}"

@@ -318,9 +318,10 @@ def test_hostile_names_of_an_archive_are_left_out(
         with web_server(answer) as server:
             done = fetch_studies(client(server.url), {"PatientID": "P"}, tmp_path / "a" / "b")
             assert done.found == 0
+            assert done.failed == {"uid": 1}
             assert all("evil" not in request.path for request in server.requests)
     assert [path for path in tmp_path.rglob("*.dcm") if path.parent.name != "image"] == []
-    assert caplog.text.count("without a valid UID: left out") == 3
+    assert caplog.text.count("1 not fetched: uid") == 3
 
 
 # --- refused when stored ----------------------------------------------------------------------

@@ -19,9 +19,12 @@ from pydicom import Dataset, dcmread
 from road import Road, done, refused
 
 from anomaly.data.manifest import Manifest
+from anomaly.errors import ConfigError
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.instances import Instance
+from pipelines.pacs import query_of
 from pipelines.run import RunFolder
+from pipelines.score import choose_scans
 
 ROOT = Path(__file__).parents[2]
 COUNT = 50
@@ -208,3 +211,31 @@ def test_objects_are_written_for_their_owner_alone(road: Road, run: RunFolder) -
     assert "none of report" in refused("dicom", run.path, "--objects", "rapport")
     with run.scores_csv.open() as file:
         assert len(list(csv.DictReader(file))) == len(run.results.read()[0])
+
+
+def test_what_came_since_the_list_was_made_is_scored_too(road: Road, tmp_path: Path) -> None:
+    """Fetched, listed and broken off; then the rest is fetched, and nothing may be forgotten."""
+    run = RunFolder(tmp_path / "run")
+    spool = run.spool
+    spool.mkdir(parents=True)
+    paths = sorted(road.scans.rglob("*.dcm"))[:6]
+    for number, path in enumerate(paths[:4]):
+        shutil.copy(path, spool / f"{number}.dcm")
+    options = ("--bundle", road.run.bundle, "--scans", spool)
+    done("score", run.path, *options)
+    run.results.finished.unlink()  # as if it had been killed
+    for number, path in enumerate(paths[4:], 4):
+        shutil.copy(path, spool / f"{number}.dcm")
+    _, old = choose_scans(run, spool, road.run.bundle, [])
+    _, new = choose_scans(run, spool, road.run.bundle, [], may_have_grown=True)
+    assert (len(old.rows), len(new.rows)) == (4, 6)
+
+
+@pytest.mark.parametrize("query", [["StudyDate"], ["StudyDate="], ["=1"], ["A=1", "A=2"]])
+def test_a_query_that_would_match_everything_is_refused(query: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"no value|twice"):
+        query_of(query)
+    assert query_of(["StudyDate=20260101-20260131", "PatientName=A=B"]) == {
+        "StudyDate": "20260101-20260131",
+        "PatientName": "A=B",
+    }
