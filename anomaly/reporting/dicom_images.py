@@ -6,7 +6,7 @@
     segmentation    SEG, BINARY               evidence >= threshold
     heatmap         SEG, FRACTIONAL           min(evidence, ceiling) / ceiling, in steps of 1/255
     parametric_map  Parametric Map            evidence, float32
-    contours        Presentation State        edges of the places with evidence >= threshold
+    contours        Presentation State        edges of the regions with the largest peak
 
 Nothing is written into the pixels of the source, which would hide anatomy. An archive's viewer
 shows no tags, so the overlay says below the image what was found and what it is for, and the
@@ -41,7 +41,7 @@ __all__ = [
 
 def overlay_object(source: SourceImage) -> sc.SCImage:
     """Draw the evidence over the grey image, as colours that any viewer shows."""
-    case, header = source.case, source.header
+    case = source.case
     rgba = overlay_rgba(case.evidence, case.evidence_threshold, case.evidence_ceiling)
     pixels = np.rint(255 * case.image).astype(np.uint8)[..., None].repeat(3, axis=2)
     lit = rgba[..., 3] > 0  # few pixels, and films have many
@@ -54,17 +54,19 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
         pixel_array=np.concatenate([pixels, caption]),
         photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
         bits_allocated=8,
-        # The constructor wants some orientation; `SourceImage.stamp` gives the source's own.
+        # The constructor wants some orientation; `write_objects` gives the source's own.
         coordinate_system=hd.CoordinateSystemNames.PATIENT,
         patient_orientation=("L", "P"),
         **source.common("overlay"),
     )
-    if header.get("PixelSpacing"):
-        made.PixelSpacing = header.PixelSpacing
+    if "PixelSpacing" in source.plane:
+        made.PixelSpacing = source.plane.PixelSpacing
     elif source.aspect_ratio != [1, 1]:
         made.PixelAspectRatio = source.aspect_ratio
     made.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    made.BurnedInAnnotation = header.get("BurnedInAnnotation") or "NO"
+    # Who removes identities trusts a NO: only the source can say it of its own pixels.
+    if source.header.get("BurnedInAnnotation"):
+        made.BurnedInAnnotation = source.header.BurnedInAnnotation
     made.DerivationDescription = (
         f"Evidence from {case.evidence_threshold:.6g} (faint) to {case.evidence_ceiling:.6g} "
         f"(bright) in colour over the source. {NOTICE}"
@@ -170,7 +172,7 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
         cannot do without (PS3.3 A.75) and which is never made up, or it has many frames.
     """
     _refuse_multiframe(source, "parametric_map")
-    if not source.has_plane:
+    if not source.frame_of_reference:
         raise UnsupportedScan(
             "no frame of reference",
             f"{source.case.source} does not say where in the patient its plane lies (Frame of "
@@ -214,7 +216,8 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
     """
     _refuse_multiframe(source, "contours")
     case = source.case
-    traced = region_outlines(case.evidence, case.evidence_threshold, case.verdict.regions)
+    listed, count = case.listed_regions, len(case.verdict.regions)
+    traced = region_outlines(case.evidence, case.evidence_threshold, listed)
     layer = pr.GraphicLayer("ANOMALY", order=1, description=NOTICE)
     graphics = [
         pr.GraphicObject(
@@ -227,8 +230,9 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         for number, loops in enumerate(traced, 1)
         for outline in loops
     ]
+    more = f" {len(listed)} of {count} regions are outlined." if count > len(listed) else ""
     notice = pr.TextObject(
-        NOTICE,
+        NOTICE + more,
         pr.AnnotationUnitsValues.DISPLAY,
         bounding_box=(0.0, 0.95, 1.0, 1.0),
         text_justification=pr.TextJustificationValues.LEFT,

@@ -4,9 +4,11 @@
 
     Imaging Measurement Report
       observer: the bundle, as a device                                            TID 1002
-      image:    score, p-value, threshold, false-alarm rate, n; flagged or not     TID 1501
+      image:    score, p-value, threshold, false-alarm rate, n, number of
+                regions; flagged or not                                            TID 1501
       region:   closed polyline on the image, peak evidence, area in mm2           TID 1410
 
+Of all regions, the `MAX_REGIONS` with the largest peak have a group of their own.
 The report is PRELIMINARY and UNVERIFIED: nobody has looked at it. What DICOM has no code for is of
 our private scheme 99ANOM; numbers without a unit are in UCUM ``{no units}``.
 """
@@ -45,6 +47,7 @@ _P_VALUE = private_code("p-value", "Conformal p-value against normal scans")
 _THRESHOLD = private_code("threshold", "Score at and above which a scan is flagged")
 _ALPHA = private_code("alpha", "Stated false-alarm rate on normal scans")
 _CALIBRATION = private_code("calibration", "Number of held-out normal scans behind the p-value")
+_REGIONS = private_code("regions", "Number of regions beyond chance")
 _PEAK = private_code("peak", "Largest evidence inside the region")
 _FLAGGED = private_code("flagged", "Flagged as unusual at the stated false-alarm rate")
 _USE = private_code("use", "Intended use")
@@ -60,7 +63,7 @@ def report_object(source: SourceImage) -> sr.Comprehensive3DSR:
     AnomalyError
         The regions are not those of the evidence at the threshold.
     """
-    regions = source.case.verdict.regions
+    regions = source.case.listed_regions
     traced = region_outlines(source.case.evidence, source.case.evidence_threshold, regions)
     groups: list[_Group] = [_image_group(source)]
     for number, (region, loops) in enumerate(zip(regions, traced, strict=True), 1):
@@ -127,6 +130,7 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
             _number(_THRESHOLD, verdict.threshold),
             _number(_ALPHA, verdict.alpha),
             _number(_CALIBRATION, source.case.calibration_scans),
+            _number(_REGIONS, len(verdict.regions)),
         ],
         qualitative_evaluations=[
             sr.QualitativeEvaluation(_FLAGGED, said),

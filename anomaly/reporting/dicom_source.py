@@ -2,12 +2,12 @@
 
 ::
 
-    UID = 2.25.<first 128 bits of SHA-256(bundle, alpha, of what, kind)>     (PS3.5 B.2)
+    UID = 2.25.<first 128 bits of SHA-256(bundle, alpha, version, of what, kind)>     (PS3.5 B.2)
 
-An object is named after the image and frame it judges, its series after the study: scoring the
-same scan again with the same bundle at the same alpha gives the same names, and an archive keeps
-one copy. Patient and study are copied from the source element by element, in its own character
-set; nothing else of it is, so a private tag stays where it was.
+An object is named after the image and frame it judges, its series after the study and the frame
+of reference: the same version of the toolkit that scores the same scan again with the same bundle
+at the same alpha gives the same names, and an archive keeps one copy. Another version may lay an
+object out otherwise, so it gives others.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -27,15 +27,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from anomaly import __version__
-from anomaly.errors import UnreadableScan, UnsupportedScan
-from anomaly.types import DETECTOR_MODEL, Verdict
+from anomaly.errors import UnsupportedScan
+from anomaly.types import DETECTOR_MODEL, Region, Verdict
 
-__all__ = ["ALGORITHM", "KINDS", "MANUFACTURER", "NOTICE", "DicomCase", "Kind", "SourceImage"]
+__all__ = [
+    "ALGORITHM",
+    "KINDS",
+    "MANUFACTURER",
+    "MAX_REGIONS",
+    "NOTICE",
+    "DicomCase",
+    "Kind",
+    "SourceImage",
+]
 
 Kind = Literal["report", "overlay", "segmentation", "heatmap", "parametric_map", "contours"]
 
@@ -46,15 +55,22 @@ ALGORITHM = MANUFACTURER = "anomaly"
 
 NOTICE = "Research use only. Not a diagnosis."
 
+MAX_REGIONS = 100
+"""Regions that are listed one by one: nobody reads thousands, and they take minutes to write."""
+
 _FIRST_SERIES = 9901  # far above the numbers that modalities give their own series
 
-_GEOMETRY = (
-    "FrameOfReferenceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-)
-"""What places a plane in the patient (PS3.3 C.7.4.1, C.7.6.2): all of it, or none is used."""
+_PLANE = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+"""What places a plane in a frame of reference (PS3.3 C.7.6.2): all of it, or none is used. Images
+of many frames say it in functional groups (PS3.3 C.7.6.16.2), named here."""
+
+_STRAIGHT = 1e-4  # a smaller cosine is rounding, not an angle
+
+_MOST_OBLONG = 10_000  # no pixel is longer than wide by more: whoever says so is wrong
 
 _DISPLAY = (
     "SamplesPerPixel",
@@ -70,18 +86,11 @@ _DISPLAY = (
     "WindowCenterWidthExplanation",
     "VOILUTFunction",
     "VOILUTSequence",
-    "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
     "PositionReferenceIndicator",
 )
 """What an object may repeat of how its source is displayed and placed."""
-
-_TIMES = (
-    *("ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime"),
-    *("PresentationCreationDate", "PresentationCreationTime"),
-    *("DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
-)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,11 @@ class DicomCase:
         assert evidence is not None  # noqa: S101  `__post_init__` has looked
         return evidence
 
+    @property
+    def listed_regions(self) -> tuple[Region, ...]:
+        """The regions that objects list one by one: the `MAX_REGIONS` with the largest peak."""
+        return self.verdict.regions[:MAX_REGIONS]
+
 
 @dataclass(frozen=True)
 class SourceImage:
@@ -166,26 +180,26 @@ class SourceImage:
 
         Raises
         ------
-        UnreadableScan
-            The file is gone or is not DICOM (reason ``"unreadable"``).
         UnsupportedScan
             It names no instance, series or study, or it is not an image of the case's shape with
             the case's frame.
+        Exception
+            Whatever pydicom raises where the file is gone or damaged.
         """
-        try:
-            header = dcmread(case.source, stop_before_pixels=True)
-        except (OSError, InvalidDicomError, EOFError) as error:
-            raise UnreadableScan(
-                "unreadable",
-                f"{case.source} cannot be read as DICOM ({error}): expected the file that was "
-                "scored; give it back, or score again",
-            ) from error
+        source = cls(case, dcmread(case.source, stop_before_pixels=True))
+        source._check()
+        return source
+
+    def _check(self) -> None:
+        """Refuse an image that cannot be named, or that the case is not of."""
+        case, header = self.case, self.header
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-            if not header.get(keyword):
+            value = header.get(keyword)
+            if not value or not isinstance(value, str):
                 raise UnsupportedScan(
                     "no identity",
-                    f"{case.source} has no {keyword}: results cannot be filed with it; write an "
-                    "HTML report instead",
+                    f"{case.source} has no {keyword}, or several: results cannot be filed with "
+                    "it; write an HTML report instead",
                 )
         shape = (header.get("Rows"), header.get("Columns"))
         if shape != case.image.shape:
@@ -194,21 +208,12 @@ class SourceImage:
                 f"{case.source} has {shape[0]} rows and {shape[1]} columns, the evidence "
                 f"{case.image.shape}: expected evidence in the geometry of the stored pixels",
             )
-        source = cls(case, header)
-        try:
-            frames = source.frames
-        except ValueError as error:
-            raise UnreadableScan(
-                "unreadable",
-                f"{case.source} has a damaged Number of Frames ({error}): expected a whole number",
-            ) from error
-        if not 0 <= case.frame < frames:
+        if not 0 <= case.frame < self.frames:
             raise UnsupportedScan(
                 "no such frame",
-                f"{case.source} has {frames} frame(s); frame {case.frame} was asked for "
+                f"{case.source} has {self.frames} frame(s); frame {case.frame} was asked for "
                 "(they count from 0)",
             )
-        return source
 
     @property
     def frames(self) -> int:
@@ -225,17 +230,57 @@ class SourceImage:
         """The judged frame as DICOM references count it, from 1; None where there is one only."""
         return [self.case.frame + 1] if self.is_multiframe else None
 
+    @cached_property
+    def plane(self) -> Dataset:
+        """What the source says of the plane of the judged frame: none, some or all of `_PLANE`.
+
+        A spacing that no pixel has says nothing, and is left out.
+        """
+        said = Dataset()
+        for keyword, group in _PLANE.items():
+            holder = self._functional_group(group)
+            if isinstance(holder.get(keyword), MultiValue):
+                said.add(holder[keyword])
+        if "PixelSpacing" in said and not _sizes(said.PixelSpacing):
+            del said.PixelSpacing
+        return said
+
+    def _functional_group(self, name: str) -> Dataset:
+        """Find a group of the judged frame, or of all; the header itself where there is none."""
+        frames = self.header.get("PerFrameFunctionalGroupsSequence") or []
+        shared = self.header.get("SharedFunctionalGroupsSequence") or []
+        for groups in (*frames[self.case.frame : self.case.frame + 1], *shared[:1]):
+            if groups.get(name):
+                found: Dataset = groups[name][0]
+                return found
+        return self.header
+
     @property
-    def has_plane(self) -> bool:
-        """Whether the source says where in the patient its plane lies."""
-        return all(self.header.get(keyword) for keyword in _GEOMETRY)
+    def frame_of_reference(self) -> str | None:
+        """UID of the space that the plane lies in; None where the source does not say it all."""
+        complete = len(self.plane) == len(_PLANE)
+        return (self.header.get("FrameOfReferenceUID") or None) if complete else None
+
+    @property
+    def patient_orientation(self) -> list[str] | None:
+        """Where in the patient a row and a column lead to (PS3.3 C.7.6.1.1.1); None is unknown."""
+        said: list[str] | None = self.header.get("PatientOrientation") or None
+        cosines = self.plane.get("ImageOrientationPatient", [])
+        if said is None and len(cosines) == 6:
+            row, column = _letters(cosines[:3]), _letters(cosines[3:])
+            return [row, column] if row and column else None
+        return said
 
     @property
     def aspect_ratio(self) -> list[int]:
         """Height and width of a pixel in whole numbers (PS3.3 C.7.6.3.1.7); unknown is [1, 1]."""
-        said = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
-        height, width = next(filter(None, map(self.header.get, said)), (1, 1))
-        ratio = Fraction(float(height) / float(width)).limit_denominator(10_000)
+        said = (
+            self.plane.get("PixelSpacing"),
+            self.header.get("ImagerPixelSpacing"),
+            self.header.get("PixelAspectRatio"),
+        )
+        height, width = next(filter(None, map(_sizes, said)), (1.0, 1.0))
+        ratio = Fraction(height / width).limit_denominator(_MOST_OBLONG)
         return [ratio.numerator, ratio.denominator]
 
     def uid(self, kind: str, *parts: str) -> UID:
@@ -243,17 +288,21 @@ class SourceImage:
         return self._derived(self.header.SOPInstanceUID, self.case.frame, kind, *parts)
 
     def series_uid(self, kind: Kind) -> UID:
-        """Name the series of a kind within the study."""
-        return self._derived(self.header.StudyInstanceUID, "series", kind)
+        """Name the series of a kind within the study: one to a frame of reference (PS3.3 A.1.2.3).
+
+        It is one to a version of the toolkit, too, as all of a series is of one equipment.
+        """
+        return self._derived(self.header.StudyInstanceUID, self.frame_of_reference, "series", kind)
 
     @property
     def device_uid(self) -> UID:
-        """Name the observer: this bundle at this alpha, whatever it looks at."""
+        """Name the observer: this version and bundle at this alpha, whatever it looks at."""
         return self._derived("device")
 
-    def _derived(self, *of: str | int) -> UID:
+    def _derived(self, *of: str | int | None) -> UID:
         # JSON keeps the parts apart: ("ab", "c") and ("a", "bc") are not the same name.
-        said = json.dumps([self.case.bundle, repr(float(self.case.verdict.alpha)), *of])
+        case = self.case
+        said = json.dumps([case.bundle, repr(float(case.verdict.alpha)), __version__, *of])
         digest = hashlib.sha256(said.encode()).digest()
         return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
@@ -261,8 +310,8 @@ class SourceImage:
     def reference(self) -> Dataset:
         """What objects are built on: identifiers, size, place and display of the source, no more.
 
-        The patient is blank here; `stamp` copies the true one untouched, where highdicom would
-        first judge each value and log what it dislikes.
+        The patient is blank here; the true one is copied untouched into what is made, where
+        highdicom would first judge each value and log what it dislikes.
         """
         header, slim = self.header, Dataset()
         for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex"):
@@ -274,9 +323,14 @@ class SourceImage:
         slim.Rows, slim.Columns = header.Rows, header.Columns
         if self.is_multiframe:
             slim.NumberOfFrames = header.NumberOfFrames
-        for keyword in (*_DISPLAY, *(_GEOMETRY if self.has_plane else ())):
+        for keyword in _DISPLAY:
             if header.get(keyword) is not None:
                 slim.add(header[keyword])
+        if self.frame_of_reference:
+            slim.FrameOfReferenceUID = self.frame_of_reference
+            slim.update(self.plane)
+        elif "PixelSpacing" in self.plane:
+            slim.PixelSpacing = self.plane.PixelSpacing
         return slim
 
     def common(self, kind: Kind) -> dict[str, Any]:
@@ -320,42 +374,17 @@ class SourceImage:
             parameters={"bundle": self.case.bundle, "alpha": repr(float(self.case.verdict.alpha))},
         )
 
-    def stamp(self, made: Dataset, now: datetime) -> None:
-        """Give an object its patient, its study, its time, and derived UIDs where it has random."""
-        made.copy_patient_and_study_information(self.header)
-        # Texts stay the bytes they were: ours are ASCII, which every character set holds.
-        if "SpecificCharacterSet" in self.header:
-            made.SpecificCharacterSet = self.header.SpecificCharacterSet
-        elif "SpecificCharacterSet" in made:
-            del made.SpecificCharacterSet
-        if self.header.get("SyntheticData"):
-            made.SyntheticData = self.header.SyntheticData
-        self._orient(made)
-        date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-        for element in [made[name] for name in _TIMES if name in made]:
-            element.value = date if element.VR == "DA" else time
-        for item in made.ContributingEquipmentSequence:
-            item.ContributionDateTime = date + time
-        organisation = self.uid(str(made.SOPInstanceUID), "dimensions")
-        for sequence in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
-            for item in made.get(sequence, []):
-                item.DimensionOrganizationUID = organisation
 
-    def _orient(self, made: Dataset) -> None:
-        """Say which way the image lies and of which side it is, as the source does.
+def _sizes(pair: Any) -> tuple[float, float] | None:
+    """Height and width of a pixel; None unless both are positive, finite and of one magnitude."""
+    if not isinstance(pair, MultiValue) or len(pair) != 2:
+        return None
+    height, width = map(float, pair)
+    sane = 0 < height < math.inf and 0 < width < math.inf
+    return (height, width) if sane and 1 / _MOST_OBLONG < height / width < _MOST_OBLONG else None
 
-        One series holds results of many images: a side belongs to the image, never to the series
-        (PS3.3 C.7.3.1), where it stays empty.
-        """
-        is_image = "Rows" in made
-        # Required where no vectors of its own say it (PS3.3 C.7.6.1).
-        if is_image and ("PatientOrientation" in made or not self.has_plane):
-            made.PatientOrientation = self.header.get("PatientOrientation") or None
-        side = self.header.get("ImageLaterality") or self.header.get("Laterality")
-        if is_image and side:
-            made.ImageLaterality = side
-        elif made.Modality not in (
-            "SEG",
-            "SR",
-        ):  # series that have no side (PS3.3 C.8.20.1, C.17.1)
-            made.Laterality = ""
+
+def _letters(cosines: Sequence[float]) -> str:
+    """Name a direction by the sides of the patient it leads to, the main one first."""
+    axes = sorted(zip(cosines, ("RL", "AP", "FH"), strict=True), key=lambda axis: -abs(axis[0]))
+    return "".join(sides[cosine > 0] for cosine, sides in axes if abs(cosine) > _STRAIGHT)

@@ -85,9 +85,11 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """
     onward = _directed_edges(mask)
     loops = []
-    while onward:
-        start = min(onward)  # a leftmost corner: nothing else of its loop touches it
-        loops.append(_thinned(_walk(onward, start)))
+    # From the left: nothing else of a loop touches its leftmost corner, and where two loops meet
+    # at one, it is walked from twice.
+    for start in sorted(onward):
+        while start in onward:
+            loops.append(_thinned(_walk(onward, start)))
     return sorted(loops, key=_area, reverse=True)
 
 

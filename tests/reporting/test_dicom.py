@@ -26,7 +26,7 @@ import anomaly
 from anomaly.data.dicom import open_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.detection.heatmap import find_regions
-from anomaly.reporting.dicom import write_objects
+from anomaly.reporting.dicom import MAX_REGIONS, write_objects
 from anomaly.reporting.figures import overlay_rgba
 
 # What the judges say
@@ -77,6 +77,7 @@ def test_the_report_says_the_numbers_in_full(source: Path, out: Path) -> None:
         "threshold": 1.1,
         "alpha": 0.05,
         "calibration": 199,
+        "regions": 0,
     }
     said = {
         item.ConceptNameCodeSequence[0].CodeValue: item.ConceptCodeSequence[0].CodeMeaning
@@ -132,6 +133,31 @@ def test_the_report_draws_each_region_where_it_is(source: Path, out: Path) -> No
     for (_, said), peak, pixels in zip(found, (7.5, 4.0, np.float32(3.3)), (1, 12, 2), strict=True):
         assert said[0] == ("peak", peak, "1")
         assert said[1] == ("42798000", pytest.approx(0.02 * pixels), "mm2")
+
+
+def test_the_regions_with_the_largest_peak_are_listed_and_all_are_counted(
+    source: Path, out: Path
+) -> None:
+    evidence = np.ones((37, 52), dtype=np.float32)
+    # 13 x 18 single pixels, two apart; peaks rise to the last one.
+    evidence[::3, ::3] = np.linspace(3, 5, 13 * 18).reshape(13, 18)
+    case = make_case(source, evidence)
+    paths = write_objects(case, ["report", "contours"], out)
+    report, contours = hd.sr.srread(paths[0]), dcmread(paths[1])
+    groups = report.content.get_planar_roi_measurement_groups()
+    assert len(groups) == MAX_REGIONS == 100
+    peaks = [group.get_measurements()[0].value for group in groups]
+    assert peaks == sorted(evidence[::3, ::3].ravel().tolist(), reverse=True)[:100]
+    assert groups[0].roi.value.tolist()[0] == [51, 36]
+    whole = dcmread(paths[0])
+    assert numbers(whole)["regions"] == 13 * 18
+    (annotation,) = contours.GraphicAnnotationSequence
+    assert len(annotation.GraphicObjectSequence) == 100
+    (text,) = annotation.TextObjectSequence
+    assert text.UnformattedTextValue == (
+        "Research use only. Not a diagnosis. 100 of 234 regions are outlined."
+    )
+    assert [errors("dciodvfy", path) for path in paths] == [[], []]
 
 
 def test_a_region_of_unknown_size_has_no_area(source: Path, out: Path) -> None:
@@ -197,20 +223,13 @@ def test_the_overlay_says_what_it_was_made_of(source: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "orientation"), [("CR", ["L", "F"]), ("MG", ["P", "F"]), ("CT", "")]
+    ("modality", "orientation"), [("CR", ["L", "F"]), ("MG", ["P", "F"]), ("CT", ["L", "P"])]
 )
 def test_the_overlay_lies_as_its_source_says(
-    modality: str, orientation: list[str] | str, tmp_path: Path, out: Path
+    modality: str, orientation: list[str], tmp_path: Path, out: Path
 ) -> None:
     source = save(SOURCES[modality](), tmp_path / "in.dcm")
     assert write(make_case(source), "overlay", out).PatientOrientation == orientation
-
-
-def test_burned_in_text_of_the_source_is_still_there(tmp_path: Path, out: Path) -> None:
-    dataset = computed_radiograph()
-    dataset.BurnedInAnnotation = "YES"
-    source = save(dataset, tmp_path / "in.dcm")
-    assert write(make_case(source), "overlay", out).BurnedInAnnotation == "YES"
 
 
 @pytest.mark.parametrize("modality", ["DX", "MG", "CT"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import stat
 from dataclasses import replace
 from datetime import datetime
@@ -21,6 +23,7 @@ from dicom_sources import NAME, SOURCES, computed_radiograph, ct_slice, save
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+import anomaly
 from anomaly.errors import AnomalyError, UnreadableScan, UnsupportedScan
 from anomaly.reporting.dicom import KINDS, Kind, object_uid, write_objects
 from anomaly.types import DETECTOR_MODEL
@@ -139,6 +142,38 @@ def test_a_study_has_one_series_for_each_kind(tmp_path: Path, out: Path) -> None
         series.append([dcmread(path).SeriesInstanceUID for path in paths])
     assert series[0] == series[1]
     assert len(set(series[0])) == len(KINDS)
+
+
+def test_a_series_lies_in_one_frame_of_reference(tmp_path: Path, out: Path) -> None:
+    study, series = [], []
+    for number in (1, 2):
+        dataset = ct_slice(number)
+        dataset.SeriesInstanceUID = f"2.25.1002{number}"
+        dataset.FrameOfReferenceUID = f"2.25.1004{number}"
+        source = save(dataset, tmp_path / f"in{number}.dcm")
+        paths = write_objects(make_case(source), KINDS, out)
+        series += [dcmread(path).SeriesInstanceUID for path in paths]
+        study += [source, *paths]
+    assert len(set(series)) == len(series)
+    assert errors("dcentvfy", *study) == []
+
+
+def test_names_are_what_their_definition_says(tmp_path: Path, out: Path) -> None:
+    """Another version has other names: what it lays out otherwise must not pass for the old."""
+
+    def name(*of: str | int) -> str:
+        said = json.dumps(["ab" * 32, "0.05", anomaly.__version__, *of])
+        return f"2.25.{int(hashlib.sha256(said.encode()).hexdigest()[:32], 16)}"
+
+    source = save(ct_slice(), tmp_path / "in.dcm")
+    header = dcmread(source)
+    found = [dcmread(path) for path in write_objects(make_case(source), KINDS, out)]
+    assert [each.SOPInstanceUID for each in found] == [
+        name(header.SOPInstanceUID, 0, kind) for kind in KINDS
+    ]
+    assert [each.SeriesInstanceUID for each in found] == [
+        name(header.StudyInstanceUID, header.FrameOfReferenceUID, "series", kind) for kind in KINDS
+    ]
 
 
 def test_the_frame_of_a_multiframe_source_is_named(tmp_path: Path, out: Path) -> None:

@@ -63,6 +63,13 @@ def test_a_ring_and_what_it_surrounds_are_two_regions() -> None:
     assert [area(loop) for loop in ring] == [25, -9]
 
 
+def test_loops_that_meet_at_their_corners_are_all_found() -> None:
+    outer, *holes = outlines(drawn("#####", "#.#.#", "##.##", "#####"))
+    assert area(outer) == 20
+    # The holes at (1, 1), (1, 3) and (2, 2) touch at corners; what is inside crosses there.
+    assert [area(hole) for hole in holes] == [-1, -1, -1]
+
+
 def test_a_long_outline_is_thinned_and_stays_closed() -> None:
     comb = np.zeros((3, 4 * MAX_POINTS), dtype=bool)
     comb[1] = True
