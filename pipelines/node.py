@@ -2,12 +2,15 @@ r"""node: scans that arrive by DICOM -> scored batches -> results where they bel
 
 ::
 
-    instance received --(study quiet)--> batch closed --> scored --> sent
+    instance received --(study quiet)--> batch closed --> scored --> sent (`pipelines.delivery`)
                                                      \-> failed
 
 Threads of the listener receive (`anomaly.pacs.listener`); the calling thread does the rest, one
 step at a time, and every step is recorded after it is done (`anomaly.pacs.spool`). A node that is
 killed goes on where it was. A batch is an ordinary run (`pipelines.score`) on a folder of scans.
+
+Nothing but a signal ends a node that listens: what fails is tried again after pauses that grow.
+Only scoring a batch is given up in the end, until the next start.
 
 What leaves the node may be handed over a second time when it is killed in the act: results have
 UIDs that are derived from the scan and the bundle, so a destination holds each of them once.
@@ -18,7 +21,6 @@ Research use only. Not a diagnosis.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections import Counter
@@ -30,16 +32,18 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from anomaly.bundle import find_bundle, read_bundle
+from anomaly.bundle import Bundle, find_bundle, read_bundle
 from anomaly.config import Config, check, read_keys
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.logs import Public
+from anomaly.pacs.batches import PASSING, Batch
 from anomaly.pacs.destinations import Destination
-from anomaly.pacs.spool import Batch, Spool
+from anomaly.pacs.spool import Spool
 from anomaly.reporting.dicom import Kind
+from pipelines.delivery import Delivery, Rest
 from pipelines.dicom import DEFAULT_KINDS
 from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from pipelines.score import choose_scans, score
@@ -57,8 +61,8 @@ ATTEMPTS = 10
 TICK = 0.2
 """Seconds between two looks for work."""
 
-LONGEST_PAUSE = 300.0
-"""Seconds; a destination that does not answer is asked again after 1, 2, 4, ... up to these."""
+PAUSES = (10.0, 60.0, 600.0)
+"""Seconds after which scoring a batch is tried again; then it is given up, until the next start."""
 
 Objects = Callable[[RunFolder, Config], list[Path]]
 """Writes the DICOM objects of a scored run and names them; a second time it writes the same."""
@@ -84,9 +88,9 @@ class NodeSettings:
     quiet_seconds : float
         A study is complete when nothing came for it for so long.
     max_instances : int
-        Instances that may wait; one more is refused.
+        Instances that may wait to be scored and sent; one more is refused.
     max_bytes : int
-        Size of the scans that may be held; more are refused.
+        Size of scans and results that may be held; more are refused.
     destination : str
         Where the results go; empty: they are kept in the folder, and so are the scans.
     objects : tuple of str
@@ -152,14 +156,15 @@ def run_node(
     Raises
     ------
     AnomalyError
-        If the bundle is damaged, the address cannot be listened on, or another node works in the
-        folder.
+        If the bundle is damaged, or not calibrated for what is asked of it; the address cannot be
+        listened on; or the folder is another node's, or open to others.
     """
     if bool(settings.destination) != (destination is not None):
         raise ConfigError(
             f"destination is {settings.destination!r}: expected one that this version can reach, "
             "or an empty one, to keep the results in the folder"
         )
+    bundle = _fit_bundle(settings)
     # Warnings of other libraries may quote a scan; as log lines they are withheld.
     logging.captureWarnings(True)
     settings.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +175,7 @@ def run_node(
             max_bytes=settings.max_bytes,
         ) as spool,
         stop_on_interrupt() as stop,
-        Workers(1) as processes,
+        Workers(1, bundle.config.data.seconds) as processes,
     ):
         work = Work(spool, settings, device, objects, destination, processes)
         with _listener(spool, settings) as listener:
@@ -180,6 +185,18 @@ def run_node(
                 if not work.step():
                     time.sleep(TICK)
         log.info("stopped; %d instances wait", spool.waiting)
+
+
+def _fit_bundle(settings: NodeSettings) -> Bundle:
+    """Read the bundle; what it cannot promise is said before there is a scan."""
+    bundle = read_bundle(find_bundle(settings.bundle))
+    if settings.objects:
+        bundle.calibration()
+    if bundle.calibrated is not None:
+        alpha = bundle.config.alpha if settings.alpha is None else settings.alpha
+        bundle.calibrated.scores.threshold(alpha)
+        bundle.calibrated.peaks.threshold(alpha)
+    return bundle
 
 
 def _listener(spool: Spool, settings: NodeSettings) -> Listener:
@@ -232,14 +249,34 @@ class Work:
         self._overrides = [] if settings.alpha is None else [f"alpha={settings.alpha!r}"]
         self._device = device
         self._objects = objects
+        self._wanted = settings.objects
         self._bundle = _own_copy(find_bundle(settings.bundle), settings.folder)
         self._site_key = settings.folder / "site.key"
         load_site_key(self._site_key)  # one for all runs: a study has one pseudonym
-        self._delivery = _Delivery(spool, destination, clock)
+        self._delivery = Delivery(spool, destination, clock)
         self._refused = 0
+        self._clock = clock
+        self._rest = Rest(clock)
+        self._tries: Counter[int] = Counter()
+        self._due: dict[int, float] = {}
 
     def step(self) -> bool:
-        """Do what is next; return whether there was anything to do."""
+        """Do what is next; return whether there was anything to do, and it could be done."""
+        if not self._rest.is_over:
+            return False
+        try:
+            done = self._step()
+        except Exception as error:  # a disk that is full or away: it may come back
+            log.warning(
+                "the folder of the node cannot be used (%s); again in %g s",
+                Public(type(error).__name__),
+                self._rest.begin(),
+            )
+            return False
+        self._rest.forget()
+        return done
+
+    def _step(self) -> bool:
         refused = self._spool.refused.total()
         if refused > self._refused:
             log.warning("%d instances refused since the start", refused)
@@ -248,28 +285,51 @@ class Work:
         return any([closed, self._score_next(), self._delivery.send_next()])
 
     def _score_next(self) -> bool:
-        batches = self._spool.batches("closed")
-        if not batches:
+        now = self._clock()
+        due = [b for b in self._spool.batches("closed") if self._due.get(b.number, now) <= now]
+        if not due:
             return False
-        batch = batches[0]
+        batch = min(due, key=lambda batch: self._tries[batch.number])
+        if batch.attempts >= ATTEMPTS:
+            self._give_up(
+                batch,
+                AnomalyError(
+                    f"scoring ended the process {batch.attempts} times: expected scans that fit "
+                    "into memory. Score the folder by `anomaly score` to see where it stops"
+                ),
+            )
+            return True
+        log.info("batch %d: %d instances", batch.number, self._spool.begin(batch))
         try:
             self._score(batch)
         except Exception as error:  # whatever it is, the next study must not wait for it
-            self._spool.failed(batch, f"{type(error).__name__}: {error}")
-            log.error(
-                "batch %d cannot be scored (%s); the reason is in node.sqlite, its scans are kept",
-                batch.number,
-                Public(type(error).__name__),
-            )
+            self._spool.returned(batch)
+            self._put_off(batch, error)
         return True
 
+    def _put_off(self, batch: Batch, error: Exception) -> None:
+        tries = self._tries[batch.number]
+        if tries == len(PAUSES):
+            self._give_up(batch, error)
+            return
+        self._due[batch.number] = self._clock() + PAUSES[tries]
+        self._tries[batch.number] += 1
+        log.warning(
+            "batch %d cannot be scored (%s); again in %g s",
+            batch.number,
+            Public(type(error).__name__),
+            PAUSES[tries],
+        )
+
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        self._spool.failed(batch, f"{type(error).__name__}: {error}")
+        log.error(
+            "batch %d is given up (%s); the reason is in node.sqlite, its scans are kept",
+            batch.number,
+            Public(type(error).__name__),
+        )
+
     def _score(self, batch: Batch) -> None:
-        if batch.attempts >= ATTEMPTS:
-            raise AnomalyError(
-                f"scoring ended the process {batch.attempts} times: expected scans that fit into "
-                "memory. Score the folder by `anomaly score` to see where it stops"
-            )
-        log.info("batch %d: %d instances", batch.number, self._spool.begin(batch))
         run = RunFolder(batch.folder / "run")
         if run.path.exists():
             try:
@@ -287,7 +347,7 @@ class Work:
         decode = self._processes
         config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
         score(run, config, self._bundle, manifest, self._device, processes=decode)
-        objects = self._objects(run, config)
+        objects = self._objects(run, config) if self._wanted else []
         self._spool.scored(batch, _outcomes(run, manifest), objects)
 
     def _furnish(self, run: RunFolder) -> None:
@@ -312,55 +372,16 @@ def _own_copy(bundle: Path, folder: Path) -> Path:
 
 
 def _outcomes(run: RunFolder, manifest: Manifest) -> dict[str, str]:
-    """Name of each file -> ``"scored"`` where one of its frames was, or a reason why none was."""
+    """Name of each file -> ``"scored"`` where one of its frames was, or a reason why none was.
+
+    Of several reasons one that may pass is said, as it keeps the file.
+    """
     rows, _ = run.results.read()
     reasons = {row.key: row.reason for row in rows}
     outcomes: dict[str, str] = {}
     for row in manifest.rows:
         said = reasons[row.key] or "scored"
-        if outcomes.get(row.path) != "scored":
+        before = outcomes.get(row.path)
+        if before != "scored" and (said == "scored" or before not in PASSING):
             outcomes[row.path] = said
     return outcomes
-
-
-class _Delivery:
-    """Hands scored batches to the destination, and waits longer each time that it refuses."""
-
-    def __init__(
-        self, spool: Spool, destination: Destination | None, clock: Callable[[], float]
-    ) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._clock = clock
-        self._refused: Counter[int] = Counter()
-        self._pause = 0.0
-        self._next = -math.inf
-
-    def send_next(self) -> bool:
-        """Send the results of one batch; return whether there was one, and its time had come."""
-        batches = self._spool.batches("scored")
-        if not batches or self._clock() < self._next:
-            return False
-        # One that is refused every time does not keep the others.
-        batch = min(batches, key=lambda batch: (self._refused[batch.number], batch.number))
-        if self._destination is not None and batch.objects:
-            try:
-                self._destination.store(batch.objects)
-            except (AnomalyError, OSError) as error:
-                self._refused[batch.number] += 1
-                self._pause = min(2 * self._pause or 1.0, LONGEST_PAUSE)
-                self._next = self._clock() + self._pause
-                log.warning(
-                    "batch %d cannot be sent (%s); again in %g s",
-                    batch.number,
-                    Public(type(error).__name__),
-                    self._pause,
-                )
-                return True
-        self._pause = 0.0
-        self._spool.sent(batch, keep_scans=self._destination is None)
-        if self._destination is None:
-            log.info("batch %d: done; its results are kept", batch.number)
-        else:
-            log.info("batch %d: %d objects sent", batch.number, len(batch.objects))
-        return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,7 @@ class Dimse:
 
     def _echo(self) -> None:
         with self._association([VERIFICATION]) as association:
-            self._check(association.send_c_echo())
+            self._ask(association.send_c_echo)
 
     def _send(
         self,
@@ -135,16 +135,43 @@ class Dimse:
             granted = association.accepted_contexts
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in granted}
             while left:
-                if _context(left[0]) not in accepted:
-                    refused["SOP class or transfer syntax not accepted"] += 1
-                else:
-                    status = self._check(association.send_c_store(left[0].path))
-                    if status != SUCCESS and status not in WARNINGS:
-                        refused[f"{status:04X}"] += 1
+                reason = "SOP class or transfer syntax not accepted"
+                if _context(left[0]) in accepted:
+                    reason = self._refusal(association, left[0])
+                if reason:
+                    refused[reason] += 1
                 left.pop(0)
 
-    def _check(self, answer: Any) -> int:
-        """Return the status of an answer; there is none where the association was lost."""
+    def _refusal(self, association: Any, file: InstanceFile) -> str:
+        """Send a file; return why it is not stored, or nothing."""
+        try:
+            status = self._ask(partial(association.send_c_store, file.path))
+        except ArchiveUnreachable:
+            raise
+        except ArchiveError as error:
+            return error.reason
+        return "" if status == SUCCESS or status in WARNINGS else f"{status:04X}"
+
+    def _ask(self, question: Callable[[], Any]) -> int:
+        """Return the status of an answer.
+
+        Raises
+        ------
+        ArchiveUnreachable
+            The association is lost, before the question or after it.
+        ArchiveError
+            ``"cannot be encoded"``: nothing was asked, as pynetdicom refuses the data set.
+        """
+        try:
+            answer = question()
+        except RuntimeError as error:  # lost since the last answer
+            raise ArchiveUnreachable("no answer", f"{self} broke off") from error
+        except (AttributeError, ValueError) as error:
+            raise ArchiveError(
+                "cannot be encoded",
+                f"what is to be sent to {self} cannot be encoded ({error}): expected a data set "
+                "that its transfer syntax can hold; write it again.",
+            ) from error
         if "Status" not in answer:
             raise ArchiveUnreachable("no answer", f"{self} broke off or did not answer in time")
         return int(answer.Status)

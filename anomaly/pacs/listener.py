@@ -2,7 +2,7 @@
 
 ::
 
-    0x0000    stored, on the disk; or stored before with equal content
+    0x0000    stored, on the disk; or stored before with equal content, and no other try is due
     0xA700    out of resources: the queue or the disk is full; send again later
     0xA900    the data set is another instance than the request names
     0xC000    the data set cannot be understood
@@ -34,8 +34,9 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from anomaly.errors import ConfigError
 from anomaly.logs import Public
+from anomaly.pacs.batches import Arrival, Received
 from anomaly.pacs.identity import read_identity
-from anomaly.pacs.spool import Arrival, Received, Spool
+from anomaly.pacs.spool import Spool
 
 __all__ = ["Listener"]
 

@@ -2,140 +2,88 @@
 
 ::
 
-    FOLDER/node.sqlite               instances and batches
-    FOLDER/node.lock                 held by the one node that works here
-    FOLDER/spool/HASH.dcm            instances of studies that may not be complete yet
-    FOLDER/batches/000001/scans/     instances of one study that were complete together
-
     instance    received -> outcome ("scored", or why not)
-    batch       open (instances without a number) -> closed -> scored -> sent, or failed
+    batch       open (instances without a number) -> closed -> scored -> sent
+                kept instead of sent, where there is no destination;
+                failed instead of scored, undelivered instead of sent, until the next start
 
 An instance is received once its file is on the disk and then its row; only then may it be
 acknowledged. A step of a batch is recorded after it is done. A process may therefore die at any
 moment: files without a row were never acknowledged and are removed at the next start, and steps
-without a record are done again.
+without a record are done again. Where the files are: `anomaly.pacs.layout`.
 
-Everything here identifies patients: the folder is for its owner alone (mode 0700), and so are the
-files (0600). File names are hashes; no text from the network becomes part of a path.
+An outcome is final unless it is among `PASSING`. What has no final outcome is never removed, and is
+received anew when it comes again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from anomaly.errors import AnomalyError
-from anomaly.files import sync_folder
+from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
 from anomaly.pacs.durable import lock, open_private, write_durably
+from anomaly.pacs.layout import NodeFolder, file_name
 
-__all__ = ["Arrival", "Batch", "Received", "Spool"]
+__all__ = ["Spool"]
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS batches (
+_VERSION = 1
+_TABLES = f"""
+BEGIN;
+CREATE TABLE batches (
     number INTEGER PRIMARY KEY,
-    state TEXT NOT NULL,               -- closed, scored, sent, failed
-    attempts INTEGER NOT NULL,         -- at scoring it
-    kept INTEGER NOT NULL,             -- whether its scans are still there
-    objects TEXT NOT NULL,             -- paths to send, a JSON list
-    reason TEXT NOT NULL               -- why it failed; may quote paths
+    state TEXT NOT NULL DEFAULT 'closed',
+    attempts INTEGER NOT NULL DEFAULT 0,  -- at scoring it that ended the process, or have not ended
+    made INTEGER NOT NULL DEFAULT 0,      -- bytes that scoring it has left
+    objects TEXT NOT NULL DEFAULT '[]',   -- paths to send, a JSON list
+    reason TEXT NOT NULL DEFAULT ''       -- why it failed or was not delivered; may quote paths
 );
-CREATE TABLE IF NOT EXISTS instances (
+CREATE TABLE instances (
     uid TEXT PRIMARY KEY,
     study TEXT NOT NULL,
     digest TEXT NOT NULL,
-    size INTEGER NOT NULL,             -- bytes of the file
-    batch INTEGER REFERENCES batches,  -- NULL while its batch is open
-    outcome TEXT                       -- NULL until its batch is scored
+    size INTEGER NOT NULL,                -- bytes of the file
+    batch INTEGER REFERENCES batches,     -- NULL while its batch is open
+    outcome TEXT,                         -- NULL until its batch is scored
+    held INTEGER NOT NULL DEFAULT 1       -- whether the file is still there
 );
-CREATE INDEX IF NOT EXISTS of_study ON instances (study) WHERE batch IS NULL;
-CREATE INDEX IF NOT EXISTS of_batch ON instances (batch);
+CREATE INDEX of_study ON instances (study) WHERE batch IS NULL;
+CREATE INDEX of_batch ON instances (batch);
+CREATE INDEX there ON instances (batch) WHERE held;
+PRAGMA user_version = {_VERSION};
+COMMIT;
 """
-
-
-class Received(Enum):
-    """What became of an instance that arrived; the value is for a person."""
-
-    STORED = "stored"
-    AGAIN = "stored before, with equal content"
-    CONFLICT = "another instance with this UID was stored before"
-    FULL = "no room"
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One instance from the network.
-
-    Attributes
-    ----------
-    instance, study : str
-        SOP and Study Instance UID.
-    content : bytes
-        The DICOM file.
-    digest : str
-        Hash that is equal when the same instance comes again.
-    """
-
-    instance: str
-    study: str
-    content: bytes
-    digest: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The instances of one study that were complete together.
-
-    Attributes
-    ----------
-    number : int
-        From 1, in the order of completion.
-    folder : Path
-    attempts : int
-        How often scoring it was begun.
-    objects : tuple of Path
-        What is to be sent; empty until it is scored.
-    """
-
-    number: int
-    folder: Path
-    attempts: int
-    objects: tuple[Path, ...]
-
-    @property
-    def scans(self) -> Path:
-        """Folder of its instances."""
-        return self.folder / "scans"
 
 
 class Spool:
     """The folder of a node; a context manager. Its methods may be called from any thread.
+
+    Where the disk refuses, they raise OSError or sqlite3.Error, and can be called again.
 
     Parameters
     ----------
     folder : Path
         Made where it does not exist; its parent must.
     max_instances : int
-        Instances that may wait, received and neither sent nor failed.
+        Instances that may wait: received, and neither scored and delivered nor given up.
     max_bytes : int
-        Size of the scans that may be held, those of finished batches that are kept included.
+        Size of what may be held: scans, and what scoring them has left.
     clock : callable
         Monotonic seconds.
 
     Raises
     ------
     AnomalyError
-        If another node works in the folder, or the database is damaged.
+        If another node works in the folder, others can read what it holds, or the database is
+        damaged or of another version.
     """
 
     def __init__(
@@ -148,21 +96,19 @@ class Spool:
     ) -> None:
         self.folder = folder
         self.refused: Counter[Received] = Counter()
+        self._files = NodeFolder(folder)
         self._limits = max_instances, max_bytes
         self._clock = clock
         self._mutex = threading.Lock()
         self._waiting = self._bytes = 0
-        for path in (folder, self._files, self._batches):
-            path.mkdir(exist_ok=True)
-            path.chmod(0o700)  # also where somebody else made it
-        self._lock_file = lock(folder / "node.lock")
+        self._lock_file = lock(self._files.lock)
         try:
-            self._db = _open(folder / "node.sqlite")
+            self._db = _open(self._files.database)
             self._tidy()
         except sqlite3.DatabaseError as error:
             os.close(self._lock_file)
             raise AnomalyError(
-                f"{folder / 'node.sqlite'} cannot be used ({error}): expected the database of a "
+                f"{self._files.database} cannot be used ({error}): expected the database of a "
                 "node. Name a new folder, and keep this one to look into"
             ) from error
         # When a study was last heard of is not kept: after a start its quiet time begins anew.
@@ -196,24 +142,39 @@ class Spool:
             return said
 
     def _look(self, arrival: Arrival) -> Received:
-        known = self._rows("SELECT digest FROM instances WHERE uid = ?", arrival.instance)
-        if known:
-            return Received.AGAIN if known[0][0] == arrival.digest else Received.CONFLICT
+        for digest, outcome, state in self._rows(
+            "SELECT digest, outcome, state FROM instances LEFT JOIN batches ON batch = number "
+            "WHERE uid = ?",
+            arrival.instance,
+        ):
+            if digest != arrival.digest:
+                return Received.CONFLICT
+            if outcome not in PASSING and state != "failed":
+                return Received.AGAIN
         most, room = self._limits
         size = len(arrival.content)
         is_full = self._waiting >= most or self._bytes + size > room
         return Received.FULL if is_full else Received.STORED
 
     def _keep(self, arrival: Arrival) -> None:
-        write_durably(self._files / _file_name(arrival.instance), arrival.content)
+        name = file_name(arrival.instance)
+        before = self._rows("SELECT batch FROM instances WHERE uid = ?", arrival.instance)
+        write_durably(self._files.spool / name, arrival.content)
         with self._db:
             self._db.execute(
-                "INSERT INTO instances (uid, study, digest, size) VALUES (?, ?, ?, ?)",
+                "INSERT INTO instances (uid, study, digest, size) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (uid) DO UPDATE SET study = excluded.study, size = excluded.size, "
+                "batch = NULL, outcome = NULL, held = 1",
                 (arrival.instance, arrival.study, arrival.digest, len(arrival.content)),
             )
-        self._waiting += 1
-        self._bytes += len(arrival.content)
         self._heard[arrival.study] = self._clock()
+        if not before:
+            self._waiting += 1
+            self._bytes += len(arrival.content)
+            return
+        self._count()
+        for (number,) in before:
+            (self._files.batch(number) / "scans" / name).unlink(missing_ok=True)
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -227,10 +188,7 @@ class Spool:
             quiet = [study for study, heard in self._heard.items() if now - heard >= seconds]
             for study in quiet:
                 with self._db:
-                    number = self._db.execute(
-                        "INSERT INTO batches (state, attempts, kept, objects, reason) "
-                        "VALUES ('closed', 0, 1, '[]', '')"
-                    ).lastrowid
+                    number = self._db.execute("INSERT INTO batches DEFAULT VALUES").lastrowid
                     self._db.execute(
                         "UPDATE instances SET batch = ? WHERE study = ? AND batch IS NULL",
                         (number, study),
@@ -242,34 +200,33 @@ class Spool:
         """Batches in a state, those tried least first, then the oldest."""
         with self._mutex:
             rows = self._rows(
-                "SELECT number, attempts, objects FROM batches WHERE state = ? "
+                "SELECT number, attempts, objects, reason FROM batches WHERE state = ? "
                 "ORDER BY attempts, number",
                 state,
             )
         return [
             Batch(
                 number,
-                self._folder_of(number),
+                self._files.batch(number),
                 attempts,
                 tuple(self.folder / path for path in json.loads(objects)),
+                reason,
             )
-            for number, attempts, objects in rows
+            for number, attempts, objects, reason in rows
         ]
 
     def begin(self, batch: Batch) -> int:
-        """Note an attempt at scoring and gather the scans in their folder; return how many."""
+        """Gather the scans in their folder and note an attempt at scoring; return how many."""
         with self._mutex:
+            names = [file_name(uid) for uid in self._held(batch.number)]
+            self._files.assemble(batch.number, names)
             self._change(batch, "attempts = attempts + 1")
-            rows = self._rows("SELECT uid FROM instances WHERE batch = ?", batch.number)
-            batch.folder.mkdir(mode=0o700, exist_ok=True)
-            batch.scans.mkdir(mode=0o700, exist_ok=True)
-            for (uid,) in rows:
-                waiting = self._files / _file_name(uid)
-                if waiting.exists():  # else an attempt before has moved it
-                    waiting.replace(batch.scans / waiting.name)
-            for folder in (self._files, batch.scans, batch.folder, self._batches):
-                sync_folder(folder)
-            return len(rows)
+            return len(names)
+
+    def returned(self, batch: Batch) -> None:
+        """Record that an attempt has not ended the process, although it has not scored either."""
+        with self._mutex:
+            self._change(batch, "attempts = attempts - 1")
 
     def scored(self, batch: Batch, outcomes: Mapping[str, str], objects: Sequence[Path]) -> None:
         """Record that a batch is scored.
@@ -283,78 +240,127 @@ class Spool:
             What is to be sent, in the folder of the spool.
         """
         paths = [str(path.relative_to(self.folder)) for path in objects]
-        with self._mutex, self._db:
-            for (uid,) in self._rows("SELECT uid FROM instances WHERE batch = ?", batch.number):
-                self._db.execute(
-                    "UPDATE instances SET outcome = ? WHERE uid = ?",
-                    (outcomes[_file_name(uid)], uid),
-                )
-            self._db.execute(
-                "UPDATE batches SET state = 'scored', objects = ? WHERE number = ?",
-                (json.dumps(paths), batch.number),
-            )
-
-    def sent(self, batch: Batch, *, keep_scans: bool) -> None:
-        """Record that the results of a batch are where they belong; its scans may then go."""
+        made = self._files.made(batch.number)
         with self._mutex:
-            self._change(batch, "state = 'sent', kept = ?", keep_scans)
-            self._tidy_batch(batch.number, keep_scans)
+            with self._db:
+                for uid in self._held(batch.number):
+                    self._db.execute(
+                        "UPDATE instances SET outcome = ? WHERE uid = ?",
+                        (outcomes[file_name(uid)], uid),
+                    )
+                self._db.execute(
+                    "UPDATE batches SET state = 'scored', attempts = attempts - 1, made = ?, "
+                    "objects = ?, reason = '' WHERE number = ?",
+                    (made, json.dumps(paths), batch.number),
+                )
+            self._count()
+
+    def sent(self, batch: Batch) -> int:
+        """Record that the results are at the destination; remove them here, and the scans.
+
+        Returns
+        -------
+        int
+            Scans that are kept: their outcome is among `PASSING`.
+        """
+        with self._mutex:
+            with self._db:
+                self._db.execute(
+                    "UPDATE instances SET held = 0 WHERE batch = ? AND outcome NOT IN (?, ?, ?, ?)",
+                    (batch.number, *PASSING),
+                )
+                self._db.execute(
+                    "UPDATE batches SET state = 'sent', made = 0, objects = '[]', reason = '' "
+                    "WHERE number = ?",
+                    (batch.number,),
+                )
+            self._count()
+            kept = {file_name(uid) for uid in self._held(batch.number)}
+            self._files.clear(batch.number, kept)
+            return len(kept)
+
+    def kept(self, batch: Batch) -> None:
+        """Record that the results stay here, and the scans."""
+        with self._mutex:
+            self._change(batch, "state = 'kept'")
+            self._count()
+
+    def undelivered(self, batch: Batch, reason: str) -> None:
+        """Record that the destination refuses the results; the next start tries once more."""
+        with self._mutex:
+            self._change(batch, "state = 'undelivered', reason = ?", reason)
             self._count()
 
     def failed(self, batch: Batch, reason: str) -> None:
         """Record that a batch cannot be scored; its scans stay, and the next start tries again."""
+        made = self._files.made(batch.number)
         with self._mutex:
-            self._change(batch, "state = 'failed', reason = ?", reason)
+            self._change(batch, "state = 'failed', reason = ?, made = ?", reason, made)
             self._count()
 
     @property
     def waiting(self) -> int:
-        """Instances that are received and neither sent nor failed."""
+        """Instances that are received, and neither scored and delivered nor given up."""
         with self._mutex:
             return self._waiting
 
     # --- inside -------------------------------------------------------------------------------
 
-    @property
-    def _files(self) -> Path:
-        return self.folder / "spool"
-
-    @property
-    def _batches(self) -> Path:
-        return self.folder / "batches"
-
-    def _folder_of(self, number: int) -> Path:
-        return self._batches / f"{number:06d}"
-
     def _tidy(self) -> None:
-        """Remove what was never acknowledged and what has been sent; count what is left."""
-        known = {_file_name(uid) for (uid,) in self._rows("SELECT uid FROM instances")}
-        for path in self._files.iterdir():
-            if path.name not in known:
-                path.unlink()
-        for number, kept in self._rows(
-            "SELECT number, kept FROM batches WHERE state IN ('sent', 'failed')"
-        ):
-            self._tidy_batch(number, bool(kept))
+        """Remove what was never acknowledged and what is not needed any more; count what is left.
+
+        Whoever owns the folder may have removed scans and results to make room.
+        """
+        self._files.clear_spool(
+            {
+                file_name(uid)
+                for (uid,) in self._rows(
+                    "SELECT uid FROM instances LEFT JOIN batches ON batch = number "
+                    "WHERE state IS NULL OR state IN ('closed', 'failed')"
+                )
+            }
+        )
         with self._db:
-            self._db.execute("UPDATE batches SET state = 'closed' WHERE state = 'failed' AND kept")
+            for number, state in self._rows(
+                "SELECT number, state FROM batches WHERE state NOT IN ('closed', 'scored')"
+            ):
+                self._tidy_batch(number, state)
+            self._db.execute(
+                "UPDATE batches SET state = 'closed' WHERE state = 'failed' "
+                "AND number IN (SELECT batch FROM instances WHERE held)"
+            )
+            self._db.execute("UPDATE batches SET state = 'scored' WHERE state = 'undelivered'")
         self._count()
 
-    def _tidy_batch(self, number: int, kept: bool) -> None:
-        scans = self._folder_of(number) / "scans"
-        if not kept:
-            shutil.rmtree(scans, ignore_errors=True)
-        elif not scans.exists():  # their owner has removed them to make room
-            with self._db:
-                self._db.execute("UPDATE batches SET kept = 0 WHERE number = ?", (number,))
+    def _tidy_batch(self, number: int, state: str) -> None:
+        names = {uid: file_name(uid) for uid in self._held(number)}
+        lost = {uid for uid, name in names.items() if not self._files.has(number, name)}
+        for uid in lost:
+            self._db.execute("UPDATE instances SET held = 0 WHERE uid = ?", (uid,))
+        if state == "sent" or (state == "failed" and lost == names.keys()):
+            self._files.clear(number, names.values())
+        made = 0 if state == "sent" else self._files.made(number)
+        self._db.execute("UPDATE batches SET made = ? WHERE number = ?", (made, number))
+
+    def _held(self, number: int) -> list[str]:
+        """UIDs of the instances of a batch whose files are there."""
+        return [
+            uid
+            for (uid,) in self._rows("SELECT uid FROM instances WHERE batch = ? AND held", number)
+        ]
 
     def _count(self) -> None:
-        """Add up what the limits are about; in between, `_keep` goes on counting."""
-        self._waiting, self._bytes = self._db.execute(
-            "SELECT coalesce(sum(state IS NULL OR state IN ('closed', 'scored')), 0), "
-            "coalesce(sum(size * coalesce(kept, 1)), 0) "
-            "FROM instances LEFT JOIN batches ON batch = number"
+        """Add up what the limits are about; in between, `_keep` goes on counting.
+
+        A batch that was refused before has had its place in the queue.
+        """
+        self._waiting, scans = self._db.execute(
+            "SELECT coalesce(sum(state IS NULL OR state = 'closed' "
+            "OR (state = 'scored' AND reason = '')), 0), coalesce(sum(size), 0) "
+            "FROM instances LEFT JOIN batches ON batch = number WHERE held"
         ).fetchone()
+        ((made,),) = self._rows("SELECT coalesce(sum(made), 0) FROM batches")
+        self._bytes = scans + made
 
     def _change(self, batch: Batch, what: str, *values: object) -> None:
         with self._db:
@@ -368,14 +374,14 @@ class Spool:
         return self._db.execute(question, values).fetchall()
 
 
-def _file_name(uid: str) -> str:
-    return hashlib.sha256(uid.encode()).hexdigest()[:40] + ".dcm"
-
-
 def _open(path: Path) -> sqlite3.Connection:
     os.close(open_private(path, os.O_RDWR))  # SQLite's side files get its mode
     database = sqlite3.connect(path, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
-    database.executescript(_TABLES)
+    ((version,),) = database.execute("PRAGMA user_version").fetchall()
+    if not version and not database.execute("SELECT 1 FROM sqlite_master").fetchall():
+        database.executescript(_TABLES)
+    elif version != _VERSION:
+        raise sqlite3.DatabaseError(f"it is of version {version}, not {_VERSION}")
     return database

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,13 @@ import pytest
 from archives import IMPATIENT, ROOT, Orthanc, free_port, make_studies, uid
 from dicom_samples import make_dataset, write_dicom
 from pydicom import dcmread
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.dicomweb import DicomWeb
@@ -71,13 +78,16 @@ def test_a_class_that_is_not_accepted_is_counted_and_the_rest_is_sent(
 
 
 @contextmanager
-def listener(store: Callable[[Any], int], **settings: Any) -> Iterator[Dimse]:
+def listener(
+    store: Callable[[Any], int], *, handlers: Sequence[Any] = (), **settings: Any
+) -> Iterator[Dimse]:
     entity = AE(ae_title="LISTENER")
-    entity.add_supported_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
+    for syntax in (ExplicitVRLittleEndian, RLELossless):
+        entity.add_supported_context(ComputedRadiographyImageStorage, syntax)
     for name, value in settings.items():
         setattr(entity, name, value)
     server = entity.start_server(
-        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store), *handlers]
     )
     try:
         yield Dimse("LISTENER", "127.0.0.1", server.server_address[1], attempts=IMPATIENT)
@@ -110,6 +120,77 @@ def test_refused_instances_are_counted_by_code_and_the_rest_is_sent(tmp_path: Pa
     ):
         dimse.store(paths)
     assert next(codes, None) is None
+
+
+def test_an_association_that_is_lost_between_two_files_goes_on_where_it_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = make_studies(tmp_path, 4, series=62)
+    got: list[str] = []
+    lost = threading.Event()
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    def slowly(self: Association, *arguments: Any) -> Any:
+        """Send as pynetdicom does, but the third file not before the peer has gone."""
+        if len(got) == 2 and not lost.is_set():
+            servers[0].abort()
+            lost.set()
+            while self.is_established:
+                time.sleep(0.01)
+        return send(self, *arguments)
+
+    send, servers = Association.send_c_store, []
+    monkeypatch.setattr(Association, "send_c_store", slowly)
+    with listener(
+        store, handlers=[(evt.EVT_ESTABLISHED, lambda event: servers.append(event.assoc))]
+    ) as dimse:
+        dimse.store(paths)
+    assert lost.is_set()
+    assert got == [uid(62, number) for number in range(4)]
+
+
+def test_a_peer_that_always_goes_is_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_the_end(self: Association, *arguments: Any) -> Any:
+        self.abort()
+        return send(self, *arguments)
+
+    send = Association.send_c_store
+    monkeypatch.setattr(Association, "send_c_store", after_the_end)
+    with (
+        listener(lambda _: 0x0000) as dimse,
+        pytest.raises(ArchiveUnreachable, match="broke off, in 3 attempt") as caught,
+    ):
+        dimse.store(make_studies(tmp_path, 1, series=63))
+    assert caught.value.reason == "no answer"
+
+
+def test_a_file_that_cannot_be_encoded_is_refused_and_the_rest_is_sent(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 3, series=64)
+    # Compressed pixels begin with an item (PS3.5 A.4); these do not.
+    dataset = make_dataset(np.arange(1024).reshape(32, 32), kind="CR", SOPInstanceUID=uid(64, 1))
+    content = write_dicom(paths[1], dataset, RLELossless).read_bytes()
+    pixels, item = b"OB\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0"
+    assert content.count(pixels + item) == 1
+    paths[1].write_bytes(content.replace(pixels + item, pixels + b"junk"))
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    with (
+        listener(store) as dimse,
+        pytest.raises(ArchiveError, match=r"refused 1 of 3 instances \(1 x ") as caught,
+    ):
+        dimse.store(paths)
+    assert caught.value.reason == "refused"
+    assert "cannot be encoded" in str(caught.value)
+    assert got == [uid(64, 0), uid(64, 2)]
 
 
 @pytest.mark.parametrize("title", ["", " AET", "SEVENTEEN_LETTERS", "A\\B", "Ä"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ from pydicom.uid import (
 from pynetdicom import AE, _config
 
 from anomaly.errors import ConfigError
+from anomaly.pacs.batches import Received
 from anomaly.pacs.listener import Listener
-from anomaly.pacs.spool import Received, Spool
+from anomaly.pacs.spool import Spool
 
 pytestmark = pytest.mark.skipif(
     shutil.which("storescu") is None or shutil.which("echoscu") is None,
@@ -128,6 +130,33 @@ def test_a_full_disk_is_said_and_nothing_is_written(start: Start, tmp_path: Path
     assert store(port, [scan]) == {scan: "Refused: OutOfResources"}
     assert kept(spool) == []
     assert spool.refused == {Received.FULL: 1}
+
+
+def test_a_database_that_refuses_is_said_until_it_does_not(start: Start, tmp_path: Path) -> None:
+    spool, port = start()
+    scan = image(tmp_path / "1.dcm")
+    with sqlite3.connect(spool.folder / "node.sqlite") as database:
+        database.execute("ALTER TABLE instances RENAME TO away")
+        assert store(port, [scan]) == {scan: "Refused: OutOfResources"}
+        database.execute("ALTER TABLE away RENAME TO instances")
+    database.close()
+    assert store(port, [scan]) == {scan: "Success"}
+
+
+def test_what_another_try_may_score_is_taken_again(start: Start, tmp_path: Path) -> None:
+    spool, port = start()
+    passing, final = (image(tmp_path / f"{i}.dcm", i, StudyInstanceUID="1.2") for i in range(2))
+    assert set(store(port, [passing, final]).values()) == {"Success"}
+    assert spool.close_quiet(0) == 1
+    (batch,) = spool.batches("closed")
+    spool.begin(batch)
+    uid = dcmread(passing).SOPInstanceUID
+    names = {dcmread(path).SOPInstanceUID: path.name for path in batch.scans.iterdir()}
+    said = {name: "scored" for name in names.values()}
+    spool.scored(batch, {**said, names[uid]: "decoder timed out"}, [])
+    assert spool.sent(batch) == 1
+    assert set(store(port, [passing, final]).values()) == {"Success"}
+    assert [dcmread(path).SOPInstanceUID for path in kept(spool)] == [uid]
 
 
 def send(port: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:

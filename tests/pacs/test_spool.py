@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from anomaly.errors import AnomalyError
-from anomaly.pacs.spool import Arrival, Batch, Received, Spool
+from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
+from anomaly.pacs.spool import Spool
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,7 +93,7 @@ def test_a_full_queue_writes_nothing(tmp_path: Path) -> None:
         spool.begin(batch)
         spool.scored(batch, outcomes(batch), [])
         assert spool.receive(arrival("1.8")) is Received.FULL  # scored, not sent
-        spool.sent(batch, keep_scans=True)
+        spool.kept(batch)
         assert spool.receive(arrival("1.8")) is Received.STORED
 
 
@@ -108,7 +110,7 @@ def test_a_full_disk_writes_nothing_until_scans_are_sent(tmp_path: Path) -> None
         spool.begin(batch)
         spool.scored(batch, outcomes(batch), [])
         assert spool.receive(arrival("1.2", content=b"12345")) is Received.FULL
-        spool.sent(batch, keep_scans=False)
+        spool.sent(batch)
         assert not batch.scans.exists()
         assert spool.receive(arrival("1.2", content=b"12345")) is Received.STORED
 
@@ -119,7 +121,7 @@ def test_scans_that_are_kept_count_until_their_owner_removes_them(tmp_path: Path
         batch = close(spool)
         spool.begin(batch)
         spool.scored(batch, outcomes(batch), [])
-        spool.sent(batch, keep_scans=True)
+        spool.kept(batch)
         assert spool.receive(arrival("1.2", content=b"12345")) is Received.FULL
     for path in batch.scans.iterdir():
         path.unlink()
@@ -165,14 +167,14 @@ def test_the_way_of_a_batch_is_recorded(spool: Spool) -> None:
     spool.scored(batch, said, [written])
     assert spool.batches("closed") == []
     (scored,) = spool.batches("scored")
-    assert (scored.objects, scored.attempts) == ((written,), 1)
-    spool.sent(scored, keep_scans=True)
+    assert (scored.objects, scored.attempts) == ((written,), 0)  # the attempt came back
+    spool.kept(scored)
     assert spool.batches("scored") == []
     assert spool.waiting == 0
     rows = sqlite3.connect(spool.folder / "node.sqlite").execute(
         "SELECT uid, outcome, state FROM instances JOIN batches ON batch = number ORDER BY uid"
     )
-    assert rows.fetchall() == [("1.1", "scored", "sent"), ("1.2", "unreadable", "sent")]
+    assert rows.fetchall() == [("1.1", "scored", "kept"), ("1.2", "unreadable", "kept")]
 
 
 def test_a_batch_that_was_tried_waits_behind_others(spool: Spool) -> None:
@@ -194,6 +196,139 @@ def test_a_failed_batch_is_tried_again_by_the_next_start(tmp_path: Path) -> None
     with open_spool(tmp_path / "node") as spool:
         (again,) = spool.batches("closed")
         assert (again.number, again.attempts, spool.waiting) == (1, 1, 1)
+
+
+def test_an_attempt_that_came_back_does_not_count(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        spool.begin(batch)
+        assert spool.batches("closed")[0].attempts == 1
+        spool.returned(batch)
+        assert spool.batches("closed")[0].attempts == 0
+        spool.begin(batch)  # and here the process ends
+    with open_spool(tmp_path / "node") as spool:
+        assert spool.batches("closed")[0].attempts == 1
+
+
+def score(spool: Spool, batch: Batch, reason: str = "scored") -> None:
+    spool.begin(batch)
+    spool.scored(batch, dict.fromkeys(outcomes(batch), reason), [])
+
+
+@pytest.mark.parametrize("reason", PASSING)
+def test_what_may_be_scored_by_another_try_is_kept_and_received_anew(
+    tmp_path: Path, reason: str
+) -> None:
+    with open_spool(tmp_path / "node", room=10) as spool:
+        for number in range(3):
+            spool.receive(arrival(f"1.{number}", content=b"%d" % number))
+        batch = close(spool)
+        spool.begin(batch)
+        said = outcomes(batch)
+        (passing,) = (path for path in batch.scans.iterdir() if path.read_bytes() == b"1")
+        (damaged,) = (path for path in batch.scans.iterdir() if path.read_bytes() == b"2")
+        spool.scored(batch, {**said, passing.name: reason, damaged.name: "truncated"}, [])
+        assert spool.sent(batch) == 1
+        assert files(batch.scans) == [b"1"]
+        assert spool.waiting == 0
+    with open_spool(tmp_path / "node", room=10) as spool:
+        assert files(batch.scans) == [b"1"]
+        assert spool.receive(arrival("9.9", content=bytes(10))) is Received.FULL  # it takes room
+        assert spool.receive(arrival("1.0", content=b"0")) is Received.AGAIN
+        assert spool.receive(arrival("1.2", content=b"2")) is Received.AGAIN
+        assert spool.receive(arrival("1.1", content=b"x")) is Received.CONFLICT
+        assert spool.receive(arrival("1.1", content=b"1")) is Received.STORED
+        assert spool.receive(arrival("1.1", content=b"1")) is Received.AGAIN  # is on its way
+        assert spool.waiting == 1
+        assert files(spool.folder / "spool") == [b"1"]
+        assert files(batch.scans) == []
+        again = close(spool)
+        score(spool, again)
+        assert spool.sent(again) == 0
+        assert spool.receive(arrival("1.1", content=b"1")) is Received.AGAIN
+        assert spool.receive(arrival("9.9", content=bytes(10))) is Received.STORED
+
+
+def test_an_instance_of_a_batch_that_failed_is_received_anew(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        spool.begin(batch)
+        assert spool.receive(arrival("1.1")) is Received.AGAIN  # in work
+        spool.failed(batch, "no memory")
+        assert spool.receive(arrival("1.1")) is Received.STORED
+        assert files(batch.scans) == []
+    with open_spool(tmp_path / "node") as spool:
+        assert spool.batches("closed") == []  # nothing is left in the first
+        assert close(spool).number == 2
+        assert spool.waiting == 1
+
+
+def run_of(batch: Batch) -> Path:
+    """Write what scoring leaves: 9 bytes that name nobody, and 600 that may."""
+    (batch.folder / "run" / "parts").mkdir(parents=True)
+    (batch.folder / "run" / "dicom").mkdir()
+    for name, size in (("scores.csv", 4), ("run.jsonl", 5), ("manifest.parquet", 100)):
+        (batch.folder / "run" / name).write_bytes(bytes(size))
+    (batch.folder / "run" / "parts" / "maps-00000.npz").write_bytes(bytes(200))
+    (batch.folder / "run" / "dicom" / "1.dcm").write_bytes(bytes(300))
+    return batch.folder / "run"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_a_batch_that_is_delivered_a_record_is_left(tmp_path: Path, killed: bool) -> None:
+    with open_spool(tmp_path / "node", room=700) as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        run = run_of(batch)
+        score(spool, batch)
+        assert spool.receive(arrival("1.2", content=bytes(100))) is Received.FULL
+        spool.sent(batch)
+        assert spool.receive(arrival("1.2", content=bytes(100))) is Received.STORED
+    if killed:  # between the record and the removal
+        (run / "dicom").mkdir()
+        (run / "dicom" / "1.dcm").write_bytes(b"left")
+    with open_spool(tmp_path / "node"):
+        assert sorted(path.name for path in batch.folder.rglob("*")) == [
+            "run",
+            "run.jsonl",
+            "scores.csv",
+        ]
+
+
+def test_results_that_are_kept_take_room_until_their_owner_removes_them(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node", room=700) as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        run = run_of(batch)
+        score(spool, batch)
+        spool.kept(batch)
+    with open_spool(tmp_path / "node", room=700) as spool:
+        assert len(files(run)) == 5
+        # 7 bytes of the scan and 609 of the run
+        assert spool.receive(arrival("1.2", content=bytes(85))) is Received.FULL
+        assert spool.receive(arrival("1.2", content=bytes(84))) is Received.STORED
+    shutil.rmtree(run)
+    with open_spool(tmp_path / "node", room=700) as spool:
+        assert spool.receive(arrival("1.3", content=bytes(609))) is Received.STORED
+
+
+def test_what_is_not_delivered_does_not_wait_and_is_tried_by_the_next_start(
+    tmp_path: Path,
+) -> None:
+    with open_spool(tmp_path / "node", most=1) as spool:
+        spool.receive(arrival("1.1"))
+        batch = close(spool)
+        score(spool, batch)
+        assert spool.receive(arrival("1.2")) is Received.FULL
+        spool.undelivered(batch, "it refuses 1 of 1")
+        assert (spool.batches("scored"), spool.waiting) == ([], 0)
+        assert spool.receive(arrival("1.2")) is Received.STORED
+    with open_spool(tmp_path / "node", most=1) as spool:
+        (again,) = spool.batches("scored")
+        assert (again.number, again.reason, spool.waiting) == (1, "it refuses 1 of 1", 1)
+        assert len(files(again.scans)) == 1
 
 
 def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> None:
@@ -241,7 +376,7 @@ def test_scans_of_a_batch_that_was_sent_are_removed_by_the_next_start(tmp_path: 
         batch = close(spool)
         spool.begin(batch)
         spool.scored(batch, outcomes(batch), [])
-        spool.sent(batch, keep_scans=False)
+        spool.sent(batch)
     batch.scans.mkdir()  # killed between the record and the removal
     (batch.scans / "1.dcm").write_bytes(b"left")
     with open_spool(tmp_path / "node"):
@@ -269,6 +404,31 @@ def test_all_is_for_its_owner_alone(tmp_path: Path) -> None:
     spool.__exit__()
 
 
+def test_a_folder_of_others_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(AnomalyError, match=r"open holds other things .* \(mode 755\)"):
+        open_spool(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    folder.chmod(0o700)
+    open_spool(folder).__exit__()
+    folder.chmod(0o750)  # a node's by now, and whom its owner lets in is for them to say
+    open_spool(folder).__exit__()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_a_database_of_another_version_is_said_so(tmp_path: Path) -> None:
+    open_spool(tmp_path / "node").__exit__()
+    database = sqlite3.connect(tmp_path / "node" / "node.sqlite")
+    database.execute("PRAGMA user_version = 77")
+    database.close()
+    with pytest.raises(AnomalyError, match="it is of version 77, not 1"):
+        open_spool(tmp_path / "node")
+
+
 def test_no_text_from_the_network_is_in_a_path(spool: Spool) -> None:
     spool.receive(arrival("../../escape", "../study"))
     (path,) = (spool.folder / "spool").iterdir()
@@ -280,7 +440,8 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     script = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from anomaly.pacs.spool import Arrival, Spool
+        from anomaly.pacs.batches import Arrival
+        from anomaly.pacs.spool import Spool
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with Spool(Path(sys.argv[1]), max_instances=9, max_bytes=10**9) as spool:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -304,7 +465,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_database_that_is_none_is_said_so(tmp_path: Path) -> None:
     folder = tmp_path / "node"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     (folder / "node.sqlite").write_bytes(b"not a database at all" * 100)
     with pytest.raises(AnomalyError, match=r"node\.sqlite cannot be used"):
         open_spool(folder)

@@ -6,15 +6,19 @@ python node_here.py SETTINGS.yaml [DESTINATION]
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest
+from anomaly.data.processes import Workers
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
 from pipelines.node import load_settings, run_node
@@ -48,6 +52,20 @@ class Folder:
             temporary = self.path / f"{path.name}.part"
             temporary.write_bytes(path.read_bytes())
             temporary.replace(self.path / path.name)
+
+
+def die(_item: object) -> None:
+    """End the process, as a decoder in native code may."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Dying(Workers):
+    """Processes that decode nothing and die, one for each item."""
+
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Iterator[tuple[Any, Any]]:
+        return super().map(die, items)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ be one row of one batch, and at the destination once.
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
@@ -26,7 +27,7 @@ import yaml
 from dicom_samples import write_sample
 from pydicom.uid import generate_uid
 
-from anomaly.data.manifest import Manifest
+from anomaly.data.pseudonyms import load_site_key, pseudonym
 from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -156,13 +157,14 @@ class Node:
 
     def scored(self) -> Counter[str]:
         """SOP Instance UIDs of the rows of all batches that have a score."""
+        key = load_site_key(self.folder / "site.key")
+        received = (str(uid) for (uid,) in self.ask("SELECT uid FROM instances"))
+        names = {pseudonym(key, f"{uid}/0"): uid for uid in received}
         found: Counter[str] = Counter()
         for folder in sorted((self.folder / "batches").iterdir()):
-            run = RunFolder(folder / "run")
-            rows = {row.key: row.status for row in run.results.read()[0]}
-            manifest = Manifest.read(run.manifest)
-            assert len(rows) == len(manifest.rows)
-            found.update(row.instance for row in manifest.rows if rows[row.key] == "scored")
+            with RunFolder(folder / "run").scores_csv.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            found.update(names[row["key"]] for row in rows if row["status"] == "scored")
         return found
 
     def sent(self) -> list[str]:

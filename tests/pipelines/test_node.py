@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from node_here import Folder, one_object_a_row
+from node_here import Dying, Folder, one_object_a_row
 from node_senders import Node, store, storm, uid_of, write_studies
 from pydicom import dcmread
 from road import Road, anomaly, refused
 
-from anomaly.bundle import find_bundle, read_bundle
+from anomaly.bundle import find_bundle, read_bundle, write_bundle
 from anomaly.config import Config
 from anomaly.data.processes import Workers
-from anomaly.errors import AnomalyError, ConfigError
-from anomaly.pacs.spool import Arrival, Received, Spool
-from pipelines.node import ATTEMPTS, NodeSettings, Objects, Work, load_settings, run_node
+from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.batches import Arrival, Received
+from anomaly.pacs.destinations import Destination
+from anomaly.pacs.listener import Listener
+from anomaly.pacs.spool import Spool
+from pipelines.node import ATTEMPTS, PAUSES, NodeSettings, Objects, Work, load_settings, run_node
 from pipelines.run import RunFolder
 
 NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
@@ -57,7 +60,8 @@ def test_a_node_that_is_killed_loses_nothing_and_does_nothing_twice(
     # A kill between storing and its record repeats it, and no other: at most one batch a kill.
     again = sum(times - 1 for times in node.asked().values())
     assert again <= sum(states["scored"] for states in done.kills)
-    assert not list(node.folder.glob("batches/*/scans/*"))
+    left = {path.name for path in node.folder.glob("batches/*/*/*")}
+    assert left == {"run.jsonl", "scores.csv"}
     said = node.log.read_text()
     assert not any(uid in said for uid in expected)
     assert "CANARY" not in said
@@ -100,7 +104,9 @@ class Here:
     spool: Spool
     files: list[list[Path]]
     objects: Objects = one_object_a_row
-    destination: Folder | None = None
+    destination: Destination | None = None
+    processes: Workers = field(default_factory=lambda: Workers(0))
+    now: float = 0.0
     said: list[Received] = field(default_factory=list)
 
     def receive(self, *paths: Path) -> None:
@@ -110,19 +116,32 @@ class Here:
             uids = str(dataset.SOPInstanceUID), str(dataset.StudyInstanceUID)
             self.said.append(self.spool.receive(Arrival(*uids, content, digest)))
 
-    def work(self) -> None:
-        """Do all that there is to do."""
-        work = Work(self.spool, self.settings, CPU, self.objects, self.destination, Workers(0))
-        while work.step():
-            pass
+    def begin(self) -> Work:
+        return Work(
+            self.spool,
+            self.settings,
+            CPU,
+            self.objects,
+            self.destination,
+            self.processes,
+            lambda: self.now,
+        )
 
-    def states(self) -> list[str]:
+    def work(self) -> None:
+        """Do all that there is to do; where it rests, wait for half an hour in all."""
+        work, end = self.begin(), self.now + 1800
+        while work.step() or self.now < end:
+            self.now += 30
+
+    def ask(self, question: str) -> list[tuple[object, ...]]:
         database = sqlite3.connect(self.spool.folder / "node.sqlite")
         try:
-            rows = database.execute("SELECT state FROM batches ORDER BY number").fetchall()
+            return database.execute(question).fetchall()
         finally:
             database.close()
-        return [str(state) for (state,) in rows]
+
+    def states(self) -> list[str]:
+        return [str(state) for (state,) in self.ask("SELECT state FROM batches ORDER BY number")]
 
     def restart(self) -> None:
         """Open the folder anew, as after a kill."""
@@ -147,18 +166,19 @@ def here(road: Road, tmp_path: Path) -> Iterator[Here]:
 
 
 def sent(here: Here) -> Counter[str]:
-    assert here.destination is not None
+    assert isinstance(here.destination, Folder)
     return Counter(path.read_text().strip() for path in here.destination.path.glob("*.txt"))
 
 
 def asked(here: Here) -> list[int]:
     """How often the destination was asked for each object."""
-    assert here.destination is not None
+    assert isinstance(here.destination, Folder)
     log = here.destination.path / "asked.log"
     return sorted(Counter(log.read_text().split()).values()) if log.exists() else []
 
 
 def test_a_batch_is_an_ordinary_run(here: Here) -> None:
+    here.destination = None  # so that all of it is kept
     here.receive(*here.files[0])
     here.work()
     run = RunFolder(here.settings.folder / "batches" / "000001" / "run")
@@ -174,14 +194,28 @@ def test_a_batch_is_an_ordinary_run(here: Here) -> None:
     other = RunFolder(here.settings.folder / "batches" / "000002" / "run")
     assert other.site_key.read_text() == run.site_key.read_text()
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+
+
+def test_of_a_run_that_is_delivered_the_scores_are_left(here: Here) -> None:
+    here.receive(*here.files[0], *here.files[1])
+    here.work()
     assert sent(here) == {uid_of(study, index): 1 for study in (0, 1) for index in (0, 1)}
+    for number in (1, 2):
+        batch = here.settings.folder / "batches" / f"{number:06d}"
+        left = sorted(path.relative_to(batch).as_posix() for path in batch.rglob("*"))
+        assert left == ["run", "run/run.jsonl", "run/scores.csv"]
+        said = "".join(path.read_text() for path in (batch / "run").iterdir())
+        assert said.count("scored") >= 2
+        assert uid_of(number - 1, 0) not in said
+        assert "CANARY" not in said
+        assert str(here.settings.folder) not in said
 
 
 def test_without_a_destination_results_and_scans_are_kept(here: Here) -> None:
     here.destination = None
     here.receive(*here.files[0])
     here.work()
-    assert here.states() == ["sent"]
+    assert here.states() == ["kept"]
     (batch,) = (here.settings.folder / "batches").iterdir()
     assert len(list((batch / "scans").iterdir())) == 2
     assert len(list((batch / "run" / "objects").iterdir())) == 2
@@ -216,7 +250,7 @@ def test_a_batch_that_fails_does_not_keep_the_next(
     here.receive(*here.files[1], *here.files[2])
     here.work()
     assert here.states() == ["failed", "sent", "sent"]
-    assert f"batch 1 cannot be scored ({type(error).__name__})" in caplog.text
+    assert f"batch 1 is given up ({type(error).__name__})" in caplog.text
     assert str(error) not in caplog.text  # it may quote a scan
     assert set(sent(here)) == {uid_of(study, index) for study in (1, 2) for index in (0, 1)}
     here.objects = one_object_a_row  # what was wrong has been put right
@@ -257,8 +291,8 @@ def test_a_kill_at_any_moment_is_made_good(
     assert here.states() == ["sent"]
     assert sent(here) == {uid_of(0, 0): 1, uid_of(0, 1): 1}
     assert asked(here) == [2, 2] if moment == "sending" else [1, 1]
-    rows, _ = RunFolder(here.settings.folder / "batches" / "000001" / "run").results.read()
-    assert len({row.key for row in rows}) == len(rows) == 2
+    scores = RunFolder(here.settings.folder / "batches" / "000001" / "run").scores_csv
+    assert len(set(scores.read_text().splitlines())) == 1 + 2
 
 
 def test_a_batch_that_ends_the_process_every_time_is_given_up(here: Here) -> None:
@@ -268,6 +302,108 @@ def test_a_batch_that_ends_the_process_every_time_is_given_up(here: Here) -> Non
         here.spool.begin(here.spool.batches("closed")[0])
     here.work()
     assert here.states() == ["failed"]
+    ((reason,),) = here.ask("SELECT reason FROM batches")
+    assert str(reason).startswith(f"AnomalyError: scoring ended the process {ATTEMPTS} times")
+
+
+def test_scoring_that_fails_is_tried_again_behind_the_others(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[tuple[float, str]] = []
+    away = [True]
+
+    def fails_for_a_while(run: RunFolder, config: Config) -> list[Path]:
+        number = run.path.parent.name
+        if not tried or tried[-1] != (here.now, number):  # begun anew, in the same try
+            tried.append((here.now, number))
+        if number == "000001" and away[0]:
+            raise OSError("no memory for a patient's name")
+        return one_object_a_row(run, config)
+
+    here.objects = fails_for_a_while
+    here.receive(*here.files[0], *here.files[1])
+    work = here.begin()
+    for second in range(100):
+        here.now = float(second)
+        away[0] = second < 60
+        work.step()
+    assert tried == [
+        (0.0, "000001"),
+        (1.0, "000002"),
+        (PAUSES[0], "000001"),
+        (PAUSES[0] + PAUSES[1], "000001"),
+    ]
+    assert here.states() == ["sent", "sent"]
+    assert here.ask("SELECT attempts FROM batches") == [(0,), (0,)]
+    assert "batch 1 cannot be scored (OSError); again in 10 s" in caplog.text
+    assert "patient" not in caplog.text
+
+
+def test_scoring_that_always_fails_never_counts_as_a_process_that_ended(here: Here) -> None:
+    def fails(_run: RunFolder, _config: Config) -> list[Path]:
+        raise ArchiveError("full", "there is no room")
+
+    here.objects = fails
+    here.receive(*here.files[0])
+    for _ in range(ATTEMPTS // len(PAUSES) + 1):
+        here.work()
+        here.restart()
+    here.work()
+    assert here.states() == ["failed"]
+    assert here.ask("SELECT attempts, reason FROM batches") == [
+        (0, "ArchiveError: there is no room")
+    ]
+
+
+def test_a_decoder_that_dies_costs_neither_the_scan_nor_its_resend(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.objects = lambda _run, _config: []
+    caplog.set_level("INFO")
+    scans = here.settings.folder / "batches" / "000001" / "scans"
+    with Dying(1) as here.processes:
+        here.receive(*here.files[0])
+        here.work()
+    assert here.states() == ["sent"]
+    assert here.ask("SELECT DISTINCT outcome FROM instances") == [("decoder crashed",)]
+    assert len(list(scans.iterdir())) == 2
+    assert "2 scans of batch 1 are kept" in caplog.text
+    here.processes, here.objects = Workers(0), one_object_a_row
+    here.restart()
+    here.receive(*here.files[0], *here.files[0])
+    assert here.said[2:] == [Received.STORED] * 2 + [Received.AGAIN] * 2
+    assert not list(scans.iterdir())
+    here.work()
+    assert here.states() == ["sent", "sent"]
+    assert here.ask("SELECT DISTINCT outcome, batch FROM instances") == [("scored", 2)]
+    assert sent(here) == {uid_of(0, 0): 1, uid_of(0, 1): 1}
+
+
+@needs_dcmtk
+def test_a_database_that_is_away_is_waited_for_and_said_to_who_sends(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = here.begin()
+    first, second = here.files[0]
+    database = sqlite3.connect(here.spool.folder / "node.sqlite")
+    with Listener(here.spool, ae_title="ANOMALY", host="127.0.0.1", port=0, allowed=()) as listener:
+        assert store(listener.port, [first]) == {first: "Success"}
+        for table in ("instances", "batches"):
+            database.execute(f"ALTER TABLE {table} RENAME TO away")
+            assert not work.step()
+            here.now += 0.5
+            assert not work.step()  # it rests
+            assert store(listener.port, [second]) == {second: "Refused: OutOfResources"}
+            database.execute(f"ALTER TABLE away RENAME TO {table}")
+            here.now += 10
+        here.work()
+        assert store(listener.port, [second]) == {second: "Success"}
+        here.work()
+    database.close()
+    said = "the folder of the node cannot be used (OperationalError); again in"
+    assert [line.partition(said)[2] for line in caplog.messages if said in line] == [" 1 s", " 2 s"]
+    assert here.states() == ["sent", "sent"]
+    assert sent(here) == {uid_of(0, 0): 1, uid_of(0, 1): 1}
 
 
 def test_another_bundle_takes_over_what_is_not_scored(here: Here, tmp_path: Path) -> None:
@@ -283,10 +419,11 @@ def test_another_bundle_takes_over_what_is_not_scored(here: Here, tmp_path: Path
     here.objects = objects
     shipped = find_bundle(Path("zhanglab"))
     here.settings = replace(here.settings, bundle=shipped, alpha=None)
+    here.destination = None
     here.restart()
     here.work()
     run = RunFolder(here.settings.folder / "batches" / "000001" / "run")
-    assert here.states() == ["sent"]
+    assert here.states() == ["kept"]
     assert run.results.provenance().bundle == read_bundle(shipped).hash != before
     hashes = {read_bundle(copy).hash for copy in (here.settings.folder / "bundles").iterdir()}
     assert hashes == {before, read_bundle(shipped).hash}  # neither is changed
@@ -324,6 +461,65 @@ def test_a_batch_that_is_refused_does_not_keep_the_next_from_being_sent(here: He
     refusals = [moment for moment, number in moments if number == "000001"]
     assert refusals == [0.0, 1.5, 2.5, 4.5, 8.5]
     assert here.states() == ["scored", "sent"]
+
+
+@dataclass
+class Refusing:
+    """A destination that fails as it is told, until it is mended."""
+
+    error: Exception
+    asked: int = 0
+    is_mended: bool = False
+
+    def store(self, paths: Sequence[Path]) -> None:
+        self.asked += 1
+        if not self.is_mended:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ArchiveUnreachable("no answer", "pacs.example is away"), "no answer"),
+        (RuntimeError("pacs.example"), "RuntimeError"),
+        (AttributeError("pacs.example"), "AttributeError"),
+    ],
+)
+def test_trouble_with_the_destination_is_waited_for(
+    here: Here, error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.destination = refusing = Refusing(error)
+    here.receive(*here.files[0])
+    here.work()
+    assert refusing.asked > 5
+    assert here.states() == ["scored"]
+    assert f"batch 1 cannot be sent ({said}); again in 1 s" in caplog.text
+    assert "pacs.example" not in caplog.text
+    refusing.is_mended = True
+    here.work()
+    assert here.states() == ["sent"]
+
+
+def test_a_batch_that_is_refused_for_good_is_kept_and_tried_once_by_each_start(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.destination = refusing = Refusing(ArchiveError("HTTP 409", "pacs.example refuses it"))
+    here.receive(*here.files[0])
+    here.work()
+    assert refusing.asked == 5
+    assert here.states() == ["undelivered"]
+    assert here.spool.waiting == 0
+    assert here.ask("SELECT reason FROM batches") == [("pacs.example refuses it",)]
+    assert caplog.text.count("batch 1 is refused for good (HTTP 409)") == 1
+    assert "pacs.example" not in caplog.text
+    here.restart()
+    here.work()
+    assert (refusing.asked, here.states()) == (6, ["undelivered"])
+    assert len(list(here.settings.folder.glob("batches/000001/run/objects/*"))) == 2
+    refusing.is_mended = True
+    here.restart()
+    here.work()
+    assert (refusing.asked, here.states()) == (7, ["sent"])
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -370,6 +566,24 @@ def test_a_missing_bundle_is_refused_before_listening(tmp_path: Path) -> None:
     path = tmp_path / "node.yaml"
     path.write_text(yaml.safe_dump({"bundle": "nothing", "folder": str(tmp_path / "n")}))
     assert "nothing" in refused("node", path)
+
+
+def test_a_bundle_that_promises_nothing_is_refused_before_listening(
+    road: Road, tmp_path: Path
+) -> None:
+    bundle = read_bundle(road.run.bundle)
+    assert bundle.calibrated is not None
+    scans = len(bundle.calibrated.scores.scores)
+    plain = tmp_path / "plain"
+    write_bundle(replace(bundle, calibrated=None), plain)
+    for changed, said in (
+        ({"bundle": str(plain)}, "this bundle is not calibrated"),
+        ({"bundle": str(road.run.bundle), "alpha": 1e-6}, f"{scans} calibration scans cannot"),
+    ):
+        path = tmp_path / "node.yaml"
+        path.write_text(yaml.safe_dump({"folder": str(tmp_path / "n"), **changed}))
+        assert said in refused("node", path)
+        assert not (tmp_path / "n").exists()
 
 
 def test_the_command_says_what_it_does() -> None:

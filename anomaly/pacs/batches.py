@@ -1,0 +1,70 @@
+"""What a spool takes in, one instance at a time, and gives out, one study at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+__all__ = ["PASSING", "Arrival", "Batch", "Received"]
+
+PASSING = ("decoder crashed", "decoder timed out", "out of memory", "unreadable")
+"""Reasons that may be the machine's and not the scan's: another try may score it."""
+
+
+class Received(Enum):
+    """What became of an instance that arrived; the value is for a person."""
+
+    STORED = "stored"
+    AGAIN = "stored before, with equal content"
+    CONFLICT = "another instance with this UID was stored before"
+    FULL = "no room"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One instance from the network.
+
+    Attributes
+    ----------
+    instance, study : str
+        SOP and Study Instance UID.
+    content : bytes
+        The DICOM file.
+    digest : str
+        Hash that is equal when the same instance comes again.
+    """
+
+    instance: str
+    study: str
+    content: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The instances of one study that were complete together.
+
+    Attributes
+    ----------
+    number : int
+        From 1, in the order of completion.
+    folder : Path
+    attempts : int
+        How often scoring it was begun and did not return.
+    objects : tuple of Path
+        What is to be sent; empty until it is scored.
+    reason : str
+        Why it was not delivered before; may quote paths.
+    """
+
+    number: int
+    folder: Path
+    attempts: int
+    objects: tuple[Path, ...]
+    reason: str
+
+    @property
+    def scans(self) -> Path:
+        """Folder of its instances."""
+        return self.folder / "scans"

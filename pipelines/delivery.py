@@ -1,0 +1,131 @@
+"""delivery: results of scored batches -> the destination, with as much patience as they need.
+
+::
+
+    scored --(stored)-----------------> sent           scans, objects and maps are removed here
+           --(refused FINAL times)----> undelivered    all is kept; the next start tries once more
+           --(there is no destination)> kept           all is kept
+
+A destination that does not answer is asked again for ever, and less and less often; one that has
+decided (`ArchiveError`) would say the same again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from anomaly.errors import ArchiveError, ArchiveUnreachable
+from anomaly.logs import Public
+from anomaly.pacs.batches import Batch
+from anomaly.pacs.destinations import Destination
+from anomaly.pacs.spool import Spool
+
+__all__ = ["FINAL", "Delivery", "Rest"]
+
+log = logging.getLogger(__name__)
+
+FINAL = 5
+"""Refusals of a destination that could answer, after which it is believed."""
+
+LONGEST = 300.0
+"""Seconds of the longest rest."""
+
+
+class Rest:
+    """Pauses of 1, 2, 4, ... up to `LONGEST` seconds after troubles in a row.
+
+    Parameters
+    ----------
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._pause = 0.0
+        self._end = -math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to try again."""
+        return self._clock() >= self._end
+
+    def begin(self) -> float:
+        """Rest after a trouble; return for how many seconds."""
+        self._pause = min(2 * self._pause or 1.0, LONGEST)
+        self._end = self._clock() + self._pause
+        return self._pause
+
+    def forget(self) -> None:
+        """Begin with the shortest pause again: something went well."""
+        self._pause = 0.0
+
+
+class Delivery:
+    """Hands over what is scored, a batch at a time.
+
+    Parameters
+    ----------
+    spool : Spool
+    destination : Destination or None
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self, spool: Spool, destination: Destination | None, clock: Callable[[], float]
+    ) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._rest = Rest(clock)
+        self._troubles: Counter[int] = Counter()
+        self._refusals: Counter[int] = Counter()
+
+    def send_next(self) -> bool:
+        """Send the results of one batch; return whether there was one, and its time had come."""
+        batches = self._spool.batches("scored")
+        if not batches or not self._rest.is_over:
+            return False
+        # One that is refused every time does not keep the others.
+        batch = min(batches, key=lambda batch: (self._troubles[batch.number], batch.number))
+        if self._destination is None:
+            self._spool.kept(batch)
+            log.info("batch %d: done; its results are kept", batch.number)
+            return True
+        try:
+            if batch.objects:
+                self._destination.store(batch.objects)
+        except Exception as error:  # whatever it is, the node goes on receiving and scoring
+            self._refused(batch, error)
+            return True
+        self._rest.forget()
+        kept = self._spool.sent(batch)
+        log.info("batch %d: %d objects sent", batch.number, len(batch.objects))
+        if kept:
+            log.warning(
+                "%d scans of batch %d are kept: they may be scored when they are sent again",
+                kept,
+                batch.number,
+            )
+        return True
+
+    def _refused(self, batch: Batch, error: Exception) -> None:
+        said = Public(error.reason if isinstance(error, ArchiveError) else type(error).__name__)
+        seconds = self._rest.begin()
+        self._troubles[batch.number] += 1
+        if isinstance(error, ArchiveError) and not isinstance(error, ArchiveUnreachable):
+            self._refusals[batch.number] += 1
+            # One with a reason was given up before: this start has tried it once more.
+            if batch.reason or self._refusals[batch.number] >= FINAL:
+                self._spool.undelivered(batch, str(error))
+                log.error(
+                    "batch %d is refused for good (%s); its results are kept, and the next start "
+                    "tries once more",
+                    batch.number,
+                    said,
+                )
+                return
+        log.warning("batch %d cannot be sent (%s); again in %g s", batch.number, said, seconds)
