@@ -433,7 +433,9 @@ def node(
     stage.run_node(
         settings,
         pick_device(device),
-        objects=lambda run, config: list(write_dicom(run, config, settings.objects).paths),
+        objects=lambda run, config, processes: list(
+            write_dicom(run, config, settings.objects, processes=processes).paths
+        ),
         destination=destination(settings.destination) if settings.destination else None,
     )
 

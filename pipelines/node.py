@@ -64,8 +64,9 @@ TICK = 0.2
 PAUSES = (10.0, 60.0, 600.0)
 """Seconds after which scoring a batch is tried again; then it is given up, until the next start."""
 
-Objects = Callable[[RunFolder, Config], list[Path]]
-"""Writes the DICOM objects of a scored run and names them; a second time it writes the same."""
+Objects = Callable[[RunFolder, Config, Workers], list[Path]]
+"""Writes the DICOM objects of a scored run, in the processes given, and names them; the same ones
+whenever it is asked."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -347,7 +348,7 @@ class Work:
         decode = self._processes
         config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
         score(run, config, self._bundle, manifest, self._device, processes=decode)
-        objects = self._objects(run, config) if self._wanted else []
+        objects = self._objects(run, config, self._processes) if self._wanted else []
         self._spool.scored(batch, _outcomes(run, manifest), objects)
 
     def _furnish(self, run: RunFolder) -> None:

@@ -25,7 +25,7 @@ from pipelines.node import load_settings, run_node
 from pipelines.run import RunFolder
 
 
-def one_object_a_row(run: RunFolder, config: Config) -> list[Path]:
+def one_object_a_row(run: RunFolder, config: Config, _processes: Workers) -> list[Path]:
     """Write a file for each scan, the same each time, named as a derived UID would be."""
     folder = run.path / "objects"
     folder.mkdir(exist_ok=True)

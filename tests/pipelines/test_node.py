@@ -225,7 +225,7 @@ def test_files_that_cannot_be_scored_are_outcomes_and_no_failures(here: Here) ->
     study = str(dcmread(here.files[0][0]).StudyInstanceUID)
     here.receive(*here.files[0])
     here.spool.receive(Arrival("9.9", study, b"not a scan at all", "x"))
-    here.objects = lambda _run, _config: []
+    here.objects = lambda _run, _config, _processes: []
     here.work()
     assert here.states() == ["sent"]
     database = sqlite3.connect(here.spool.folder / "node.sqlite")
@@ -239,10 +239,10 @@ def test_files_that_cannot_be_scored_are_outcomes_and_no_failures(here: Here) ->
 def test_a_batch_that_fails_does_not_keep_the_next(
     here: Here, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails_once(run: RunFolder, config: Config) -> list[Path]:
+    def fails_once(run: RunFolder, config: Config, processes: Workers) -> list[Path]:
         if run.path.parent.name == "000001":
             raise error
-        return one_object_a_row(run, config)
+        return one_object_a_row(run, config, processes)
 
     here.objects = fails_once
     here.receive(*here.files[0])
@@ -312,13 +312,13 @@ def test_scoring_that_fails_is_tried_again_behind_the_others(
     tried: list[tuple[float, str]] = []
     away = [True]
 
-    def fails_for_a_while(run: RunFolder, config: Config) -> list[Path]:
+    def fails_for_a_while(run: RunFolder, config: Config, processes: Workers) -> list[Path]:
         number = run.path.parent.name
         if not tried or tried[-1] != (here.now, number):  # begun anew, in the same try
             tried.append((here.now, number))
         if number == "000001" and away[0]:
             raise OSError("no memory for a patient's name")
-        return one_object_a_row(run, config)
+        return one_object_a_row(run, config, processes)
 
     here.objects = fails_for_a_while
     here.receive(*here.files[0], *here.files[1])
@@ -340,7 +340,7 @@ def test_scoring_that_fails_is_tried_again_behind_the_others(
 
 
 def test_scoring_that_always_fails_never_counts_as_a_process_that_ended(here: Here) -> None:
-    def fails(_run: RunFolder, _config: Config) -> list[Path]:
+    def fails(_run: RunFolder, _config: Config, _processes: Workers) -> list[Path]:
         raise ArchiveError("full", "there is no room")
 
     here.objects = fails
@@ -358,7 +358,7 @@ def test_scoring_that_always_fails_never_counts_as_a_process_that_ended(here: He
 def test_a_decoder_that_dies_costs_neither_the_scan_nor_its_resend(
     here: Here, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here.objects = lambda _run, _config: []
+    here.objects = lambda _run, _config, _processes: []
     caplog.set_level("INFO")
     scans = here.settings.folder / "batches" / "000001" / "scans"
     with Dying(1) as here.processes:
@@ -410,7 +410,7 @@ def test_another_bundle_takes_over_what_is_not_scored(here: Here, tmp_path: Path
     before = read_bundle(here.settings.bundle).hash
     here.receive(*here.files[0])
 
-    def die(_run: RunFolder, _config: Config) -> list[Path]:
+    def die(_run: RunFolder, _config: Config, _processes: Workers) -> list[Path]:
         raise Killed
 
     here.objects, objects = die, here.objects
