@@ -27,6 +27,7 @@ __all__ = [
     "exact_rate",
     "image_metrics",
     "patient_mean",
+    "patient_weights",
     "pixel_average_precision",
     "pixel_metrics",
     "pointing_hits",
@@ -145,7 +146,7 @@ def auroc(
     # is one weighted mean of this table.
     difference = scores[abnormal][:, None] - scores[~abnormal][None]
     wins = (difference > 0) + 0.5 * (difference == 0)
-    weights, index = _patient_weights(patients, draws, seed)
+    weights, index = patient_weights(patients, draws, seed)
     weights = weights[:, index]
     positive, negative = weights[:, abnormal], weights[:, ~abnormal]
     total = positive.sum(1) * negative.sum(1)
@@ -171,7 +172,7 @@ def average_precision(
             f"{int(abnormal.sum())} of {len(abnormal)} scans are abnormal: average precision needs "
             "both kinds"
         )
-    weights, index = _patient_weights(patients, draws, seed)
+    weights, index = patient_weights(patients, draws, seed)
     return _precision_estimate(scores, abnormal, weights, index)
 
 
@@ -191,7 +192,7 @@ def patient_mean(
     """
     if not len(values):
         raise CalibrationError("a mean over no scans: expected at least one")
-    weights, index = _patient_weights(patients, draws, seed)
+    weights, index = patient_weights(patients, draws, seed)
     drawn = weights[:, index].astype(np.float64)
     return _estimate(float(np.mean(values)), drawn @ values / drawn.sum(1))
 
@@ -255,7 +256,7 @@ def pixel_average_precision(
     patients : sequence of N str
     draws, seed : int
     """
-    weights, index = _patient_weights(patients, draws, seed)
+    weights, index = patient_weights(patients, draws, seed)
     owner = np.repeat(index, [mask.size for mask in masks])
     values = np.concatenate([e.ravel() for e in evidence])
     truth = np.concatenate([m.ravel() for m in masks])
@@ -343,7 +344,7 @@ def realised_false_alarms(
     return RealisedRates(rates, calibration, totals)
 
 
-def _patient_weights(
+def patient_weights(
     patients: Sequence[str], draws: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """How often each of P patients is drawn, (draws, P), and the patient of every scan, (N,)."""

@@ -2,29 +2,42 @@
 
 Results are never changed by it. Every entry is kept; who changes their mind adds another. Comments
 may name a person, so the file is for its owner alone (mode 0600).
+
+Verdicts also come from the report page, as a JSON list of ``{"key", "opinion", "comment",
+"reader"}``. They say no time, so an entry that a reader has made before, in the same words, is the
+same entry: a file that is merged twice adds nothing.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
 from anomaly.errors import AnomalyError
 
-__all__ = ["SCHEMA", "Feedback", "Opinion"]
+__all__ = ["MAX_FILE", "MAX_TEXT", "SCHEMA", "Feedback", "Opinion"]
 
 Opinion = Literal["agree", "disagree"]
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "opinion", "reader", "comment", "at")])
 """Columns of the table, all text."""
+
+MAX_FILE = 10_000_000
+"""Bytes of a file of verdicts."""
+
+MAX_TEXT = 10_000
+"""Bytes of a text in it, as UTF-8."""
+
+_ENTRY = ("key", "opinion", "comment", "reader")
 
 _TABLE = "CREATE TABLE IF NOT EXISTS feedback (key, opinion, reader, comment, at)"
 
@@ -69,6 +82,59 @@ class Feedback:
             )
 
     @classmethod
+    def parse(cls, path: Path) -> list[Feedback]:
+        """Read verdicts that were saved from the report page.
+
+        Parameters
+        ----------
+        path : Path
+            A JSON list of at most `MAX_FILE` bytes. Every entry holds ``key`` and ``opinion``; it
+            may hold ``comment`` and ``reader``. Every text is at most `MAX_TEXT` bytes of UTF-8.
+
+        Raises
+        ------
+        AnomalyError
+            If it is anything else; the first bad entry is named by its number, from 1.
+        """
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE + 1)
+            if len(content) > MAX_FILE:
+                raise AnomalyError(f"{path} is larger than {MAX_FILE} bytes: expected verdicts")
+            entries = json.loads(content)
+        except (OSError, ValueError, RecursionError) as error:
+            raise AnomalyError(
+                f"{path} cannot be read as verdicts ({error}): expected the JSON file that the "
+                "report page saves"
+            ) from error
+        if not isinstance(entries, list):
+            raise AnomalyError(f"{path} holds a {type(entries).__name__}: expected a JSON list")
+        return [_parsed(entry, f"entry {n} of {path}") for n, entry in enumerate(entries, 1)]
+
+    @classmethod
+    def merge(cls, path: Path, entries: Sequence[Feedback]) -> int:
+        """Append those that are not there yet, all or none; return how many.
+
+        Equal but for the time is the same, also among `entries`.
+
+        Raises
+        ------
+        AnomalyError
+            If the file cannot be written.
+        """
+        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with _open(path, write=True) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")  # nobody adds between the look and the writing
+            connection.execute(_TABLE)
+            known = set(connection.execute("SELECT key, opinion, reader, comment FROM feedback"))
+            said: dict[tuple[str, ...], str] = {}
+            for e in entries:
+                said.setdefault((e.key, e.opinion, e.reader, e.comment), e.at or at)
+            new = [(*what, when) for what, when in said.items() if what not in known]
+            connection.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", new)
+        return len(new)
+
+    @classmethod
     def read(cls, path: Path) -> list[Feedback]:
         """Everything that was said, in order; empty where there is no file.
 
@@ -87,6 +153,30 @@ class Feedback:
     def table(cls, path: Path) -> pa.Table:
         """Read the same as a table for SQL."""
         return pa.Table.from_pylist([asdict(entry) for entry in cls.read(path)], schema=SCHEMA)
+
+
+def _parsed(entry: object, where: str) -> Feedback:
+    if not isinstance(entry, dict) or not {"key", "opinion"} <= entry.keys() <= set(_ENTRY):
+        # Names are quoted in part: who made them may have made them long.
+        held = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise AnomalyError(f"{where} holds {held!s:.100}: expected key and opinion, of {_ENTRY}")
+    for name, text in entry.items():
+        if not isinstance(text, str):
+            raise AnomalyError(f"the {name} of {where} is a {type(text).__name__}: expected a text")
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise AnomalyError(f"the {name} of {where} is no text ({error.reason})") from error
+        if size > MAX_TEXT:
+            raise AnomalyError(
+                f"the {name} of {where} has {size} bytes: expected at most {MAX_TEXT}"
+            )
+    if entry["opinion"] not in get_args(Opinion):
+        raise AnomalyError(
+            f"the opinion of {where} is {entry['opinion']!r:.40}: expected one of "
+            f"{get_args(Opinion)}"
+        )
+    return Feedback(**entry)
 
 
 @contextmanager

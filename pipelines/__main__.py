@@ -302,17 +302,36 @@ def export(
 @app.command()
 def feedback(
     run: RunArgument,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Pseudonym of a scan.")],
-    opinion: Annotated[str, typer.Argument(metavar="agree|disagree")],
+    key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="KEY", help="Pseudonym of a scan."),
+    ] = None,
+    opinion: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="agree|disagree"),
+    ] = None,
     comment: Annotated[str, typer.Option(help="Stays in feedback.sqlite; may be empty.")] = "",
     reader: Annotated[str, typer.Option(help="Who says so; any name.")] = "",
+    merge: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Verdicts saved from the report page, as JSON."),
+    ] = None,
 ) -> None:
     """Note what a reader thinks of a result; ask with `anomaly query`, table `feedback`."""
     from pipelines import status as stage
     from pipelines.run import RunFolder
 
-    said = stage.give_feedback(RunFolder(run), key, opinion, reader=reader, comment=comment)
-    typer.echo(f"{said.opinion} with {said.key} noted")
+    folder = RunFolder(run)
+    if merge is not None:
+        if key or opinion or comment or reader:
+            raise ConfigError("--merge FILE says it all: leave KEY, opinion and options away")
+        added, known = stage.merge_feedback(folder, merge)
+        typer.echo(f"{added} verdicts merged, {known} were there already")
+    elif key is None or opinion is None:
+        raise ConfigError("feedback needs KEY and agree or disagree, or --merge FILE")
+    else:
+        said = stage.give_feedback(folder, key, opinion, reader=reader, comment=comment)
+        typer.echo(f"{said.opinion} with {said.key} noted")
 
 
 @app.command()
@@ -357,6 +376,33 @@ def report(
     folder = RunFolder(run)
     page = stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
     typer.echo(f"report: {page}")
+
+
+@app.command()
+def figures(
+    run: RunArgument,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Default: RUN/figures."),
+    ] = None,
+    scans: Annotated[
+        int, typer.Option(min=2, max=64, help="On the overlay sheet, half of them flagged.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Draws those scans, and bootstraps.")] = 0,
+) -> None:
+    """Make figures for a paper: overlays, ROC, scores, p-values, training; PDF and PNG."""
+    from pipelines import figures as stage
+    from pipelines.context import run_config
+    from pipelines.run import RunFolder
+
+    folder = RunFolder(run)
+    config = run_config(folder, [])
+    written, left_out = stage.make_figures(folder, config, out, scans=scans, seed=seed)
+    for path in written:
+        typer.echo(f"{path}")
+    for name, reason in left_out.items():
+        typer.echo(f"{name} left out: {reason}")
+    typer.echo("Research use only. Not a diagnosis.")
 
 
 @app.command()

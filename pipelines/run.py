@@ -8,7 +8,7 @@
     RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
     RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
-    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html
+    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html, RUN/figures/
 """
 
 from __future__ import annotations
@@ -95,6 +95,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """The evaluation."""
         return self._at("metrics.json")
+
+    @property
+    def figures(self) -> Path:
+        """PDF and PNG for a paper."""
+        return self._at("figures")
+
+    @property
+    def training_metrics(self) -> Path:
+        """How training went, a record a validation."""
+        return self._at("metrics.jsonl")
 
     @property
     def report(self) -> Path:

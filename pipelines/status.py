@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import cast, get_args
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from anomaly.errors import AnomalyError
 from anomaly.feedback import Feedback, Opinion
 from pipelines.run import RunFolder
 
-__all__ = ["give_feedback", "retry", "status"]
+__all__ = ["give_feedback", "merge_feedback", "retry", "status"]
 
 
 def status(run: RunFolder) -> list[str]:
@@ -84,13 +85,44 @@ def give_feedback(
     """
     if opinion not in get_args(Opinion):
         raise AnomalyError(f"the opinion is {opinion!r}: expected one of {get_args(Opinion)}")
-    wanted = pa.table({"key": [key]})
-    sql = "SELECT key FROM worklist SEMI JOIN wanted USING (key)"
-    if not run.results.query(sql, wanted=wanted).num_rows:
+    if _unknown(run, [key]):
         raise AnomalyError(f"no row of {run.path} has key {key!r}: expected one of `scores`")
     said = Feedback(key, cast("Opinion", opinion), reader, comment)
     said.add(run.feedback)
     return said
+
+
+def merge_feedback(run: RunFolder, path: Path) -> tuple[int, int]:
+    """Note the verdicts of a file that was saved from the report page: all of them, or none.
+
+    Returns
+    -------
+    tuple of int
+        How many were added, and how many were there already.
+
+    Raises
+    ------
+    AnomalyError
+        If the file is not one of verdicts, an entry is about no row, or nothing can be written.
+    """
+    verdicts = Feedback.parse(path)
+    unknown = _unknown(run, [verdict.key for verdict in verdicts])
+    for number, verdict in enumerate(verdicts, 1):
+        if verdict.key in unknown:
+            raise AnomalyError(
+                f"entry {number} of {path} is about {verdict.key!r:.60}, which no row of "
+                f"{run.path} is: merge it into the run whose report it was saved from. Nothing "
+                "was merged"
+            )
+    added = Feedback.merge(run.feedback, verdicts)
+    return added, len(verdicts) - added
+
+
+def _unknown(run: RunFolder, keys: list[str]) -> set[str]:
+    """Those of some keys that no row has."""
+    wanted = pa.table({"key": pa.array(keys, pa.string())})
+    sql = "SELECT key FROM wanted ANTI JOIN worklist USING (key)"
+    return set(run.results.query(sql, wanted=wanted)["key"].to_pylist())
 
 
 def _duration(seconds: float) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import stat
 import threading
 from pathlib import Path
 
 import pytest
+from road import done, refused
 
 from anomaly.errors import AnomalyError
 from anomaly.feedback import Feedback
 from anomaly.results import Provenance, Results, ScoreRow
+from pipelines.run import RunFolder
 
 
 def test_what_is_said_comes_back_in_order(tmp_path: Path) -> None:
@@ -72,3 +76,135 @@ def test_scores_and_feedback_meet_in_sql(tmp_path: Path) -> None:
     assert found.to_pylist() == [{"key": "0a", "score": 2.0, "opinion": "disagree"}]
     nothing = store.query("SELECT * FROM feedback", feedback=Feedback.table(tmp_path / "none"))
     assert nothing.num_rows == 0
+
+
+def saved(path: Path, entries: object) -> Path:
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+def verdict(key: str = "0a", opinion: str = "agree", **more: object) -> dict[str, object]:
+    return {"key": key, "opinion": opinion, "comment": "", "reader": "r1", **more}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder, made_of = RunFolder(tmp_path / "run"), Provenance("b", "m", "i", "s", 0.05, 1)
+    folder.path.mkdir()
+    folder.results.begin(made_of)
+    rows = [ScoreRow("0a", "scored", score=2.0), ScoreRow("1b", "not scored", reason="truncated")]
+    folder.results.write(0, rows, {}, made_of)
+    return folder
+
+
+def said(run: RunFolder) -> list[tuple[str, ...]]:
+    return [(e.key, e.opinion, e.reader, e.comment) for e in Feedback.read(run.feedback)]
+
+
+def test_a_file_of_verdicts_is_merged_once(run: RunFolder, tmp_path: Path) -> None:
+    done("feedback", run.path, "0a", "agree", "--reader", "r1")
+    comment = "a clip; 'quoted'\n<b>Łódź</b> 写"
+    entries = [
+        verdict(),  # said at the command line before
+        verdict("1b", "disagree", comment=comment),
+        verdict(reader="r2"),
+        verdict("1b", "disagree", comment=comment),  # twice in one file
+        {"key": "0a", "opinion": "disagree"},
+    ]
+    path = saved(tmp_path / "verdicts.json", entries)
+    first = done("feedback", run.path, "--merge", path)
+    assert first.out == "3 verdicts merged, 2 were there already\n"
+    expected = [
+        ("0a", "agree", "r1", ""),
+        ("1b", "disagree", "r1", comment),
+        ("0a", "agree", "r2", ""),
+        ("0a", "disagree", "", ""),
+    ]
+    assert said(run) == expected
+    assert all(entry.at.endswith("+00:00") for entry in Feedback.read(run.feedback))
+    again = done("feedback", run.path, "--merge", path)
+    assert again.out == "0 verdicts merged, 5 were there already\n"
+    assert said(run) == expected
+    assert stat.S_IMODE(run.feedback.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (verdict("2c"), "entry 2 of .* is about '2c', which no row of"),
+        (verdict("2c" * 1000), "entry 2 of .* is about '2c2c"),
+        (verdict(opinion="maybe"), "the opinion of entry 2 of .* is 'maybe': expected one of"),
+        (verdict(comment="é" * 5001), "the comment of entry 2 of .* has 10002 bytes"),
+        (verdict(reader="x" * 10_001), "the reader of entry 2 of .* has 10001 bytes"),
+        (verdict("k" * 10_001), "the key of entry 2 of .* has 10001 bytes"),
+        (verdict(opinion="o" * 10_001), "the opinion of entry 2 of .* has 10001 bytes"),
+        (verdict(comment="\ud800"), "the comment of entry 2 of .* is no text"),
+        (verdict(comment=None), "the comment of entry 2 of .* is a NoneType"),
+        (verdict(opinion=["agree"]), "the opinion of entry 2 of .* is a list"),
+        (verdict(path="/etc"), r"entry 2 of .* holds \['comment', 'key', 'opinion', 'path', "),
+        ({"key": "0a"}, r"entry 2 of .* holds \['key'\]: expected key and opinion"),
+        ("agree", "entry 2 of .* holds str: expected key and opinion"),
+        (None, "entry 2 of .* holds NoneType"),
+    ],
+)
+def test_one_bad_entry_stops_the_whole_file(
+    run: RunFolder, tmp_path: Path, bad: object, sentence: str
+) -> None:
+    path = saved(tmp_path / "verdicts.json", [verdict(), bad, verdict("1b")])
+    error = refused("feedback", run.path, "--merge", path)
+    assert re.search(sentence, error), error
+    assert len(error) < 1000
+    assert said(run) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "cannot be read as verdicts"),
+        (b"[{", "cannot be read as verdicts"),
+        (b"\xff\xfe\xfd", "cannot be read as verdicts"),
+        (b"[" * 100_000, "cannot be read as verdicts"),
+        (b'{"key": "0a"}', "holds a dict: expected a JSON list"),
+        (b"[]" + b" " * 9_999_999, "is larger than 10000000 bytes"),
+    ],
+    ids=["empty", "cut", "binary", "deep", "no list", "large"],
+)
+def test_what_is_no_file_of_verdicts_is_refused(
+    run: RunFolder, tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    (tmp_path / "f").write_bytes(content)
+    assert sentence in refused("feedback", run.path, "--merge", tmp_path / "f")
+    assert not run.feedback.exists()
+
+
+def test_the_limits_themselves_are_allowed(run: RunFolder, tmp_path: Path) -> None:
+    path = saved(tmp_path / "f", [verdict(comment="é" * 5000)])
+    path.write_bytes(path.read_bytes().ljust(10_000_000))
+    assert done("feedback", run.path, "--merge", path).out.startswith("1 verdicts merged")
+    assert done("feedback", run.path, "--merge", saved(path, [])).out.startswith("0 verdicts")
+
+
+def test_a_file_or_a_verdict_is_needed_not_both(run: RunFolder, tmp_path: Path) -> None:
+    path = saved(tmp_path / "f", [verdict()])
+    assert "needs KEY and agree or disagree" in refused("feedback", run.path)
+    assert "needs KEY and agree or disagree" in refused("feedback", run.path, "0a")
+    for more in (("0a", "agree"), ("--reader", "r"), ("--comment", "c")):
+        assert "says it all" in refused("feedback", run.path, *more, "--merge", path)
+    assert "cannot be read" in refused("feedback", run.path, "--merge", tmp_path / "none")
+    assert said(run) == []
+
+
+def test_merging_at_once_adds_everything_once(tmp_path: Path) -> None:
+    path, added = tmp_path / "f", []
+    entries = [Feedback(str(number), "agree") for number in range(200)]
+
+    def merge() -> None:
+        added.append(Feedback.merge(path, entries))
+
+    threads = [threading.Thread(target=merge) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(added) == [0, 0, 0, 200]
+    assert [entry.key for entry in Feedback.read(path)] == [entry.key for entry in entries]

@@ -1,0 +1,312 @@
+"""figures: a run -> PDF and PNG for a paper, each from what the run holds.
+
+A figure that cannot be made, because labels, maps or calibration are missing, costs that figure
+and is named with its reason. Which scans are shown is drawn with a seed, never chosen by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.bundle import Bundle, Calibrated, read_bundle
+from anomaly.checkpoint import read_metrics
+from anomaly.config import Config
+from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.readers import read_scan
+from anomaly.detection.calibration import false_alarm_interval
+from anomaly.errors import AnomalyError, ScanError
+from anomaly.evaluation import auroc
+from anomaly.reporting import plots
+from anomaly.results import Provenance, ScoreRow
+from anomaly.roc import roc
+from anomaly.types import Verdict
+from pipelines.run import RunFolder
+from pipelines.train import scan_hash
+from pipelines.verdicts import Norm, matching_scores
+
+__all__ = ["draw_figures", "make_figures"]
+
+log = logging.getLogger(__name__)
+
+_BAND_STEPS = 100  # of the conformal band: more cannot be told apart in a column of a paper
+
+
+def make_figures(
+    run: RunFolder, config: Config, out: Path | None = None, *, scans: int = 8, seed: int = 0
+) -> tuple[list[Path], dict[str, str]]:
+    """Write every figure that the run has the material for, as PDF and PNG.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    out : Path, optional
+        Folder; default ``RUN/figures``. Figures of the same names there are replaced, or removed
+        where they can no longer be made.
+    scans, seed : int
+        As for `draw_figures`.
+
+    Returns
+    -------
+    list of Path, dict of str to str
+        The files, and why a figure is left out, by its name.
+
+    Raises
+    ------
+    AnomalyError
+        If not a single figure can be made.
+    OSError
+        If the folder cannot be written.
+    """
+    drawn, left_out = draw_figures(run, config, scans=scans, seed=seed)
+    if not drawn:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise AnomalyError(f"no figure of {run.path} can be made: {reasons}")
+    folder = run.figures if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in left_out:
+        for old in (folder / f"{name}.pdf", folder / f"{name}.png"):
+            old.unlink(missing_ok=True)  # beside new figures it would pass for one of them
+    written = [
+        path for name, figure in drawn.items() for path in plots.write_figure(figure, folder, name)
+    ]
+    log.info("%d of %d figures made", len(drawn), len(_FIGURES))
+    run.record("figures", {"figures": len(drawn), "seed": seed})
+    return written, left_out
+
+
+def draw_figures(
+    run: RunFolder, config: Config, *, scans: int = 8, seed: int = 0
+) -> tuple[dict[str, plots.Figure], dict[str, str]]:
+    """Draw every figure that the run has the material for.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    scans : int >= 2
+        On the overlay sheet, half of them flagged.
+    seed : int
+        Draws the scans and the bootstrap samples.
+
+    Returns
+    -------
+    dict of str to Figure, dict of str to str
+        The figures, and why one is left out, by name.
+    """
+    drawn, left_out = {}, {}
+    source = _Source(run, config, scans, seed)
+    for name, draw in _FIGURES.items():
+        try:
+            drawn[name] = draw(source)
+        except AnomalyError as error:
+            left_out[name] = str(error)
+    return drawn, left_out
+
+
+@dataclass
+class _Source:
+    """What figures are drawn from; each thing is read when the first figure asks for it."""
+
+    run: RunFolder
+    config: Config
+    scans: int
+    seed: int
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return read_bundle(self.run.bundle)
+
+    @cached_property
+    def calibrated(self) -> Calibrated:
+        return self.bundle.calibration()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.run.need(self.run.manifest, "prepare"), self.config.data.root)
+
+    @cached_property
+    def results(self) -> tuple[list[ScoreRow], Provenance]:
+        return matching_scores(self.run, self.manifest, self.bundle)
+
+    @cached_property
+    def pairs(self) -> list[tuple[ScoreRow, ManifestRow]]:
+        """Scored rows with their scans."""
+        by_key = {row.key: row for row in self.manifest.select()}
+        pairs = [(r, by_key[r.key]) for r in self.results[0] if r.status == "scored"]
+        if not pairs:
+            raise AnomalyError("no scan of the run was scored: see `anomaly status`")
+        return pairs
+
+    @property
+    def labelled(self) -> list[tuple[ScoreRow, ManifestRow]]:
+        return [pair for pair in self.pairs if pair[1].label]
+
+    @cached_property
+    def norm(self) -> Norm:
+        return Norm.of(self.bundle, self.results[1].alpha)
+
+    def abnormal(self, scan: ManifestRow) -> bool:
+        return scan.label != self.config.data.normal
+
+
+def _overlays(source: _Source) -> plots.Figure:
+    norm = source.norm
+    if not norm.evidence_threshold < norm.evidence_ceiling:
+        raise AnomalyError(
+            f"the colour scale of the bundle is empty, from {norm.evidence_threshold:g} to "
+            f"{norm.evidence_ceiling:g}: calibrate again on normal scans with some evidence"
+        )
+    kept = [(r, s) for r, s in source.pairs if r.map_part is not None and not s.burned_in]
+    groups = [[pair for pair in kept if bool(pair[0].flagged) is kind] for kind in (True, False)]
+    half = source.scans // 2
+    generator = np.random.default_rng(source.seed)
+    flagged = _drawn(source, groups[0], half, generator)
+    others = _drawn(source, groups[1], source.scans - half, generator)
+    if not flagged and not others:
+        raise AnomalyError(
+            "no scored scan has both a kept evidence map and an image that can be shown: score "
+            "with results.maps=all, and look whether the archive is mounted"
+        )
+    note = (
+        f"{len(flagged)} of {len(groups[0])} flagged and {len(others)} of {len(groups[1])} other "
+        f"scans, drawn at random (seed {source.seed}), α = {norm.alpha:g}."
+    )
+    left = len(source.pairs) - len(kept)
+    if left:
+        note += f"\nNot drawn from: {left} scans without a kept map or with burned-in text."
+    return plots.overlay_sheet(
+        flagged, others, norm.evidence_threshold, norm.evidence_ceiling, note
+    )
+
+
+def _drawn(
+    source: _Source,
+    group: list[tuple[ScoreRow, ManifestRow]],
+    wanted: int,
+    generator: np.random.Generator,
+) -> list[tuple[Verdict, NDArray[np.float32]]]:
+    """Up to `wanted` scans of a group that can be shown, at random."""
+    ordered = sorted(group, key=lambda pair: pair[0].key)
+    cases: list[tuple[Verdict, NDArray[np.float32]]] = []
+    for place in generator.permutation(len(ordered)):
+        if len(cases) == wanted:
+            break
+        case = _case(source, *ordered[place])
+        if case is None:
+            log.info("a scan for the sheet can no longer be read: the next one is drawn")
+        else:
+            cases.append(case)
+    return cases
+
+
+def _case(
+    source: _Source, row: ScoreRow, scan: ManifestRow
+) -> tuple[Verdict, NDArray[np.float32]] | None:
+    """Verdict and pixels; None where the image can no longer be read, and another is drawn."""
+    root, policy = source.config.data.root, source.config.intensity
+    try:
+        pixels = np.asarray(read_scan(root / scan.path, scan.frame, policy).pixels)
+    except ScanError:
+        return None
+    if pixels.shape != (scan.rows, scan.columns):
+        return None  # another file lies there now
+    return source.norm.verdict(row, scan, source.run.results.evidence(row)), pixels
+
+
+def _roc(source: _Source) -> plots.Figure:
+    pairs = source.labelled
+    if not pairs:
+        raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
+    scores = np.array([row.score for row, _ in pairs], dtype=np.float64)
+    abnormal = np.array([source.abnormal(scan) for _, scan in pairs])
+    patients = [scan.patient for _, scan in pairs]
+    area = auroc(scores, abnormal, patients, seed=source.seed)
+    curve = roc(scores, abnormal, patients, seed=source.seed)
+    flagged = np.array([bool(row.flagged) for row, _ in pairs])
+    return plots.roc_plot(
+        (curve.false_alarms, curve.sensitivity),
+        (curve.rates, curve.low, curve.high),
+        str(area),
+        (source.norm.alpha, float(flagged[~abnormal].mean()), float(flagged[abnormal].mean())),
+        f"{int((~abnormal).sum())} normal and {int(abnormal.sum())} abnormal scans.\n"
+        "Bootstrap by patient, band pointwise.",
+    )
+
+
+def _scores(source: _Source) -> plots.Figure:
+    groups: dict[str, list[float]] = {}
+    for row, scan in source.pairs:
+        assert row.score is not None
+        kind = "abnormal" if source.abnormal(scan) else "normal"
+        name = f"{kind} scans" if scan.label else "scans without a label"
+        groups.setdefault(name, []).append(row.score)
+    return plots.score_histogram(
+        source.calibrated.scores.scores,
+        {name: np.array(scores) for name, scores in sorted(groups.items(), reverse=True)},
+        source.norm.threshold,
+        source.norm.alpha,
+        f"Calibrated on {source.calibrated}.",
+    )
+
+
+def _uniformity(source: _Source) -> plots.Figure:
+    labelled = bool(source.labelled)
+    normals = [(r, s) for r, s in source.pairs if not labelled or not source.abnormal(s)]
+    unseen = [r.p_value for r, s in normals if scan_hash(s) not in source.bundle.seen]
+    p_values = np.array(unseen, dtype=np.float64)
+    if not len(p_values):
+        raise AnomalyError(
+            f"{len(normals)} scored scans are {'normal' if labelled else 'there'}, and the bundle "
+            "has learned from every one: p-values keep their promise on held-out normals alone, "
+            "score some"
+        )
+    n, m = len(source.calibrated.scores.scores), len(p_values)
+    # The band changes at multiples of 1 / (n + 1), and is fixed at both ends.
+    ranks = np.unique(np.linspace(1, n, min(n, _BAND_STEPS)).round())
+    alphas = np.array([0.0, *ranks / (n + 1), 1.0])
+    inside = [false_alarm_interval(n, alpha, 0.95, m) for alpha in alphas[1:-1]]
+    low, high = np.array([(0.0, 0.0), *inside, (1.0, 1.0)]).T
+    if source.calibrated.under_nuisance:
+        low = np.zeros_like(
+            low
+        )  # set on changed scans, a low rate on unchanged ones is as promised
+    note = "" if labelled else "No labels: all scans are drawn, not normal ones alone.\n"
+    if m < len(normals):
+        note += f"Left out: {len(normals) - m} scans that the bundle has learned from.\n"
+    return plots.uniformity_plot(
+        p_values,
+        (alphas, low, high),
+        "held-out normals" if labelled else "all scans",
+        source.norm.alpha,
+        f"{note}Calibrated on {source.calibrated}.",
+    )
+
+
+def _training(source: _Source) -> plots.Figure:
+    path = source.run.training_metrics
+    try:
+        records = read_metrics(path)
+    except ValueError as error:
+        raise AnomalyError(f"{path} is damaged ({error}): expected JSON lines") from error
+    if not records:
+        raise AnomalyError(
+            f"{path} holds no record: the run was not trained here, or not long enough"
+        )
+    return plots.training_plot(records, "On held-out normal scans of the validation split.")
+
+
+_FIGURES: dict[str, Callable[[_Source], plots.Figure]] = {
+    "overlays": _overlays,
+    "roc": _roc,
+    "scores": _scores,
+    "uniformity": _uniformity,
+    "training": _training,
+}
