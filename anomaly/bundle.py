@@ -42,6 +42,7 @@ from anomaly.detection.calibration import Calibration
 from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
+from anomaly.types import NOTICE
 
 __all__ = [
     "FORMAT",
@@ -175,7 +176,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     }
     record: dict[str, Any] = {
         "format": FORMAT,
-        "notice": "Research use only. Not a diagnosis.",
+        "notice": NOTICE,
         "config": _json_config(bundle.config),
         "feature_names": list(bundle.detector.names),
         "detector_kind": bundle.detector.kind,

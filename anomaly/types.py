@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "DETECTOR_MODEL",
+    "NOTICE",
     "Orientation",
     "Region",
     "Scan",
@@ -31,6 +32,9 @@ __all__ = [
 SpacingSource = Literal[
     "PixelSpacing", "ImagerPixelSpacing", "ImagerPixelSpacing / magnification", "NIfTI", "none"
 ]
+
+NOTICE = "Research use only. Not a diagnosis."
+"""Said wherever a result is shown."""
 
 DETECTOR_MODEL = "anomaly detector"
 """ManufacturerModelName of every DICOM object that the toolkit writes: results, never scans."""

@@ -29,10 +29,9 @@ from tqdm import tqdm
 import anomaly
 from anomaly.errors import AnomalyError
 from anomaly.results import Results
+from anomaly.types import NOTICE
 
 __all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
-
-NOTICE = "Research use only. Not a diagnosis."
 
 
 @dataclass(frozen=True)

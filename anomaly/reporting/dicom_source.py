@@ -33,7 +33,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from anomaly import __version__
 from anomaly.errors import UnsupportedScan
-from anomaly.types import DETECTOR_MODEL, Region, Verdict
+from anomaly.types import DETECTOR_MODEL, NOTICE, Region, Verdict
 
 __all__ = [
     "ALGORITHM",
@@ -52,8 +52,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """Every kind of object, in the order of their series numbers."""
 
 ALGORITHM = MANUFACTURER = "anomaly"
-
-NOTICE = "Research use only. Not a diagnosis."
 
 MAX_REGIONS = 100
 """Regions that are listed one by one: nobody reads thousands, and they take minutes to write."""

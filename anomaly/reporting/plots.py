@@ -27,7 +27,7 @@ from anomaly.errors import AnomalyError
 from anomaly.files import whole
 from anomaly.reporting.figures import colour_bar, overlay_rgba, shrink_max, shrink_mean
 from anomaly.reporting.outlines import outlines
-from anomaly.types import Verdict
+from anomaly.types import NOTICE, Verdict
 
 __all__ = [
     "overlay_sheet",
@@ -37,8 +37,6 @@ __all__ = [
     "uniformity_plot",
     "write_figure",
 ]
-
-_NOTICE = "Research use only. Not a diagnosis."
 _COLUMN, _PAGE = 3.46, 7.09  # inches: one and two columns
 _DPI = 300
 _LONGEST = 480  # pixels of a panel's longer side: what _DPI shows of a quarter of the page
@@ -340,7 +338,7 @@ def training_plot(records: Sequence[Mapping[str, Any]], note: str) -> Figure:
 def _figure(width: float, height: float, note: str) -> Figure:
     """Begin a figure; what is said below it has its own room in the layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.supxlabel(f"{note}\n{_NOTICE}".lstrip("\n"), fontsize=6, color="#404040")
+    figure.supxlabel(f"{note}\n{NOTICE}".lstrip("\n"), fontsize=6, color="#404040")
     return figure
 
 
