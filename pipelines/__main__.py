@@ -365,16 +365,27 @@ def evaluate(run: RunArgument) -> None:
 @app.command()
 def report(
     run: RunArgument,
-    images: Annotated[bool, typer.Option(help="Put the images into the page.")] = True,
-    max_images: Annotated[int, typer.Option(help="At most so many, most unusual first.")] = 200,
+    images: Annotated[bool, typer.Option(help="Show the images.")] = True,
+    max_images: Annotated[
+        int, typer.Option(help="Of at most so many scans, most unusual first.")
+    ] = 500,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Put the images into the page, to copy it alone.")
+    ] = False,
 ) -> None:
-    """Write the worklist with heatmaps as one HTML page."""
+    """Write the worklist with heatmaps as an HTML page with its images beside it."""
     from pipelines import report as stage
     from pipelines.context import run_config
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    page = stage.report(folder, run_config(folder, []), images=images, max_images=max_images)
+    page = stage.report(
+        folder,
+        run_config(folder, []),
+        images=images,
+        max_images=max_images,
+        single_file=single_file,
+    )
     typer.echo(f"report: {page}")
 
 

@@ -1,4 +1,4 @@
-"""report: scores, evidence and scans -> one HTML page."""
+"""report: scores, evidence and scans -> an HTML page and its pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ __all__ = ["report"]
 log = logging.getLogger(__name__)
 
 
-def report(run: RunFolder, config: Config, *, images: bool = True, max_images: int = 200) -> Path:
+def report(
+    run: RunFolder,
+    config: Config,
+    *,
+    images: bool = True,
+    max_images: int = 500,
+    single_file: bool = False,
+) -> Path:
     """Write the page and return its path.
 
     Parameters
@@ -34,7 +41,9 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
     images : bool
         False leaves all pixels out: chest X-rays can be recognised.
     max_images : int
-        Scans that get their image into the page, most unusual first.
+        Scans whose image is shown, most unusual first; the others say why they have none.
+    single_file : bool
+        The pictures go into the page.
 
     Raises
     ------
@@ -50,14 +59,20 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
     by_key = {row.key: row for row in manifest.select()}
     scored = [row for row in rows if row.status == "scored"]
     scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
-    cases = [
-        _case(run, config, norm, row, by_key[row.key], shown=images and place < max_images)
+    shown = max_images if images else 0
+    # One at a time: the page needs no image twice, and memory holds few.
+    cases = (
+        _case(run, config, norm, row, by_key[row.key], shown=place < shown, most=shown)
         for place, row in enumerate(scored)
-    ]
+    )
     data = ReportData(
         title=config.name,
         cases=cases,
-        skipped=[SkippedCase(r.key, r.reason) for r in rows if r.status != "scored"],
+        skipped=[
+            SkippedCase(r.key, r.reason, view=r.view, site=r.site)
+            for r in rows
+            if r.status != "scored"
+        ],
         calibration_scores=calibrated.scores.scores,
         alpha=norm.alpha,
         threshold=norm.threshold,
@@ -73,9 +88,10 @@ def report(run: RunFolder, config: Config, *, images: bool = True, max_images: i
             "torch": torch.__version__.split("+")[0],
         },
     )
-    write_report(data, run.report, max_images=max_images)
-    log.info("report written, %d scans shown", len(cases))
-    run.record("report", {"cases": len(cases)})
+    run.report.parent.mkdir(exist_ok=True)
+    write_report(data, run.report, single_file=single_file)
+    log.info("report written, %d scans shown", len(scored))
+    run.record("report", {"cases": len(scored)})
     return run.report
 
 
@@ -87,6 +103,7 @@ def _case(
     scan: ManifestRow,
     *,
     shown: bool,
+    most: int,
 ) -> ReportCase:
     verdict = norm.verdict(row, scan, run.results.evidence(row))
     pixels, note = None, ""
@@ -95,6 +112,8 @@ def _case(
             f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
             "when it was scored."
         )
+    elif not shown and most:
+        note = f"The image is not shown: this report holds those of the {most} most unusual scans."
     elif shown and scan.burned_in:
         note = "The source says that text is burned into this image, so it is not shown."
     elif shown:
@@ -103,4 +122,4 @@ def _case(
             pixels = np.asarray(source.pixels)
         except ScanError as error:
             note = f"The image can no longer be read ({error.reason}), so it is not shown."
-    return ReportCase(verdict, pixels, view=scan.view, note=note)
+    return ReportCase(verdict, pixels, view=scan.view, note=note, site=row.site)

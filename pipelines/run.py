@@ -8,7 +8,7 @@
     RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
     RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
-    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report.html, RUN/figures/
+    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report/, RUN/figures/
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page."""
-        return self._at("report.html")
+        """The page; its pictures stand beside it."""
+        return self._at("report") / "index.html"
 
     def _at(self, name: str) -> Path:
         return self.path / name

@@ -199,7 +199,8 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ("nibabel", {"anomaly.data.images"}),
         ("tifffile", {"anomaly.data.images"}),
         ("matplotlib", {"anomaly.reporting.figures", "anomaly.reporting.plots"}),
-        ("jinja2", {"anomaly.reporting.html"}),
+        ("jinja2", {"anomaly.reporting.html_files"}),
+        ("markupsafe", {"anomaly.reporting.html_files"}),
         (
             "sklearn",
             {

@@ -121,7 +121,7 @@ def test_no_canary_sings_in_what_may_be_shared(run: tuple[RunFolder, str]) -> No
         if path.is_file() and path.name not in PRIVATE and path.parent.name != FOR_THE_ARCHIVE
     ]
     names = {path.name for path in files}
-    assert {"scores.csv", "report.html", "run.jsonl", "shared.csv", "shared.xlsx"} <= names
+    assert {"scores.csv", "index.html", "run.jsonl", "shared.csv", "shared.xlsx"} <= names
     assert {"part-00000.parquet", "maps-00000.npz", "job.json", "lease.txt"} <= names
     texts = {path.name: text_of(path) for path in files} | {"printed": said, "names": str(names)}
     for name, text in texts.items():

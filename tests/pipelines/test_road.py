@@ -124,6 +124,24 @@ def test_the_page_lists_every_row(road: Road) -> None:
     assert "Research use only" in page
 
 
+def test_the_page_holds_its_pictures_if_asked_and_none_if_not(run: RunFolder) -> None:
+    pictures = run.report.parent / "images"
+    shown = "data:image/png"
+    done("report", run.path)
+    assert run.report.read_text(encoding="utf-8").count(shown) == 1  # the colour bar
+    files = len(list(pictures.glob("*.png")))
+    assert files > 0
+    done("report", run.path, "--single-file")
+    assert run.report.read_text(encoding="utf-8").count(shown) == files + 1
+    assert not pictures.exists()
+    done("report", run.path, "--no-images")
+    assert run.report.read_text(encoding="utf-8").count(shown) == 1
+    assert not list(pictures.glob("*.png"))
+    done("report", run.path, "--max-images", 1)
+    assert len(list(pictures.glob("*-image.png"))) == 1
+    assert "those of the 1 most unusual" in run.report.read_text(encoding="utf-8")
+
+
 def test_shared_outputs_identify_nobody(road: Road) -> None:
     secrets = {str(road.scans), "PHANTOM", "notes.txt", road.run.site_key.read_text().strip()}
     for row in road.manifest.rows:

@@ -1,92 +1,21 @@
-"""The page in a browser: what a reader's clicks and keys do. Skipped where there is no Chromium."""
+"""The page in a browser: worklist, readings, safety, access. Skipped where there is no Chromium."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+import dataclasses
+import json
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import numpy as np
 import pytest
+from html_tabs import Open, Tab, keys, make_case, make_data, selected, sync_api
 
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
-from anomaly.types import Region, ScanScore, Verdict
+from anomaly.reporting.html import SkippedCase
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="browser tests need the playwright package"
-)
-CHROMIUM = os.environ.get("ANOMALY_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium")
-
-Tab: TypeAlias = Any  # playwright's Browser and Page: the package is optional
-
-
-def make_case(key: str, p_value: float, score: float) -> ReportCase:
-    evidence = np.zeros((64, 48), dtype=np.float32)
-    evidence[20:30, 10:25] = 8.0
-    verdict = Verdict(
-        scan=ScanScore(key, score, {"nll": 3.0}, evidence),
-        p_value=p_value,
-        alpha=0.05,
-        threshold=0.95,
-        flagged=p_value <= 0.05,
-        regions=(Region(24.5, 17.0, 150, 3.0, 8.0),),
-    )
-    image = np.full((64, 48), 0.4, dtype=np.float32)
-    return ReportCase(verdict, image, view="PA", note="<b>bold</b>")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Tab]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Tab, tmp_path: Path) -> Iterator[Tab]:
-    """Open the report; fail the test on a console error or on any request but the file."""
-    data = ReportData(
-        title="Night list",
-        cases=[make_case("a", 0.01, 0.25), make_case("b", 0.02, 9.0), make_case("c", 0.5, 0.5)],
-        skipped=[SkippedCase("gone", "truncated")],
-        calibration_scores=np.linspace(0.0, 1.0, 99),
-        alpha=0.05,
-        threshold=0.95,
-        evidence_threshold=3.0,
-        evidence_ceiling=12.0,
-        provenance={},
-    )
-    path = tmp_path / "report.html"
-    write_report(data, path)
-    tab = browser.new_page(viewport={"width": 1280, "height": 800})
-    complaints: list[str] = []
-    requests: list[str] = []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(path.as_uri())
-    yield tab
-    tab.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-
-
-def keys(page: Tab) -> list[str]:
-    found: list[str] = page.locator("#worklist tbody tr:visible th").all_inner_texts()
-    return found
-
-
-def opacity(page: Tab) -> float:
-    # the style set, not the computed one, which is animated
-    return float(page.evaluate("document.getElementById('overlay').style.opacity"))
+# --- worklist ---------------------------------------------------------------------------------
 
 
 def test_first_case_is_shown_with_its_map(page: Tab) -> None:
-    assert page.locator("#case-key").inner_text() == "Scan a"
+    assert selected(page) == "a"
     assert "Flagged" in page.locator("#verdict").inner_text()
     assert page.locator("#overlay").is_visible()
     assert page.evaluate("document.getElementById('overlay').naturalWidth") == 48
@@ -96,58 +25,240 @@ def test_first_case_is_shown_with_its_map(page: Tab) -> None:
     sync_api.expect(banner).to_be_in_viewport()
 
 
-def test_slider_sets_the_opacity_of_the_map(page: Tab) -> None:
-    assert opacity(page) == 0.6
-    page.get_by_label("Map opacity").fill("25")
-    assert opacity(page) == 0.25
-    sync_api.expect(page.locator("#overlay")).to_have_css("opacity", "0.25")
-
-
-def test_contour_can_be_hidden(page: Tab) -> None:
-    outline = page.locator("#outline")
-    sync_api.expect(outline).to_be_visible()
-    page.get_by_label("Contour").uncheck()
-    sync_api.expect(outline).to_be_hidden()
-
-
 def test_header_click_sorts_and_says_so(page: Tab) -> None:
-    assert keys(page) == ["a", "b", "c"]
+    assert keys(page) == ["a", "b", "c", "gone", "lost"]
     score = page.locator("th", has_text="Score").first
     score.get_by_role("button").click()
-    assert keys(page) == ["a", "c", "b"]  # 0.25, 0.5, 9: as numbers, not as text
+    # 0.25, 0.5, 9: as numbers, not as text; what has no score stays last
+    assert keys(page) == ["a", "c", "b", "gone", "lost"]
     assert score.get_attribute("aria-sort") == "ascending"
     score.get_by_role("button").click()
-    assert keys(page) == ["b", "c", "a"]
+    assert keys(page) == ["b", "c", "a", "gone", "lost"]
     assert score.get_attribute("aria-sort") == "descending"
     assert page.locator("[aria-sort=ascending]").count() == 0
 
 
-def test_j_and_k_walk_the_list_as_it_is_sorted(page: Tab) -> None:
-    selected = page.locator("tr[aria-current=true] th")
-    page.keyboard.press("j")
-    assert (selected.inner_text(), page.locator("#case-key").inner_text()) == ("b", "Scan b")
-    page.keyboard.press("j")
-    page.keyboard.press("j")  # stays on the last
-    assert selected.inner_text() == "c"
-    page.keyboard.press("k")
-    assert selected.inner_text() == "b"
-    assert selected.count() == 1
+@pytest.mark.parametrize(("down", "up"), [("j", "k"), ("ArrowDown", "ArrowUp")])
+def test_keys_walk_the_list_as_it_is_sorted(page: Tab, down: str, up: str) -> None:
+    page.keyboard.press(down)
+    assert selected(page) == "b"
+    assert page.evaluate("document.activeElement.innerText") == "b"
+    for _ in range(5):
+        page.keyboard.press(down)  # stays on the last
+    assert selected(page) == "lost"
+    page.keyboard.press(up)
+    assert selected(page) == "gone"
 
 
-def test_filter_keeps_flagged_scans(page: Tab) -> None:
-    page.keyboard.press("j")
-    page.keyboard.press("j")
+def test_letters_typed_into_a_text_do_not_walk(page: Tab) -> None:
+    page.get_by_label("Comment").press_sequentially("jjk +0")
+    assert page.get_by_label("Comment").input_value() == "jjk +0"
+    assert selected(page) == "a"
+    assert page.locator("#zoom-value").inner_text() == "100 %"
+
+
+def test_filters_of_status_site_view_and_reason(page: Tab) -> None:
+    page.locator("tr", has_text="0.5000").click()
+    assert selected(page) == "c"
     page.get_by_role("button", name="Flagged 2").click()
     assert keys(page) == ["a", "b"]
-    assert page.locator("#case-key").inner_text() == "Scan a"  # c is no longer listed
-    page.get_by_role("button", name="All 3").click()
-    assert keys(page) == ["a", "b", "c"]
+    assert selected(page) == "a"  # c is no longer listed
+    page.get_by_label("View").select_option("AP")
+    assert keys(page) == ["b"]
+    page.get_by_label("Site").select_option("north")
+    assert keys(page) == []
+    assert page.locator("#listed").inner_text() == "No scan is flagged."
+    page.get_by_role("button", name="All 5").click()
+    page.get_by_label("View").select_option("")
+    page.get_by_label("Site").select_option("south")
+    assert keys(page) == ["b", "c", "lost"]
+    page.get_by_label("Not scored").select_option("rgb")
+    assert keys(page) == ["lost"]
+    assert page.locator("#listed").inner_text() == "1 of 5 scans listed."
 
 
-def test_no_map_over_a_scan_within_the_normal_range_unless_asked(page: Tab) -> None:
-    page.locator("#worklist tbody tr").nth(2).click()
-    assert "Within normal range" in page.locator("#verdict").inner_text()
-    sync_api.expect(page.locator("#overlay")).to_be_hidden()
-    sync_api.expect(page.locator("#outline")).to_be_hidden()
-    page.get_by_label("Map on scans that are not flagged").check()
-    sync_api.expect(page.locator("#overlay")).to_be_visible()
+def test_search_finds_part_of_a_key(page: Tab) -> None:
+    page.get_by_label("Key").fill(" OS")
+    assert keys(page) == ["lost"]
+    page.get_by_label("Key").fill("")
+    assert len(keys(page)) == 5
+
+
+def test_a_scan_that_was_not_scored_is_not_called_normal(page: Tab) -> None:
+    page.locator("tr", has_text="gone").click()
+    said = page.locator("#case").inner_text() + page.locator("tr", has_text="gone").inner_text()
+    assert "Not scored: truncated" in said
+    assert "ormal" not in said
+    for hidden in ("#films", "#controls", "#facts", "#words"):
+        sync_api.expect(page.locator(hidden)).to_be_hidden()
+
+
+def test_ten_thousand_rows_of_which_those_in_sight_are_drawn(opened: Open) -> None:
+    count = 10_000
+    cases = (
+        make_case(f"{i:016x}", (i + 1) / count, float(count - i), image=None) for i in range(count)
+    )
+    page = opened(dataclasses.replace(make_data(), cases=cases, skipped=[]))
+
+    table = page.locator("#worklist")
+    assert table.get_attribute("aria-rowcount") == "10001"
+    assert table.locator("thead tr").get_attribute("aria-rowindex") == "1"
+    assert page.locator("tr[data-index]").count() < 60
+    page.locator("#scroll").evaluate("scroll => { scroll.scrollTop = 30 * 5000; }")
+    row = page.locator("tr[aria-rowindex='5002']")  # the header is 1, row 0 is 2
+    sync_api.expect(row).to_be_in_viewport()
+    assert row.locator("th").inner_text() == f"{5000:016x}"
+    row.click()
+    for key in ("j", "j", "k"):
+        page.keyboard.press(key)
+    assert selected(page) == f"{5001:016x}"
+    sync_api.expect(page.locator("tr[aria-current]")).to_be_in_viewport()
+    page.locator("thead button", has_text="Score").click()
+    assert keys(page)[0] == f"{count - 1:016x}"
+    heights = set(
+        page.evaluate("[...document.querySelectorAll('tr[data-index]')].map(r => r.offsetHeight)")
+    )
+    assert heights == {30}
+    # 16 digits stand in one line, and no number is cut
+    cells = "[...document.querySelectorAll('#worklist :is(tbody th, .number)')]"
+    assert page.evaluate(f"{cells}.every(cell => cell.scrollWidth <= cell.clientWidth)")
+
+
+# --- readings ---------------------------------------------------------------------------------
+
+
+def test_readings_are_kept_and_downloaded(page: Tab) -> None:
+    download = page.get_by_role("button", name="Download readings")
+    assert download.is_disabled()
+    page.get_by_label("Comment").fill('a "shadow"\n<b>left</b>')
+    assert download.is_disabled()  # a comment alone is no opinion
+    page.get_by_label("Disagree", exact=True).check()
+    page.get_by_label("Reader").fill("R1")
+    page.locator("tr", has_text="0.0200").click()
+    assert page.get_by_label("Comment").input_value() == ""
+    assert page.get_by_label("None", exact=True).is_checked()
+    page.get_by_label("Agree with the result").check()
+    page.reload()
+
+    assert page.get_by_label("Disagree", exact=True).is_checked()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download readings (2)").click()
+    assert waiting.value.suggested_filename == "readings.json"
+    assert json.loads(Path(waiting.value.path()).read_text(encoding="utf-8")) == [
+        {
+            "key": "a",
+            "opinion": "disagree",
+            "comment": 'a "shadow"\n<b>left</b>',
+            "reader": "R1",
+        },
+        {"key": "b", "opinion": "agree", "comment": "", "reader": "R1"},
+    ]
+
+
+def test_a_browser_that_keeps_nothing_still_holds_readings(page: Tab) -> None:
+    refusing = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no'); } })"
+    page.add_init_script(refusing)
+    page.reload()
+    assert "download before you close" in page.locator("#kept").inner_text()
+    page.get_by_label("Agree with the result").check()
+    page.keyboard.press("Escape")
+    page.locator("tr", has_text="0.0200").click()
+    page.locator("tr", has_text="0.0100").click()
+    assert page.get_by_label("Agree with the result").is_checked()
+    assert page.get_by_role("button", name="Download readings (1)").is_enabled()
+
+
+# --- safety and access ------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>document.title='harmed'</script><img src=x onerror=\"document.title='harmed'\">",
+    "\"'`</script></textarea></title>${1}{{1}}&lt;",
+    "\u202egpj.exe\u2066\u200f",
+    "long " * 2_000,
+    "long" * 2_500,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=["script", "quotes", "bidi", "words", "word"])
+def test_no_text_does_harm(opened: Open, text: str) -> None:
+    case = make_case(text, 0.01, 2.0, view=text, site=text, note=text)
+    scan = dataclasses.replace(case.verdict.scan, features={text: 9.0})
+    case = dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))
+    data = dataclasses.replace(
+        make_data(),
+        title=text,
+        cases=[case, make_case("b", 0.02, 1.0, site="north")],
+        skipped=[SkippedCase("skipped", text, view=text, site=text)],
+        provenance={text: text},
+        feature_ranges={text: (0.0, 1.0)},
+    )
+    page = opened(data)
+
+    assert page.locator("#case-key").text_content() == text
+    assert page.locator("#feature-rows th").text_content() == text
+    assert page.title() != "harmed"
+    assert page.evaluate("document.images.length") == 5
+    assert page.locator("script").count() == 2
+    # an isolate ends what a direction mark began; long text neither widens the page nor hides it
+    for bdi in page.locator("bdi").all():
+        assert bdi.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    sync_api.expect(page.locator("tr[aria-current]")).to_be_in_viewport()
+    sync_api.expect(page.locator("#original")).to_be_in_viewport()
+    page.keyboard.press("j")
+    assert selected(page) == "b"
+    page.keyboard.press("j")
+    assert page.locator("#case-key").text_content() == "skipped"
+    assert page.locator("#note bdi").text_content() == text
+    assert page.locator("#case-view bdi").all_text_contents() == [text, text]
+    page.get_by_label("Site").select_option(text)
+    assert page.locator("tr[data-index]").count() == 2
+
+
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour[3] === undefined) return colour;
+    }
+  };
+  return [...document.body.querySelectorAll('*')].filter((e) => e.checkVisibility()
+      && !e.closest('svg, script, option, [disabled]')
+      && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+    .map((e) => {
+      const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))];
+      return [e.outerHTML.slice(0, 80), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    });
+}"""
+
+
+def test_text_stands_out_from_its_ground(page: Tab) -> None:
+    measured = page.evaluate(CONTRAST)
+    assert len(measured) > 50
+    assert [(said, ratio) for said, ratio in measured if ratio < 4.5] == []  # WCAG 2.1 AA, 1.4.3
+
+
+def test_every_control_has_a_name_and_the_tabulator_goes_down_the_page(page: Tab) -> None:
+    for control in page.locator("input, select, textarea, button").all():
+        if control.is_visible():
+            said = control.evaluate(
+                "e => e.ariaLabel || e.innerText || [...e.labels].map(l => l.innerText).join()"
+            )
+            assert said.strip()
+    page.locator("#search").focus()
+    visited = []
+    for _ in range(22):
+        visited.append(
+            page.evaluate("document.activeElement.id || document.activeElement.innerText")
+        )
+        page.keyboard.press("Tab")
+    assert visited[:4] == ["search", "site", "view", "reason"]
+    assert visited.count("a") == 1  # one stop in the list of scans, the current one
+    assert "b" not in visited
+    assert visited.index("a") < visited.index("opacity") < visited.index("window")
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate("getComputedStyle(overlay).transitionDuration") == "0s"

@@ -1,0 +1,131 @@
+"""The report on disk: one page that opens offline in any browser, and its pictures.
+
+::
+
+    report/index.html             the page: markup, style, script, and the rows as JSON
+    report/images/KEY-image.png   loaded when its scan is looked at; or all inside the page
+
+The page fetches nothing from a network. Its content policy allows the page's own script and style
+by hash, and images from its own folder or embedded, so even text that slipped through escaping
+could not run. Text reaches the page through autoescaped markup or as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from anomaly.files import whole
+from anomaly.reporting.figures import png_bytes
+
+__all__ = ["Pictures", "inlined", "write_page"]
+
+_SCRIPTS = ("film.js", "case.js", "opinions.js", "worklist.js")
+_STYLES = ("page.css", "case.css")
+_KINDS = ("image", "evidence", "expected")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where pictures go, and what the page calls them.
+
+    Attributes
+    ----------
+    folder : Path or None
+        None puts them into the page.
+    """
+
+    folder: Path | None
+
+    @classmethod
+    def beside(cls, page: Path, *, single_file: bool) -> Pictures:
+        """Make room for a new page: an earlier one goes, and what it showed is not left behind."""
+        folder = page.parent / "images"
+        page.unlink(missing_ok=True)
+        for old in (old for what in _KINDS for old in folder.glob(f"*-{what}.png")):
+            old.unlink()
+        if single_file:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+            return cls(None)
+        folder.mkdir(exist_ok=True)
+        return cls(folder)
+
+    def place(self, key: str, what: str, array: NDArray[np.uint8]) -> str:
+        """Store a picture and return its address for the page.
+
+        Parameters
+        ----------
+        key : str
+            Pseudonym of the scan, which names the file.
+        what : str
+            ``"image"``, ``"evidence"`` or ``"expected"``.
+        array : ndarray (H, W) or (H, W, 4) uint8
+        """
+        if self.folder is None:
+            return inlined(array)
+        name = f"{_plain(key)}-{what}.png"
+        (self.folder / name).write_bytes(png_bytes(array))
+        return f"{self.folder.name}/{name}"
+
+
+def inlined(array: NDArray[np.uint8]) -> str:
+    """Return a picture as a data address, (H, W) or (H, W, 4) uint8."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
+
+
+def write_page(path: Path, content: dict[str, object]) -> None:
+    """Write the page, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    content : dict
+        What the template reads; ``rows`` and ``features`` are values for JSON.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anomaly.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    # No spaces and no indent: 10,000 rows of it.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    page = environment.get_template("report.html.j2").render(
+        **content,
+        script=_joined(_SCRIPTS),
+        style=_joined(_STYLES),
+    )
+    with whole(path) as file:
+        # "\n" on every system: the hashes of the content policy are over these bytes
+        file.write(page.encode("utf-8"))
+
+
+def _joined(names: tuple[str, ...]) -> Markup:
+    folder = files("anomaly.reporting") / "templates"
+    # Ours, and without "</": it is markup as it stands.
+    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))  # noqa: S704
+
+
+def _plain(key: str) -> str:
+    """Name files after a pseudonym; any other text is hashed, it may be no name for a file."""
+    if re.fullmatch(r"[0-9a-z]{1,64}", key):
+        return key
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _csp_hash(text: str) -> str:
+    """Content-policy source that allows exactly this inline script or style."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,0 +1,156 @@
+"""The images of a scan in a browser, and what it means. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from html_tabs import Open, Tab, make_data, middle, shot, sync_api
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def test_slider_sets_the_opacity_of_the_map(page: Tab) -> None:
+    # the style set, not the computed one, which is animated
+    assert page.evaluate("document.getElementById('overlay').style.opacity") == "0.6"
+    page.get_by_label("Map opacity").fill("25")
+    sync_api.expect(page.locator("#overlay")).to_have_css("opacity", "0.25")
+
+
+def test_contour_can_be_hidden(page: Tab) -> None:
+    outline = page.locator("#outline")
+    sync_api.expect(outline).to_be_visible()
+    page.get_by_label("Contour").uncheck()
+    sync_api.expect(outline).to_be_hidden()
+
+
+def test_no_map_over_a_scan_within_the_normal_range_unless_asked(page: Tab) -> None:
+    page.locator("tr", has_text="0.5000").click()
+    assert "Within normal range" in page.locator("#verdict").inner_text()
+    sync_api.expect(page.locator("#overlay")).to_be_hidden()
+    sync_api.expect(page.locator("#outline")).to_be_hidden()
+    page.get_by_label("Map on scans that are not flagged").check()
+    sync_api.expect(page.locator("#overlay")).to_be_visible()
+
+
+@pytest.mark.parametrize("single_file", [False, True])
+def test_grey_levels_change_the_pixels_by_slider_and_drag(
+    opened: Open, tmp_path: Path, single_file: bool
+) -> None:
+    page = opened(make_data(), single_file=single_file)
+    panes = (".frame >> nth=0", ".frame >> nth=1")
+    assert [middle(page, pane) for pane in panes] == [102, 102]
+    page.get_by_label("Window", exact=True).fill("50")
+    # (0.4 - 0.25) / 0.5 = 0.3 of 255
+    assert [middle(page, pane) for pane in panes] == pytest.approx([76.5, 76.5], abs=1.5)
+    page.get_by_role("button", name="Invert").click()
+    assert middle(page) == pytest.approx(178.5, abs=1.5)
+    page.get_by_role("button", name="Reset").click()
+    assert middle(page) == 102
+
+    box = page.locator(".frame").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + box["width"] / 4, y + box["height"] / 10, steps=4)
+    page.mouse.up()
+    # a quarter of a pane: 50 % more window; a tenth down: 10 % more level
+    assert page.get_by_label("Window", exact=True).input_value() == pytest.approx("150")
+    assert page.get_by_label("Level").input_value() == "60"
+    # (0.4 - 0.6) / 1.5 + 0.5 = 0.367 of 255
+    assert middle(page) == pytest.approx(93.5, abs=2)
+
+
+def test_zoom_enlarges_both_panes_about_the_pointer(page: Tab) -> None:
+    before = page.locator("#original").bounding_box()
+    seen = shot(page, ".frame >> nth=1")
+    frame = page.locator(".frame").first.bounding_box()
+    page.mouse.move(frame["x"] + 30, frame["y"] + 40)
+    page.mouse.wheel(0, -400 * np.log(2))
+    for pane in ("original", "under"):
+        box = page.locator(f"#{pane}").bounding_box()
+        assert box["width"] == pytest.approx(2 * before["width"], rel=1e-3)
+    # What was under the pointer still is: the left edge, 29 px from it less the border, is 58.
+    # A mouse event counts in whole pixels, a pane need not start at one.
+    box = page.locator("#original").bounding_box()
+    assert before["x"] - box["x"] == pytest.approx(29, abs=1)
+    assert before["y"] - box["y"] == pytest.approx(39, abs=1)
+    assert (shot(page, ".frame >> nth=1") != seen).any()
+    page.keyboard.press("-")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert page.locator("#zoom-value").inner_text() == "300 %"
+    page.keyboard.press("0")
+    assert page.locator("#original").bounding_box() == before
+
+
+def test_blink_changes_between_the_image_and_what_was_expected(page: Tab) -> None:
+    blink = page.get_by_role("button", name="Blink")
+    assert middle(page) == 102
+    blink.click()
+    assert blink.get_attribute("aria-pressed") == "true"
+    caption = page.locator("#original-caption")
+    for _ in range(2):
+        sync_api.expect(caption).to_have_text("Expected, were it healthy")
+        sync_api.expect(caption).to_have_text("Original")
+    blink.click()
+    assert middle(page) == 102
+    page.keyboard.press("j")  # this one has none
+    sync_api.expect(blink).to_be_hidden()
+
+
+def test_less_motion_means_blinking_by_hand(opened: Open) -> None:
+    page = opened(make_data(), reduced_motion="reduce")
+    blink = page.get_by_role("button", name="Blink")
+    blink.click()
+    page.evaluate(
+        "new MutationObserver(() => { window.changed = true; })"
+        ".observe(expected, {attributes: true})"
+    )
+    page.wait_for_timeout(1500)  # two changes, were it to blink by itself
+    assert not page.evaluate("window.changed")
+    assert middle(page) == 204
+    blink.click()
+    assert middle(page) == 102
+    assert page.evaluate("getComputedStyle(overlay).transitionDuration") == "0s"
+
+
+def test_pictures_load_when_their_scan_is_looked_at(opened: Open) -> None:
+    page = opened(make_data())
+    loaded = "performance.getEntriesByType('resource').map(e => e.name.split('/').pop())"
+    page.wait_for_function("document.getElementById('under').complete")
+    assert not [name for name in page.evaluate(loaded) if name.startswith("b-")]
+    page.keyboard.press("j")
+    assert page.evaluate("original.decode().then(() => original.naturalWidth)") == 48
+    assert page.evaluate("original.currentSrc").endswith("images/b-image.png")
+
+
+def test_a_single_file_opens_from_anywhere(opened: Open, tmp_path: Path) -> None:
+    page = opened(make_data(), single_file=True)
+    copied = tmp_path / "elsewhere" / "copy.html"
+    copied.parent.mkdir()
+    shutil.copy(tmp_path / "index.html", copied)
+    page.goto(copied.as_uri())
+    assert middle(page) == 102
+    assert page.evaluate("overlay.naturalWidth") == 48
+
+
+# --- meaning ----------------------------------------------------------------------------------
+
+
+def test_the_feature_farthest_from_the_normals_comes_first(page: Tab) -> None:
+    rows = page.locator("#feature-rows tr")
+    assert rows.locator("th").all_inner_texts() == ["edge", "nll (bits/dim)", "odd"]
+    assert rows.locator("td.number").all_inner_texts() == ["9", "3", "1"]
+    # the middle third of 2 .. 178 is the range: 3 of (2, 4) is its middle; 9 of (0, 1.8) is outside
+    places = [float(c.get_attribute("cx")) for c in rows.locator("circle").all()]
+    assert places == [178, 90]
+    said = [s.get_attribute("aria-label") for s in rows.locator("svg").all()]
+    assert said == ["above the range 0.00 to 1.80", "within 2.00 to 4.00"]
+
+
+def test_regions_say_their_size_in_millimetres(page: Tab) -> None:
+    said = page.locator("#region-rows td").all_inner_texts()
+    assert said == ["1", "24, 17", "150", "314", "20", "8"]  # rounded half to even
