@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 import anomaly
-from anomaly.bundle import read_bundle
+from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
 from anomaly.errors import ScanError
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.results import ScoreRow
+from pipelines.expected import expected_scan
 from pipelines.run import RunFolder
 from pipelines.verdicts import Norm, matching_scores
 
@@ -62,7 +63,7 @@ def report(
     shown = max_images if images else 0
     # One at a time: the page needs no image twice, and memory holds few.
     cases = (
-        _case(run, config, norm, row, by_key[row.key], shown=place < shown, most=shown)
+        _case(run, config, bundle, norm, row, by_key[row.key], shown=place < shown, most=shown)
         for place, row in enumerate(scored)
     )
     data = ReportData(
@@ -98,6 +99,7 @@ def report(
 def _case(
     run: RunFolder,
     config: Config,
+    bundle: Bundle,
     norm: Norm,
     row: ScoreRow,
     scan: ManifestRow,
@@ -106,7 +108,7 @@ def _case(
     most: int,
 ) -> ReportCase:
     verdict = norm.verdict(row, scan, run.results.evidence(row))
-    pixels, note = None, ""
+    pixels, expected, note = None, None, ""
     if verdict.scan.evidence is None:
         note = (
             f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
@@ -120,6 +122,9 @@ def _case(
         try:
             source = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
             pixels = np.asarray(source.pixels)
+            if row.flagged:
+                evidence = verdict.scan.evidence
+                expected = expected_scan(bundle, source, evidence, norm.evidence_threshold)
         except ScanError as error:
             note = f"The image can no longer be read ({error.reason}), so it is not shown."
-    return ReportCase(verdict, pixels, view=scan.view, note=note, site=row.site)
+    return ReportCase(verdict, pixels, view=scan.view, note=note, site=row.site, expected=expected)

@@ -29,6 +29,7 @@ __all__ = [
     "Frame",
     "Preprocessing",
     "frame_scan",
+    "grey_range",
     "network_image",
     "quantize",
     "stretch",
@@ -184,7 +185,7 @@ def stretch(pixels: NDArray[np.float32], intensity: str) -> NDArray[np.float32]:
     """
     if intensity == "full":
         return pixels
-    low, high = np.percentile(pixels, (0.5, 99.5))
+    low, high = grey_range(pixels, intensity)
     if high <= low:
         raise UnsupportedScan(
             "constant",
@@ -192,6 +193,15 @@ def stretch(pixels: NDArray[np.float32], intensity: str) -> NDArray[np.float32]:
         )
     unit: NDArray[np.float32] = np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)
     return unit
+
+
+def grey_range(pixels: NDArray[np.float32], intensity: str) -> tuple[float, float]:
+    """Pixel values that `stretch` maps to 0 and to 1."""
+    if intensity == "full":
+        return 0.0, 1.0
+    # As NumPy gives them: a Python float would take the precision out of what is computed with it.
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    return low, high
 
 
 def quantize(unit: Tensor, grey_levels: int) -> Tensor:

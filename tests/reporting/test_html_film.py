@@ -93,7 +93,7 @@ def test_blink_changes_between_the_image_and_what_was_expected(page: Tab) -> Non
     assert blink.get_attribute("aria-pressed") == "true"
     caption = page.locator("#original-caption")
     for _ in range(2):
-        sync_api.expect(caption).to_have_text("Expected, were it healthy")
+        sync_api.expect(caption).to_have_text("Expected by the model (synthetic)")
         sync_api.expect(caption).to_have_text("Original")
     blink.click()
     assert middle(page) == 102

@@ -30,7 +30,7 @@ const film = (() => {
     place($("original"), figure.image, `Scan ${scan.key}, no overlay`);
     place($("under"), figure.image, `Scan ${scan.key}, score ${scan.score_text}, ${scan.words}`);
     place($("overlay"), figure.overlay, "");
-    place($("expected"), figure.expected, `What was expected of scan ${scan.key}, were it healthy`);
+    place($("expected"), figure.expected, `Synthetic: what the model expected of scan ${scan.key}`);
     $("blink").hidden = !figure.expected;
     const outline = $("outline");
     outline.setAttribute("viewBox", `0 0 ${figure.width} ${figure.height}`);
@@ -112,7 +112,7 @@ const film = (() => {
   function showExpected(on) {
     $("expected").hidden = !on;
     $("original").hidden = on;
-    $("original-caption").textContent = on ? "Expected, were it healthy" : "Original";
+    $("original-caption").textContent = on ? "Expected by the model (synthetic)" : "Original";
   }
 
   function stopBlinking() {
