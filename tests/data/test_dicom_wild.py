@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import pydicom
 import pytest
 from numpy.testing import assert_array_equal
 from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from anomaly.data.dicom import is_dicom, read_dicom
@@ -93,3 +95,20 @@ def test_dcmtk_decodes_the_same(path: Path, tmp_path: Path) -> None:
             assert abs(mine.pixels - other.pixels).max() <= 2.5 / 255
         else:
             assert_array_equal(mine.pixels, other.pixels)
+
+
+J2K = [p for p in files() if is_dicom(p) and "2000" in syntax_of(p).name]
+
+
+@pytest.mark.parametrize("path", J2K, ids=lambda path: path.name)
+def test_two_decoders_of_jpeg_2000_agree(path: Path) -> None:
+    """DCMTK has none: GDCM's against the one that the reader prefers."""
+    if not isinstance(outcome(path)[0], Scan):
+        pytest.skip("the reader does not take this file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        one, other = (
+            pixel_array(path, index=0, raw=True, decoding_plugin=plugin)
+            for plugin in ("gdcm", "pylibjpeg")
+        )
+    assert_array_equal(one, other)
