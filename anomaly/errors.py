@@ -44,11 +44,23 @@ class AnomalyError(Exception):
     """Base of every error that the toolkit raises on purpose."""
 
 
+class _ReasonedError(AnomalyError):
+    """An error with a short stable reason, which may be shared, and a sentence, which may not."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class ConfigError(AnomalyError):
     """A setting is unknown, contradictory or out of range."""
 
 
-class ScanError(AnomalyError):
+class ScanError(_ReasonedError):
     """One scan cannot be used.
 
     Parameters
@@ -59,14 +71,6 @@ class ScanError(AnomalyError):
         The sentence for a person: the value seen, what was expected, what to do. It may quote
         file contents, so it belongs in private tables only; `reason` may be shared.
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class UnreadableScan(ScanError):
@@ -97,7 +101,7 @@ class BundleError(AnomalyError):
     """A bundle is damaged, or does not fit what is asked of it."""
 
 
-class ArchiveError(AnomalyError):
+class ArchiveError(_ReasonedError):
     """An archive refused what was asked, or answered what cannot be used.
 
     Parameters
@@ -107,14 +111,6 @@ class ArchiveError(AnomalyError):
     message : str
         The sentence for a person. It names the archive, so `reason` alone may be shared.
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class ArchiveUnreachable(ArchiveError):

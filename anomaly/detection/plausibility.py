@@ -7,7 +7,7 @@ the mean of the normal scans as a negative does:
 .. math:: \mathrm{corr}(x, \bar x_\mathrm{normal}) \le -0.3
 
 On 800 paediatric chest X-rays the least correlation is 0.43 of normals and 0.21 of pneumonia
-(``docs/decisions/0011-dicom.md``), so no scan that is the right way round comes near.
+(exploratory; ``docs/decisions/0011-dicom.md``), so no scan that is the right way round comes near.
 """
 
 from __future__ import annotations

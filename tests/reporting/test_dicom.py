@@ -326,3 +326,25 @@ def test_contours_without_a_region_still_say_research_use_only(source: Path, out
     (path,) = write_objects(case, ["contours"], out)
     assert "GraphicObjectSequence" not in dcmread(path).GraphicAnnotationSequence[0]
     assert errors("dciodvfy", path) == []
+
+
+def test_behind_a_shutter_the_overlay_is_black_and_the_rest_keeps_its_place(
+    tmp_path: Path, out: Path
+) -> None:
+    """A source of which only a part is shown: rows 6 to 30, columns 11 to 40 (from 1)."""
+    dataset = SOURCES["DX"]()
+    dataset.ShutterShape = "RECTANGULAR"
+    dataset.ShutterUpperHorizontalEdge, dataset.ShutterLowerHorizontalEdge = 6, 30
+    dataset.ShutterLeftVerticalEdge, dataset.ShutterRightVerticalEdge = 11, 40
+    source = save(dataset, tmp_path / "in.dcm")
+    scan = open_dicom(source, IntensityPolicy()).read(0)
+    image = np.ascontiguousarray(scan.orientation.store(scan.pixels))
+    evidence = np.ones((37, 52), dtype=np.float32)
+    evidence[5, 10] = 6.0  # the first pixel that is shown
+    pixels = write(make_case(source, evidence, image=image), "overlay", out).pixel_array[:37]
+    lit = (pixels != pixels[..., :1]).any(axis=-1)
+    assert np.argwhere(lit).tolist() == [[5, 10]]
+    shown = np.zeros((37, 52), dtype=bool)
+    shown[5:30, 10:40] = True
+    assert pixels[~shown].max() == 0
+    assert pixels[shown].max() > 0
