@@ -70,7 +70,7 @@ def report(
         title=config.name,
         cases=cases,
         skipped=[
-            SkippedCase(r.key, r.reason, view=r.view, site=r.site)
+            SkippedCase(r.key, r.reason, view=r.view, site=r.site, study=r.study)
             for r in rows
             if r.status != "scored"
         ],
@@ -127,4 +127,12 @@ def _case(
                 expected = expected_scan(bundle, source, evidence, norm.evidence_threshold)
         except ScanError as error:
             note = f"The image can no longer be read ({error.reason}), so it is not shown."
-    return ReportCase(verdict, pixels, view=scan.view, note=note, site=row.site, expected=expected)
+    return ReportCase(
+        verdict,
+        pixels,
+        view=scan.view,
+        note=note,
+        site=row.site,
+        expected=expected,
+        study=row.study,
+    )

@@ -34,6 +34,12 @@ class ReportCase:
     expected : ndarray (H, W) float32 in [0, 1], or None
         The healthy counterfactual: what the model would have expected there. Shown with `image`
         only.
+    study : str
+        Pseudonym of the study that it belongs to; scans of one study are shown together. Empty
+        where unknown.
+    look_alike : ndarray (H, W) float32 in [0, 1], or None
+        The normal scan most like this one among those that the bundle may show, brought onto this
+        scan's pixels. Shown with `image` only.
     """
 
     verdict: Verdict
@@ -42,6 +48,8 @@ class ReportCase:
     note: str = ""
     site: str = ""
     expected: NDArray[np.float32] | None = None
+    study: str = ""
+    look_alike: NDArray[np.float32] | None = None
 
     def check(self) -> None:
         """Refuse what cannot be shown.
@@ -56,9 +64,10 @@ class ReportCase:
             raise ValueError(f"{scan.key}: score {scan.score} cannot be ranked; list it as skipped")
         if not 0.0 < self.verdict.p_value <= 1.0:
             raise ValueError(f"{scan.key}: a p-value lies in (0, 1]; got {self.verdict.p_value}")
-        shapes = {a.shape for a in (self.image, scan.evidence, self.expected) if a is not None}
+        pictures = (self.image, scan.evidence, self.expected, self.look_alike)
+        shapes = {picture.shape for picture in pictures if picture is not None}
         if len(shapes) > 1:
-            raise ValueError(f"{scan.key}: image, evidence and expected differ in shape: {shapes}")
+            raise ValueError(f"{scan.key}: its pictures and maps differ in shape: {shapes}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class SkippedCase:
         Pseudonym of the scan.
     reason : str
         Short stable word, such as ``"truncated"``.
-    view, site : str
+    view, site, study : str
         As of `ReportCase`; empty where unknown.
     """
 
@@ -79,6 +88,7 @@ class SkippedCase:
     reason: str
     view: str = ""
     site: str = ""
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,9 @@ class ReportData:
     feature_ranges : mapping of str to (float, float)
         5 % and 95 % quantile of a feature on normal scans, the first below the second. A feature
         without a range is shown as a number alone.
+    warnings : sequence of str
+        Sentences on where this run is unlike the scans that it is calibrated on; the p-values may
+        not hold there.
     """
 
     title: str
@@ -122,6 +135,7 @@ class ReportData:
     provenance: Mapping[str, str]
     holds_identifiers: bool = False
     feature_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def check(self) -> None:
         """Refuse what no page can be made of; its cases are checked one by one.
