@@ -4,14 +4,16 @@ Results are never changed by it. Every entry is kept; who changes their mind add
 may name a person, so the file is for its owner alone (mode 0600).
 
 Verdicts also come from the report page, as a JSON list of ``{"key", "opinion", "comment",
-"reader"}``. They say no time, so an entry that a reader has made before, in the same words, is the
-same entry: a file that is merged twice adds nothing.
+"reader", "at"}``. The same words of the same reader at the same time are the same entry, so a file
+that is merged twice adds nothing. Pages written before readings had a time leave ``at`` out: then
+the same words are the same entry, whenever they were said.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -37,7 +39,8 @@ MAX_FILE = 10_000_000
 MAX_TEXT = 10_000
 """Bytes of a text in it, as UTF-8."""
 
-_ENTRY = ("key", "opinion", "comment", "reader")
+_ENTRY = ("key", "opinion", "comment", "reader", "at")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)", re.ASCII)
 
 _TABLE = "CREATE TABLE IF NOT EXISTS feedback (key, opinion, reader, comment, at)"
 
@@ -89,7 +92,9 @@ class Feedback:
         ----------
         path : Path
             A JSON list of at most `MAX_FILE` bytes. Every entry holds ``key`` and ``opinion``; it
-            may hold ``comment`` and ``reader``. Every text is at most `MAX_TEXT` bytes of UTF-8.
+            may hold ``comment``, ``reader`` and ``at``, a time such as
+            ``2026-03-14T09:26:53.589Z``, which is kept to the second. Every text is at most
+            `MAX_TEXT` bytes of UTF-8.
 
         Raises
         ------
@@ -115,22 +120,28 @@ class Feedback:
     def merge(cls, path: Path, entries: Sequence[Feedback]) -> int:
         """Append those that are not there yet, all or none; return how many.
 
-        Equal but for the time is the same, also among `entries`.
+        One that says no time is there if its words are, at any time; also among `entries`.
 
         Raises
         ------
         AnomalyError
             If the file cannot be written.
         """
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")  # nobody adds between the look and the writing
             connection.execute(_TABLE)
-            known = set(connection.execute("SELECT key, opinion, reader, comment FROM feedback"))
-            said: dict[tuple[str, ...], str] = {}
+            rows = connection.execute("SELECT key, opinion, reader, comment, at FROM feedback")
+            known = set(rows)
+            words = {row[:4] for row in known}
+            new = []
             for e in entries:
-                said.setdefault((e.key, e.opinion, e.reader, e.comment), e.at or at)
-            new = [(*what, when) for what, when in said.items() if what not in known]
+                what = (e.key, e.opinion, e.reader, e.comment)
+                if (*what, e.at) in known if e.at else what in words:
+                    continue
+                new.append((*what, e.at or now))
+                known.add(new[-1])
+                words.add(what)
             connection.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", new)
         return len(new)
 
@@ -176,7 +187,23 @@ def _parsed(entry: object, where: str) -> Feedback:
             f"the opinion of {where} is {entry['opinion']!r:.40}: expected one of "
             f"{get_args(Opinion)}"
         )
+    if "at" in entry:
+        entry = {**entry, "at": _utc(entry["at"], where)}
     return Feedback(**entry)
+
+
+def _utc(text: str, where: str) -> str:
+    """Time as the file of feedback writes it."""
+    try:
+        if not _TIME.fullmatch(text):
+            raise ValueError("not of that form")
+        at = datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc)
+    except ValueError as error:
+        raise AnomalyError(
+            f"the time `at` of {where} is {text!r:.40} ({error}): expected a time in UTC such as "
+            "2026-03-14T09:26:53Z"
+        ) from error
+    return at.isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -128,9 +128,56 @@ def test_a_file_of_verdicts_is_merged_once(run: RunFolder, tmp_path: Path) -> No
     assert stat.S_IMODE(run.feedback.stat().st_mode) == 0o600
 
 
+def test_a_verdict_keeps_its_time_and_another_time_is_another_verdict(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    first = verdict(at="2026-03-14T09:26:53.589Z")
+    path = saved(tmp_path / "f", [first, verdict("1b", "disagree", at="2024-02-29T23:59:59+00:00")])
+    assert done("feedback", run.path, "--merge", path).out.startswith("2 verdicts merged")
+    times = [entry.at for entry in Feedback.read(run.feedback)]
+    assert times == ["2026-03-14T09:26:53+00:00", "2024-02-29T23:59:59+00:00"]
+
+    # of the same second: the same; of another: the reader said so again
+    entries = [first, verdict(at="2026-03-14T09:26:53Z"), verdict(at="2026-03-14T09:26:54Z")]
+    again = done("feedback", run.path, "--merge", saved(path, entries))
+    assert again.out == "1 verdicts merged, 2 were there already\n"
+    # a file of a page that noted no time: the words are there
+    old = done("feedback", run.path, "--merge", saved(path, [verdict()]))
+    assert old.out == "0 verdicts merged, 1 were there already\n"
+    assert len(Feedback.read(run.feedback)) == 3
+
+
+NO_TIMES = [
+    "",
+    "yesterday",
+    "2026-03-14",
+    "2026-03-14T09:26:53",  # of which zone?
+    "2026-03-14T09:26:53+01:00",
+    "2026-03-14 09:26:53Z",
+    "2026-02-30T09:26:53Z",
+    "2026-03-14T24:26:53Z",
+    "2026-03-14T09:26:53.Z",
+    "2026-03-14T09:26:53Z\n",
+    "٢٠٢٦-03-14T09:26:53Z",
+]
+
+
+@pytest.mark.parametrize("at", NO_TIMES)
+def test_what_is_no_time_in_utc_stops_the_whole_file(
+    run: RunFolder, tmp_path: Path, at: str
+) -> None:
+    path = saved(tmp_path / "f", [verdict(), verdict("1b", at=at)])
+    error = refused("feedback", run.path, "--merge", path)
+    assert "the time `at` of entry 2 of" in error
+    assert "expected a time in UTC such as 2026-03-14T09:26:53Z" in error
+    assert said(run) == []
+
+
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
+        (verdict(at=None), "the at of entry 2 of .* is a NoneType"),
+        (verdict(at=1773480413), "the at of entry 2 of .* is a int"),
         (verdict("2c"), "entry 2 of .* is about '2c', which no row of"),
         (verdict("2c" * 1000), "entry 2 of .* is about '2c2c"),
         (verdict(opinion="maybe"), "the opinion of entry 2 of .* is 'maybe': expected one of"),
