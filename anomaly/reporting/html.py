@@ -111,10 +111,14 @@ def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, object]
     names = list(dict.fromkeys(name for row in scored for name in row["features"]))
     for row in scored:  # the names stand once in the page, not once a scan
         row["features"] = [row["features"].get(name) for name in names]
+    rows = scored + [_skipped_row(case) for case in data.skipped]
+    figures = [row["figure"] for row in scored if row["figure"] is not None]
     return {
         "title": data.title,
+        "warnings": list(data.warnings),
         "run_id": _run_id(scored),
-        "rows": scored + [_skipped_row(case) for case in data.skipped],
+        "rows": rows,
+        "studies": _numbered_studies(rows),
         "features": [_feature(name, data.feature_ranges.get(name)) for name in names],
         "scored": len(scored),
         "skipped": len(data.skipped),
@@ -138,7 +142,8 @@ def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, object]
         ],
         "provenance": data.provenance,
         "holds_identifiers": data.holds_identifiers,
-        "shows_images": any(row["figure"] is not None for row in scored),
+        "shows_images": bool(figures),
+        "compares": any(figure["look_alike"] for figure in figures),
     }
 
 
@@ -179,6 +184,7 @@ def _row(case: ReportCase, data: ReportData, axis: _Axis, pictures: Pictures) ->
     as_high = int(np.count_nonzero(data.calibration_scores >= scan.score))
     return {
         "key": scan.key,
+        "study": case.study,
         "status": "flagged" if verdict.flagged else "normal",
         "site": case.site,
         "view": case.view,
@@ -204,11 +210,27 @@ def _row(case: ReportCase, data: ReportData, axis: _Axis, pictures: Pictures) ->
 def _skipped_row(case: SkippedCase) -> Row:
     return {
         "key": case.key,
+        "study": case.study,
         "status": "not scored",
         "site": case.site,
         "view": case.view,
         "reason": case.reason,
     }
+
+
+def _numbered_studies(rows: list[Row]) -> list[str]:
+    """Name every study once and leave its number in its rows, or None where a row names none.
+
+    Nothing is named, and no row holds a number, where no study has two scans.
+    """
+    named = [row.pop("study") for row in rows]
+    counts = Counter(filter(None, named))
+    if max(counts.values(), default=0) < 2:
+        return []
+    numbers = {study: number for number, study in enumerate(counts)}
+    for row, study in zip(rows, named, strict=True):
+        row["study"] = numbers.get(study)
+    return list(counts)
 
 
 def _run_id(scored: list[Row]) -> str:
@@ -258,13 +280,15 @@ def _figure(
         "height": height,
         "image": pictures.place(key, "image", _grey(image)),
         "expected": None,
+        "look_alike": None,
         "overlay": None,
         "contour": "",
         "labels": [],
     }
-    if case.expected is not None:
-        expected = _grey(shrink_mean(case.expected, _LONGEST_SIDE))
-        figure["expected"] = pictures.place(key, "expected", expected)
+    for what, beside in (("expected", case.expected), ("look_alike", case.look_alike)):
+        if beside is not None:
+            small = _grey(shrink_mean(beside, _LONGEST_SIDE))
+            figure[what] = pictures.place(key, what.replace("_", "-"), small)
     if verdict.scan.evidence is not None:
         evidence = shrink_max(verdict.scan.evidence, _LONGEST_SIDE)
         rgba = overlay_rgba(evidence, data.evidence_threshold, data.evidence_ceiling)

@@ -3,7 +3,8 @@
 ::
 
     report/index.html             the page: markup, style, script, and the rows as JSON
-    report/images/KEY-image.png   loaded when its scan is looked at; or all inside the page
+    report/images/KEY-image.png   loaded when its scan is looked at; or all inside the page, after
+                                  the script: the worklist stands before they are read
 
 The page fetches nothing from a network. Its content policy allows the page's own script and style
 by hash, and images from its own folder or embedded, so even text that slipped through escaping
@@ -18,6 +19,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -29,9 +31,9 @@ from anomaly.reporting.figures import png_bytes
 
 __all__ = ["Pictures", "inlined", "write_page"]
 
-_SCRIPTS = ("film.js", "case.js", "opinions.js", "worklist.js")
+_SCRIPTS = ("pictures.js", "film.js", "case.js", "studies.js", "opinions.js", "worklist.js")
 _STYLES = ("page.css", "case.css")
-_KINDS = ("image", "evidence", "expected")
+_KINDS = ("image", "evidence", "expected", "look-alike")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Pictures:
         key : str
             Pseudonym of the scan, which names the file.
         what : str
-            ``"image"``, ``"evidence"`` or ``"expected"``.
+            ``"image"``, ``"evidence"``, ``"expected"`` or ``"look-alike"``.
         array : ndarray (H, W) or (H, W, 4) uint8
         """
         if self.folder is None:
@@ -83,14 +85,14 @@ def inlined(array: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
 
 
-def write_page(path: Path, content: dict[str, object]) -> None:
+def write_page(path: Path, content: dict[str, Any]) -> None:
     """Write the page, whole or not at all.
 
     Parameters
     ----------
     path : Path
     content : dict
-        What the template reads; ``rows`` and ``features`` are values for JSON.
+        What the template reads; ``rows``, ``features`` and ``studies`` are values for JSON.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly.reporting"),
@@ -102,14 +104,42 @@ def write_page(path: Path, content: dict[str, object]) -> None:
     environment.filters["csp_hash"] = _csp_hash
     # No spaces and no indent: 10,000 rows of it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    rows, pictures = _taken_out(content["rows"])
     page = environment.get_template("report.html.j2").render(
-        **content,
+        **{**content, "rows": rows},
+        pictures=pictures,
         script=_joined(_SCRIPTS),
         style=_joined(_STYLES),
     )
     with whole(path) as file:
         # "\n" on every system: the hashes of the content policy are over these bytes
         file.write(page.encode("utf-8"))
+
+
+def _taken_out(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Part rows from the pictures in them, which a browser need not read to list the scans.
+
+    Returns
+    -------
+    rows : list of dict
+        A picture that was a data address is ``#picture-N``.
+    pictures : list of str
+        Data addresses, in the order of the rows.
+    """
+    pictures: list[str] = []
+
+    def moved(value: object) -> object:
+        if not (isinstance(value, str) and value.startswith("data:image/")):
+            return value
+        pictures.append(value)
+        return f"#picture-{len(pictures) - 1}"
+
+    return [
+        {**row, "figure": {name: moved(value) for name, value in row["figure"].items()}}
+        if row.get("figure")
+        else row
+        for row in rows
+    ], pictures
 
 
 def _joined(names: tuple[str, ...]) -> Markup:

@@ -92,6 +92,15 @@ class Page(HTMLParser):
         loaded: dict[str, Any] = json.loads(self.scripts[0])
         return loaded
 
+    def picture(self, address: str) -> str:
+        """Data address of a picture inside the page, which names it ``#picture-N``."""
+        (block,) = [
+            place
+            for place, attributes in enumerate(self.attributes("script"))
+            if attributes.get("id") == address.removeprefix("#")
+        ]
+        return self.scripts[block]
+
     @property
     def cases(self) -> list[dict[str, Any]]:
         return [row for row in self.data["rows"] if row["status"] != "not scored"]

@@ -104,12 +104,13 @@ def test_a_page_without_a_scored_scan(render: Render) -> None:
 
 
 def test_text_from_data_is_never_markup(render: Render) -> None:
-    case = make_case(CANARY, 0.01, 2.0, view=CANARY, note=CANARY)
+    case = make_case(CANARY, 0.01, 2.0, view=CANARY, note=CANARY, study=CANARY)
     scan = dataclasses.replace(case.verdict.scan, features={CANARY: 1.0})
     case = dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))
     data = dataclasses.replace(
-        make_data(case, skipped=(SkippedCase(CANARY, CANARY),)),
+        make_data(case, skipped=(SkippedCase(CANARY, CANARY, study=CANARY),)),
         title=CANARY,
+        warnings=[CANARY],
         provenance={CANARY: CANARY},
     )
 
@@ -120,6 +121,8 @@ def test_text_from_data_is_never_markup(render: Render) -> None:
     assert len(page.scripts) == 2  # the data and the page's own
     assert page.cases[0]["note"] == CANARY  # and nothing is lost
     assert page.data["features"][0]["name"] == CANARY
+    assert page.data["studies"] == [CANARY]
+    assert page.text.count(CANARY) >= 3  # the title, the warning and the provenance
     assert page.data["rows"][1]["reason"] == CANARY
     assert [row.count(CANARY) for row in page.rows if CANARY in row] == [2]  # provenance
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from html_tabs import Open, Tab, keys, make_case, make_data, selected, sync_api
+from html_tabs import FILM, Open, Tab, keys, make_case, make_data, selected, sync_api
 
+from anomaly.feedback import Feedback
 from anomaly.reporting.html import SkippedCase
 
 # --- worklist ---------------------------------------------------------------------------------
@@ -140,19 +141,39 @@ def test_readings_are_kept_and_downloaded(page: Tab) -> None:
     page.get_by_label("Agree with the result").check()
     page.reload()
 
+    assert selected(page) == "b"  # the address says so
+    assert page.get_by_label("Agree with the result").is_checked()
+    page.keyboard.press("k")
     assert page.get_by_label("Disagree", exact=True).is_checked()
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download readings (2)").click()
     assert waiting.value.suggested_filename == "readings.json"
-    assert json.loads(Path(waiting.value.path()).read_text(encoding="utf-8")) == [
-        {
-            "key": "a",
-            "opinion": "disagree",
-            "comment": 'a "shadow"\n<b>left</b>',
-            "reader": "R1",
-        },
-        {"key": "b", "opinion": "agree", "comment": "", "reader": "R1"},
+    readings = Feedback.parse(Path(waiting.value.path()))
+    assert [dataclasses.replace(reading, at="") for reading in readings] == [
+        Feedback("a", "disagree", "R1", 'a "shadow"\n<b>left</b>'),
+        Feedback("b", "agree", "R1"),
     ]
+
+
+def readings(page: Tab) -> list[dict[str, str]]:
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download readings").click()
+    found: list[dict[str, str]] = json.loads(Path(waiting.value.path()).read_text())
+    return found
+
+
+def test_a_reading_says_when_it_was_given(page: Tab) -> None:
+    page.clock.set_fixed_time("2026-03-14T09:26:53.589Z")
+    page.get_by_label("Agree with the result").check()
+    page.clock.set_fixed_time("2026-03-14T10:00:00Z")
+    page.get_by_label("Reader").fill("R1")  # the name is put to it later: no other reading
+    (reading,) = readings(page)
+    assert list(reading) == ["key", "opinion", "comment", "reader", "at"]
+    assert (reading["reader"], reading["at"]) == ("R1", "2026-03-14T09:26:53.589Z")
+    page.get_by_label("Comment").fill("a shadow")
+    assert readings(page)[0]["at"] == "2026-03-14T10:00:00.000Z"
+    page.reload()
+    assert readings(page)[0]["at"] == "2026-03-14T10:00:00.000Z"
 
 
 def test_a_browser_that_keeps_nothing_still_holds_readings(page: Tab) -> None:
@@ -181,23 +202,27 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=["script", "quotes", "bidi", "words", "word"])
 def test_no_text_does_harm(opened: Open, text: str) -> None:
-    case = make_case(text, 0.01, 2.0, view=text, site=text, note=text)
+    texts = {"view": text, "site": text, "note": text, "study": text}
+    case = make_case(text, 0.01, 2.0, **texts, look_alike=FILM)
     scan = dataclasses.replace(case.verdict.scan, features={text: 9.0})
     case = dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))
     data = dataclasses.replace(
         make_data(),
         title=text,
         cases=[case, make_case("b", 0.02, 1.0, site="north")],
-        skipped=[SkippedCase("skipped", text, view=text, site=text)],
+        skipped=[SkippedCase("skipped", text, view=text, site=text, study=text)],
         provenance={text: text},
+        warnings=[text, text],
         feature_ranges={text: (0.0, 1.0)},
     )
-    page = opened(data)
+    page = opened(data, viewport={"width": 1280, "height": 1024})
 
     assert page.locator("#case-key").text_content() == text
     assert page.locator("#feature-rows th").text_content() == text
     assert page.title() != "harmed"
-    assert page.evaluate("document.images.length") == 5
+    assert page.locator("#study-title bdi").text_content() == text
+    assert page.locator(".warnings li").all_text_contents() == [text, text]
+    assert page.evaluate("document.images.length") == 7  # one of them in the strip of the study
     assert page.locator("script").count() == 2
     # an isolate ends what a direction mark began; long text neither widens the page nor hides it
     for bdi in page.locator("bdi").all():
@@ -211,6 +236,11 @@ def test_no_text_does_harm(opened: Open, text: str) -> None:
     assert page.locator("#case-key").text_content() == "skipped"
     assert page.locator("#note bdi").text_content() == text
     assert page.locator("#case-view bdi").all_text_contents() == [text, text]
+    assert page.locator("#study-scans [aria-current] bdi").all_text_contents() == [text, text]
+    page.keyboard.press("[")
+    assert page.locator("#case-key").text_content() == text
+    page.reload()  # the address names it
+    assert page.locator("#case-key").text_content() == text
     page.get_by_label("Site").select_option(text)
     assert page.locator("tr[data-index]").count() == 2
 

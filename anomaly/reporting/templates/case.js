@@ -2,7 +2,7 @@
 
 const report = JSON.parse($("data").textContent);
 
-const study = (() => {
+const panel = (() => {
   const STATUS = {
     "flagged": ["▲", "Flagged", "flagged"],
     "normal": ["○", "Within normal range", "normal range"],
@@ -100,6 +100,13 @@ const study = (() => {
     showFeatures(scan.features);
   }
 
+  /* What scrolls by itself is a stop of the tabulator, for those without a wheel. */
+  function reach() {
+    for (const box of document.querySelectorAll(".scrolls")) {
+      box.tabIndex = box.scrollHeight > box.clientHeight ? 0 : -1;
+    }
+  }
+
   function show(scan) {
     const scored = scan.status !== "not scored";
     const [icon, words] = STATUS[scan.status];
@@ -117,6 +124,7 @@ const study = (() => {
       ". Nothing is known of this scan: it needs the usual reading."]));
     $("note").hidden = !$("note").textContent;
     for (const id of ["words", "numbers", "facts"]) $(id).hidden = !scored;
+    reach();
     film.show(scored ? scan : { figure: null });
     if (scored) showScore(scan);
     if (scored) opinions.show(scan.key);
@@ -124,5 +132,6 @@ const study = (() => {
 
   $("features").classList.toggle("no-range", !report.features.some(({ range }) => range));
   mark("limit", "limit-text", Number($("limit").getAttribute("x1")), $("limit-text").textContent);
+  addEventListener("resize", reach);
   return { show, STATUS };
 })();

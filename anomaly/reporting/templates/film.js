@@ -1,11 +1,8 @@
-"use strict";
 /* The images of a scan: evidence over them, grey levels, zoom, and the blink with what was expected.
 
      shown grey = slope * grey + intercept,   slope = 1 / window,   intercept = 1/2 - level / window
 
    as an SVG filter: a page opened from disk may draw the pixels of a file beside it, not read them. */
-
-const $ = (id) => document.getElementById(id);
 
 const film = (() => {
   const frames = [...document.querySelectorAll(".frame")];
@@ -17,8 +14,7 @@ const film = (() => {
 
   function place(image, source, alt) {
     image.alt = alt;
-    if (source) image.src = source;
-    else image.removeAttribute("src");
+    pictures.put(image, source);
   }
 
   function show(next) {
@@ -32,6 +28,11 @@ const film = (() => {
     place($("overlay"), figure.overlay, "");
     place($("expected"), figure.expected, `Synthetic: what the model expected of scan ${scan.key}`);
     $("blink").hidden = !figure.expected;
+    if ($("alike")) {
+      // Its room stays: the other images keep their places from scan to scan.
+      $("alike").classList.toggle("absent", !figure.look_alike);
+      place($("look-alike"), figure.look_alike, `The normal scan most like scan ${scan.key}`);
+    }
     const outline = $("outline");
     outline.setAttribute("viewBox", `0 0 ${figure.width} ${figure.height}`);
     for (const path of outline.querySelectorAll("path")) path.setAttribute("d", figure.contour);
@@ -125,8 +126,9 @@ const film = (() => {
   function blink() {
     if ($("blink").getAttribute("aria-pressed") === "true") return stopBlinking();
     $("blink").setAttribute("aria-pressed", "true");
+    // Who asked for less motion changes the image by hand; only then is each change told.
+    $("original-caption").ariaLive = calm.matches ? "polite" : "off";
     showExpected(true);
-    // Who asked for less motion changes the image by hand.
     if (!calm.matches) blinking = setInterval(() => showExpected($("expected").hidden), 600);
   }
 

@@ -1,5 +1,5 @@
 /* What the reader says of results: kept in this browser, downloaded as
-   [{"key", "opinion": "agree" | "disagree", "comment", "reader"}]. */
+   [{"key", "opinion": "agree" | "disagree", "comment", "reader", "at"}], `at` when it was given. */
 
 const opinions = (() => {
   const place = `anomaly-readings-${report.id}`;
@@ -11,7 +11,7 @@ const opinions = (() => {
     try {
       const stored = JSON.parse(localStorage.getItem(place) ?? '{"reader": "", "said": []}');
       $("reader").value = stored.reader;
-      for (const [key, { opinion, comment }] of stored.said) said.set(key, { opinion, comment });
+      for (const [key, { opinion, comment, at }] of stored.said) said.set(key, { opinion, comment, at });
       return true;
     } catch {
       return false;
@@ -35,7 +35,7 @@ const opinions = (() => {
 
   const entries = () => [...said]
     .filter(([, { opinion }]) => opinion)
-    .map(([key, { opinion, comment }]) => ({ key, opinion, comment, reader: $("reader").value }));
+    .map(([key, { opinion, comment, at }]) => ({ key, opinion, comment, reader: $("reader").value, at }));
 
   function count() {
     const { length } = entries();
@@ -53,8 +53,11 @@ const opinions = (() => {
   function change() {
     const opinion = document.querySelector("input[name=opinion]:checked").value;
     const comment = $("comment").value;
-    if (opinion || comment) said.set(current, { opinion, comment });
-    else said.delete(current);
+    const before = said.get(current);
+    if (!opinion && !comment) said.delete(current);
+    else if (opinion !== before?.opinion || comment !== before?.comment) {
+      said.set(current, { opinion, comment, at: new Date().toISOString() });
+    }
     explain(keep());
     count();
   }

@@ -23,7 +23,7 @@
   let order = rows.map((_, i) => i);
   let sorted = { column: "p", up: true };
   let status = "all";
-  let current = null;
+  let current;
   let drawn = "";
 
   /* ---- drawing ---- */
@@ -31,12 +31,12 @@
     const made = document.createElement(tag);
     made.textContent = text;
     if (name) made.className = name;
-    if (text.length > 8) made.title = text;
+    if (text.length > 8) made.title = text.trim();
     return made;
   }
 
   function statusCell(row) {
-    const [icon, , short] = study.STATUS[row.status];
+    const [icon, , short] = panel.STATUS[row.status];
     const made = cell("td", ` ${row.reason ? `${short}: ${row.reason}` : short}`, row.status.replace(" ", "-"));
     const mark = document.createElement("span");
     mark.ariaHidden = "true";
@@ -58,7 +58,7 @@
     button.type = "button";
     button.textContent = row.key;
     button.title = row.key;
-    button.tabIndex = order[place] === current ? 0 : -1; // one stop for the tabulator
+    button.tabIndex = -1;
     head.append(button);
     made.append(head, statusCell(row));
     if (!row.reason) {
@@ -93,19 +93,41 @@
     for (let place = first; place < last; place += 1) lines.push(line(place));
     body.replaceChildren(
       ...(first ? [gap(first)] : []), ...lines, ...(last < order.length ? [gap(order.length - last)] : []));
-    if (focused) body.querySelector("[aria-current] button")?.focus({ preventScroll: true });
+    const stop = body.querySelector("[aria-current] button") ?? body.querySelector("button");
+    if (stop) stop.tabIndex = 0; // one stop for the tabulator
+    if (focused) stop?.focus({ preventScroll: true });
   }
 
   /* ---- choosing ---- */
   function select(index, focus) {
     current = index;
-    const top = order.indexOf(index) * HEIGHT;
+    const at = order.indexOf(index); // a scan of the same study, or of a link, need not be listed
+    const top = at * HEIGHT;
     const room = scroll.clientHeight - table.tHead.offsetHeight;
-    if (top < scroll.scrollTop) scroll.scrollTop = top;
+    if (at >= 0 && top < scroll.scrollTop) scroll.scrollTop = top;
     if (top + HEIGHT > scroll.scrollTop + room) scroll.scrollTop = top + HEIGHT - room;
     draw();
-    study.show(rows[index]);
+    panel.show(rows[index]);
+    studies.show(index);
+    // The address names the scan, but a browser's history is no place for a patient's name.
+    if (!report.private) history.replaceState(null, "", `#${encodeURIComponent(rows[index].key)}`);
     if (focus) body.querySelector("[aria-current] button").focus({ preventScroll: true });
+  }
+
+  /* The scan that an address names, or undefined. */
+  function linked(hash) {
+    try {
+      const key = decodeURIComponent(hash.slice(1));
+      const found = rows.findIndex((row) => row.key === key);
+      return found < 0 ? undefined : found;
+    } catch {
+      return undefined; // no text that a page wrote
+    }
+  }
+
+  function stepInStudy(by) {
+    const next = studies.beside(current, by);
+    if (next !== undefined) select(next, false);
   }
 
   function step(by) {
@@ -128,7 +150,8 @@
       const row = rows[i];
       return (status === "all" || row.status === status)
         && chosen.every(([id, value]) => value === "" || row[id] === value)
-        && row.key.toLowerCase().includes(wanted);
+        && (row.key.toLowerCase().includes(wanted)
+          || (report.studies[row.study] ?? "").toLowerCase().includes(wanted));
     }).sort(compare);
     table.setAttribute("aria-rowcount", order.length + 1);
     $("listed").textContent = order.length
@@ -138,6 +161,12 @@
     scroll.scrollTop = 0;
     if (order.length && !order.includes(current)) select(order[0], false);
     draw();
+  }
+
+  function follow(hash) {
+    const found = linked(hash);
+    if (found !== undefined) select(found, false);
+    else if (hash.length > 1) $("listed").textContent += " No scan has the key that the address names.";
   }
 
   function offer(id) {
@@ -176,16 +205,25 @@
     });
   }
   for (const id of ["search", "site", "view", "reason"]) $(id).addEventListener("input", list);
+  $("study-scans")?.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) select(Number(button.dataset.index), false);
+  });
   scroll.addEventListener("scroll", () => requestAnimationFrame(draw));
   addEventListener("resize", draw);
+  addEventListener("hashchange", () => follow(location.hash));
 
   const KEYS = {
     "j": () => step(1), "ArrowDown": () => step(1),
     "k": () => step(-1), "ArrowUp": () => step(-1),
+    "[": () => stepInStudy(-1), "]": () => stepInStudy(1),
     "+": () => film.zoom(1.5), "-": () => film.zoom(1 / 1.5), "0": () => film.reset(),
   };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
+    // AltGr writes a bracket on many keyboards, and some systems call it Ctrl + Alt.
+    const shortcut = (event.ctrlKey || event.altKey) && !event.getModifierState("AltGraph");
+    if (shortcut || event.metaKey || !(event.key in KEYS)) return;
+    if (!$("shortcuts").checked && !scroll.contains(event.target)) return; // WCAG 2.1, 2.1.4
     // A letter in a text belongs to it; so do the arrows of a slider, a choice and a list.
     const own = event.key.startsWith("Arrow")
       ? "input, select, textarea" : "input[type=search], input[type=text], select, textarea";
@@ -194,8 +232,21 @@
     KEYS[event.key]();
   });
 
+  const REMEMBERED = "anomaly-shortcuts";
+  try {
+    $("shortcuts").checked = localStorage.getItem(REMEMBERED) !== "in the list";
+  } catch { /* no storage: they act everywhere */ }
+  $("shortcuts").addEventListener("change", () => {
+    try {
+      localStorage.setItem(REMEMBERED, $("shortcuts").checked ? "everywhere" : "in the list");
+    } catch { /* no storage: the choice holds until the page is closed */ }
+  });
+
   offer("view");
   offer("reason");
   table.classList.toggle("no-site", offer("site") < 2);
+  const asked = location.hash;
+  current = linked(asked); // what is listed stays selected
   list();
+  follow(asked);
 })();
