@@ -1,4 +1,4 @@
-"""The page in a browser: worklist, readings, safety, access. Skipped where there is no Chromium."""
+"""The page in a browser: worklist, readings, safety. Skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_browser_that_keeps_nothing_still_holds_readings(page: Tab) -> None:
     assert page.get_by_role("button", name="Download readings (1)").is_enabled()
 
 
-# --- safety and access ------------------------------------------------------------------------
+# --- safety -----------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>document.title='harmed'</script><img src=x onerror=\"document.title='harmed'\">",
@@ -243,52 +243,3 @@ def test_no_text_does_harm(opened: Open, text: str) -> None:
     assert page.locator("#case-key").text_content() == text
     page.get_by_label("Site").select_option(text)
     assert page.locator("tr[data-index]").count() == 2
-
-
-CONTRAST = """() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const colour = parse(getComputedStyle(e).backgroundColor);
-      if (colour[3] === undefined) return colour;
-    }
-  };
-  return [...document.body.querySelectorAll('*')].filter((e) => e.checkVisibility()
-      && !e.closest('svg, script, option, [disabled]')
-      && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
-    .map((e) => {
-      const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))];
-      return [e.outerHTML.slice(0, 80), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-    });
-}"""
-
-
-def test_text_stands_out_from_its_ground(page: Tab) -> None:
-    measured = page.evaluate(CONTRAST)
-    assert len(measured) > 50
-    assert [(said, ratio) for said, ratio in measured if ratio < 4.5] == []  # WCAG 2.1 AA, 1.4.3
-
-
-def test_every_control_has_a_name_and_the_tabulator_goes_down_the_page(page: Tab) -> None:
-    for control in page.locator("input, select, textarea, button").all():
-        if control.is_visible():
-            said = control.evaluate(
-                "e => e.ariaLabel || e.innerText || [...e.labels].map(l => l.innerText).join()"
-            )
-            assert said.strip()
-    page.locator("#search").focus()
-    visited = []
-    for _ in range(22):
-        visited.append(
-            page.evaluate("document.activeElement.id || document.activeElement.innerText")
-        )
-        page.keyboard.press("Tab")
-    assert visited[:4] == ["search", "site", "view", "reason"]
-    assert visited.count("a") == 1  # one stop in the list of scans, the current one
-    assert "b" not in visited
-    assert visited.index("a") < visited.index("opacity") < visited.index("window")
-    page.emulate_media(reduced_motion="reduce")
-    assert page.evaluate("getComputedStyle(overlay).transitionDuration") == "0s"

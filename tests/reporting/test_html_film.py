@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from html_tabs import Open, Tab, make_data, middle, shot, sync_api
+
+from anomaly.reporting.html import ReportCase
+from anomaly.types import ScanScore, Verdict
 
 # --- images -----------------------------------------------------------------------------------
 
@@ -135,6 +139,22 @@ def test_a_single_file_opens_from_anywhere(opened: Open, tmp_path: Path) -> None
     page.goto(copied.as_uri())
     assert middle(page) == 102
     assert page.evaluate("overlay.naturalWidth") == 48
+
+
+def test_a_picture_far_down_a_single_file_is_shown_once_it_is_there(opened: Open) -> None:
+    rng = np.random.default_rng(0)
+    films = [rng.random((512, 512), dtype=np.float32) for _ in range(12)]  # 4 MB of page
+    cases = [
+        ReportCase(Verdict(ScanScore(f"k{i}", -i, {}, None), 0.5, 0.05, 0.95, False, ()), film)
+        for i, film in enumerate(films)
+    ]
+    page = opened(dataclasses.replace(make_data(), cases=cases, skipped=[]), single_file=True)
+    address = page.url.partition("#")[0]
+    page.goto("about:blank")
+    page.goto(f"{address}#k11", wait_until="commit")  # read as far as its first bytes
+    sync_api.expect(page.locator("#original")).to_have_js_property("naturalWidth", 512)
+    last = page.evaluate("document.getElementById('picture-11').textContent")
+    assert page.evaluate("original.src") == last
 
 
 # --- meaning ----------------------------------------------------------------------------------

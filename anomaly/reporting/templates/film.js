@@ -100,6 +100,14 @@ const film = (() => {
     drawZoom();
   }
 
+  /* An eighth of a pane further: `right` shows more of what lies to the right. */
+  function look(towards) {
+    const [right, down] = { left: [-1, 0], up: [0, -1], down: [0, 1], right: [1, 0] }[towards];
+    view.x -= (right * frames[0].clientWidth) / 8;
+    view.y -= (down * frames[0].clientHeight) / 8;
+    drawZoom();
+  }
+
   function reset() {
     Object.assign(view, { scale: 1, x: 0, y: 0 });
     $("window").value = 100;
@@ -180,6 +188,9 @@ const film = (() => {
   });
   $("zoom-in").addEventListener("click", () => zoom(1.5));
   $("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
+  for (const button of document.querySelectorAll("[data-look]")) {
+    button.addEventListener("click", () => look(button.dataset.look));
+  }
   $("reset").addEventListener("click", reset);
   $("blink").addEventListener("click", blink);
   addEventListener("resize", drawZoom);
