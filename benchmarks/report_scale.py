@@ -133,10 +133,12 @@ def measure(page: Path, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500, help="At least 1: the first is timed.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--single-file", action="store_true")
     options = parser.parse_args()
+    if options.images < 1:
+        parser.error(f"--images is {options.images}: expected at least 1, whose drawing is timed")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "index.html"
         began = time.perf_counter()
