@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 import anomaly
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import Calibrated, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
 from anomaly.errors import ScanError
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.results import ScoreRow
-from pipelines.expected import expected_scan
+from pipelines.companions import Companions
+from pipelines.drift import drift_warnings
 from pipelines.run import RunFolder
 from pipelines.verdicts import Norm, matching_scores
 
@@ -60,10 +61,11 @@ def report(
     by_key = {row.key: row for row in manifest.select()}
     scored = [row for row in rows if row.status == "scored"]
     scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
+    companions = Companions(bundle, norm.evidence_threshold)
     shown = max_images if images else 0
     # One at a time: the page needs no image twice, and memory holds few.
     cases = (
-        _case(run, config, bundle, norm, row, by_key[row.key], shown=place < shown, most=shown)
+        _case(run, config, norm, companions, row, by_key[row.key], shown=place < shown, most=shown)
         for place, row in enumerate(scored)
     )
     data = ReportData(
@@ -88,6 +90,8 @@ def report(
             "anomaly": anomaly.__version__,
             "torch": torch.__version__.split("+")[0],
         },
+        feature_ranges=_usual(calibrated),
+        warnings=drift_warnings(rows, calibrated.features),
     )
     run.report.parent.mkdir(exist_ok=True)
     write_report(data, run.report, single_file=single_file)
@@ -96,11 +100,21 @@ def report(
     return run.report
 
 
+def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
+    """Where the middle 90 % of normal scans lie; nothing of a feature that hardly varies there."""
+    ranges = {}
+    for name, values in calibrated.features.items():
+        low, high = np.quantile(values.scores, (0.05, 0.95)).tolist()
+        if low < high:
+            ranges[name] = (low, high)
+    return ranges
+
+
 def _case(
     run: RunFolder,
     config: Config,
-    bundle: Bundle,
     norm: Norm,
+    companions: Companions,
     row: ScoreRow,
     scan: ManifestRow,
     *,
@@ -108,7 +122,7 @@ def _case(
     most: int,
 ) -> ReportCase:
     verdict = norm.verdict(row, scan, run.results.evidence(row))
-    pixels, expected, note = None, None, ""
+    pixels, expected, look_alike, note = None, None, None, ""
     if verdict.scan.evidence is None:
         note = (
             f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
@@ -122,9 +136,9 @@ def _case(
         try:
             source = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
             pixels = np.asarray(source.pixels)
+            look_alike = companions.look_alike(source, verdict.scan.evidence)
             if row.flagged:
-                evidence = verdict.scan.evidence
-                expected = expected_scan(bundle, source, evidence, norm.evidence_threshold)
+                expected = companions.expected(source, verdict.scan.evidence)
         except ScanError as error:
             note = f"The image can no longer be read ({error.reason}), so it is not shown."
     return ReportCase(
@@ -135,4 +149,5 @@ def _case(
         site=row.site,
         expected=expected,
         study=row.study,
+        look_alike=look_alike,
     )

@@ -49,6 +49,7 @@ CONFIG = {
         "nuisance_copies": 1,
     },
     "alpha": 0.1,
+    "look_alikes": 5,
 }
 
 
