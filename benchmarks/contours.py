@@ -3,15 +3,16 @@
     python benchmarks/contours.py --bundle FOLDER --work FOLDER
 
 The bundle is a calibrated one that was trained on phantoms, such as `anomaly demo` makes. Patients
-are drawn anew as DICOM studies (lesions of all kinds in turn, visible at the network's size), and
-go through `anomaly prepare` and `anomaly score`. A contour outlines evidence at and above the limit of
-the bundle at its alpha, on the source's pixels; of a lesion with mask M and contoured pixels C
+are drawn anew as DICOM studies (lesions of all kinds in turn, visible at the network's size); they
+go through `anomaly prepare` and `anomaly score`. A contour outlines evidence at and above the limit
+of the bundle at its alpha, on the source's pixels; of a lesion with mask M and contoured pixels C
 
     Dice = 2 |M and C| / (|M| + |C|)            precision = |M and C| / |C|
 
 with C all contours of the image, near the lesion or not. The best Dice is that of the threshold
-that suits this one image most: what the map would allow if its limit were known. Sizes are diameters of
-the circle of the mask's area. Intervals are 95 %: exact for rates, by bootstrap over patients else.
+that suits this one image most: what the map would allow if its limit were known. Sizes are
+diameters of the circle of the mask's area. Intervals are 95 %: exact for rates, by bootstrap over
+patients for means.
 """
 
 from __future__ import annotations

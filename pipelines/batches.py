@@ -47,7 +47,7 @@ class ScoredScan:
     score : float
     features : dict of str to float
     evidence : ndarray (size, size) float32, in the network's frame
-        0 on an empty border: there is nothing to see.
+        0 on blank places (`anomaly.data.blanks`).
     """
 
     source: NetworkImage
@@ -132,7 +132,7 @@ class Scorer:
                 yield item
                 continue
             values = dict(zip(names, said.features[index].tolist(), strict=True))
-            evidence = np.where(item.empty, np.float32(0), said.evidence[index])
+            evidence = np.where(item.blank, np.float32(0), said.evidence[index])
             scored = ScoredScan(item, float(said.scores[index]), values, evidence)
             yield _negative(scored) if negative[index] else _finite(scored)
             index += 1

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly.data.borders import empty_border
+from anomaly.data.blanks import blank_pixels
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import ManifestRow
 from anomaly.data.processes import Lost, map_in_processes
@@ -47,8 +47,8 @@ class NetworkImage:
     row : ManifestRow
     image : ndarray (1, size, size) float32 in [-1, 1], quantized
         No tensor: between processes those are files in shared memory, and run out.
-    empty : ndarray (size, size) bool
-        Pixels of an empty border (`anomaly.data.borders`).
+    blank : ndarray (size, size) bool
+        Pixels where no evidence is drawn (`anomaly.data.blanks`).
     frame : Frame
     spacing : tuple of float or None
         Height and width of a source pixel, mm.
@@ -56,7 +56,7 @@ class NetworkImage:
 
     row: ManifestRow
     image: NDArray[np.float32]
-    empty: NDArray[np.bool_]
+    blank: NDArray[np.bool_]
     frame: Frame
     spacing: tuple[float, float] | None
 
@@ -86,7 +86,9 @@ class ImageReader:
         except ScanError as error:
             return error
         image = network_image(framed, self.preprocessing).numpy()
-        return NetworkImage(row, image, empty_border(framed), frame, scan.spacing)
+        return NetworkImage(
+            row, image, blank_pixels(scan.pixels, framed, frame), frame, scan.spacing
+        )
 
     def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
         """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.
