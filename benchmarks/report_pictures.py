@@ -1,11 +1,11 @@
 """Pictures of a report for the documentation: the worklist, a flagged and an unflagged scan.
 
-    python benchmarks/report_pictures.py --page RUN/report/index.html --name phantom --out docs/images
+    python benchmarks/report_pictures.py --page RUN/report/index.html --name NAME --out docs/images
 
 Writes ``report-NAME-worklist.png`` as the page opens, on the most unusual scan, and
 ``report-NAME-flagged.png`` and ``-unflagged.png``: a scan of each kind drawn by seed among those
-whose image the page shows. Nobody chooses what looks well. Needs Chromium (``$ANOMALY_CHROMIUM``, or
-on the path) and Playwright.
+whose image the page shows. Nobody chooses what looks well. Needs Playwright and Chromium
+(``$ANOMALY_CHROMIUM``, or on the path).
 """
 
 from __future__ import annotations
