@@ -106,17 +106,18 @@ class Scorer:
             yield from ((group, outcome) for outcome in self._outcomes(batch, observed))
 
     def _observe(self, work: tuple[int, list[_Read]]) -> Observation | None:
-        good = [item.image for item in work[1] if isinstance(item, NetworkImage)]
+        good = [item for item in work[1] if isinstance(item, NetworkImage)]
         if not good:
             return None
         bundle = self.bundle
         return observe(
             bundle.network.to(self.device),
             bundle.levels,
-            torch.from_numpy(np.stack(good)).to(self.device),
+            torch.from_numpy(np.stack([item.image for item in good])).to(self.device),
             bundle.config.features,
             grey_levels=bundle.config.preprocessing.grey_levels,
             reference=bundle.reference,
+            blank=np.stack([item.blank for item in good]),
         )
 
     def _outcomes(self, batch: list[_Read], observed: Observation | None) -> Iterator[Outcome]:
@@ -132,8 +133,7 @@ class Scorer:
                 yield item
                 continue
             values = dict(zip(names, said.features[index].tolist(), strict=True))
-            evidence = np.where(item.blank, np.float32(0), said.evidence[index])
-            scored = ScoredScan(item, float(said.scores[index]), values, evidence)
+            scored = ScoredScan(item, float(said.scores[index]), values, said.evidence[index])
             yield _negative(scored) if negative[index] else _finite(scored)
             index += 1
 

@@ -5,11 +5,11 @@ Order is kept, nothing is dropped, and what fails is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +30,19 @@ from anomaly.data.transforms import (
 from anomaly.errors import ScanError
 from anomaly.types import Scan
 
-__all__ = ["Change", "ImageReader", "NetworkImage", "framed_images", "network_images"]
+__all__ = [
+    "Change",
+    "ImageReader",
+    "NetworkImage",
+    "NetworkImages",
+    "framed_images",
+    "network_images",
+    "read_images",
+]
 
 Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
+
+_Read = TypeVar("_Read")
 
 # A process takes seconds to start: it has to import torch and MONAI.
 SCANS_WORTH_A_PROCESS = 500
@@ -59,6 +69,30 @@ class NetworkImage:
     blank: NDArray[np.bool_]
     frame: Frame
     spacing: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class NetworkImages:
+    """N scans as the network sees them.
+
+    Attributes
+    ----------
+    images : Tensor (N, 1, size, size) in [-1, 1]
+    blank : ndarray (N, size, size) bool
+        As of `NetworkImage`.
+    """
+
+    images: Tensor
+    blank: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def split(self, size: int) -> Iterator[NetworkImages]:
+        """Return parts of so many scans, in order."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield NetworkImages(self.images[part], self.blank[part])
 
 
 @dataclass(frozen=True)
@@ -103,6 +137,15 @@ class ImageReader:
         return scan, *frame_scan(scan, self.preprocessing)
 
 
+def read_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> NetworkImages:
+    """Read every row as the network sees it, in order; arguments and errors of `framed_images`."""
+    read = list(_all_of(reader, rows, workers))
+    return NetworkImages(
+        torch.from_numpy(np.stack([item.image for item in read])),
+        np.stack([item.blank for item in read]),
+    )
+
+
 def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> Tensor:
     """Decode and frame every row, in order: (N, 1, 2 size, 2 size) float32 in [0, 1].
 
@@ -118,14 +161,21 @@ def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int
     ScanError
         If a row cannot be read: `anomaly prepare` has read it before, so the archive changed.
     """
+    framed = _all_of(partial(_framed, reader), rows, workers)
+    return torch.stack([torch.from_numpy(image) for image in framed])
+
+
+def _all_of(
+    read: Callable[[ManifestRow], _Read | ScanError], rows: Sequence[ManifestRow], workers: int
+) -> Iterator[_Read]:
     # In processes, not threads: `anomaly.data.frames.decoding` says why.
     workers = min(workers, len(rows) // SCANS_WORTH_A_PROCESS)
-    framed = []
-    for _, image in map_in_processes(partial(_framed, reader), rows, workers):
-        if isinstance(image, Lost):
-            raise image.error()
-        framed.append(torch.from_numpy(image))
-    return torch.stack(framed)
+    for _, result in map_in_processes(read, rows, workers):
+        if isinstance(result, Lost):
+            raise result.error()
+        if isinstance(result, ScanError):
+            raise result
+        yield result
 
 
 def _framed(reader: ImageReader, row: ManifestRow) -> NDArray[np.float32]:
