@@ -68,8 +68,16 @@ class Companions:
         expected: NDArray[np.float32] = np.clip(scan.pixels + (high - low) * change, 0, 1)
         return expected.astype(np.float32)
 
-    def look_alike(self, scan: Scan, evidence: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Return the normal scan most like one; arguments as of `expected`.
+    def look_alike(
+        self, scan: Scan, evidence: NDArray[np.float32] | None
+    ) -> NDArray[np.float32] | None:
+        """Return the normal scan most like one where nothing is suspect.
+
+        Parameters
+        ----------
+        scan : Scan
+        evidence : ndarray (H, W) float32, or None
+            On the scan's pixels; without any, nothing is suspect.
 
         Returns
         -------
@@ -80,7 +88,11 @@ class Companions:
         if known is None:
             return None
         image, frame = self._network_image(scan)
-        normal = known.nearest(image.numpy(), self._suspect(evidence, frame))
+        size = self.bundle.config.preprocessing.size
+        suspect = np.zeros((size, size), dtype=np.bool_)
+        if evidence is not None:
+            suspect = self._suspect(evidence, frame)
+        normal = known.nearest(image.numpy(), suspect)
         return frame.to_source(normal.astype(np.float32) / np.float32(255))
 
     def _network_image(self, scan: Scan) -> tuple[Tensor, Frame]:

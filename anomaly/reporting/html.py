@@ -241,7 +241,7 @@ def _note(case: ReportCase) -> str:
         sentences.append("The whole image is unusual, no single place stands out.")
     if case.image is None and not case.note:
         sentences.append("This scan's image is not shown in this report.")
-    elif case.image is not None and verdict.scan.evidence is None:
+    elif case.image is not None and verdict.scan.evidence is None and not case.note:
         sentences.append("No map was computed for this scan.")
     return " ".join(sentences)
 
