@@ -39,7 +39,14 @@ from anomaly.reporting.html_cases import ReportCase, ReportData, SkippedCase
 from anomaly.reporting.html_files import Pictures, inlined, write_page
 from anomaly.types import Region
 
-__all__ = ["ReportCase", "ReportData", "SkippedCase", "odds_in_words", "write_report"]
+__all__ = [
+    "ReportCase",
+    "ReportData",
+    "SkippedCase",
+    "odds_in_words",
+    "report_content",
+    "write_report",
+]
 
 _LONGEST_SIDE = 512
 _PLOT_WIDTH, _PLOT_HEIGHT = 420, 64
@@ -70,11 +77,22 @@ def write_report(data: ReportData, page: Path, *, single_file: bool = False) -> 
         feature's range or the colour scale is empty.
     """
     data.check()
-    pictures = Pictures.beside(page, single_file=single_file)
+    write_page(page, report_content(data, Pictures.beside(page, single_file=single_file)))
+
+
+def report_content(data: ReportData, pictures: Pictures) -> dict[str, Any]:
+    """Return everything that a template reads, its rows with the most unusual scan first.
+
+    Raises
+    ------
+    NotCalibrated, ValueError
+        As `write_report`.
+    """
+    data.check()
     axis = _Axis.around(data)
     scored = [_row(case, data, axis, pictures) for case in data.cases]
     scored.sort(key=lambda row: (row["p"], -row["score"], row["key"]))
-    write_page(page, _page(data, axis, scored))
+    return _page(data, axis, scored)
 
 
 def odds_in_words(p_value: float, calibration_size: int) -> str:
@@ -105,14 +123,15 @@ def _sentence(odds: str) -> str:
     return f"{odds} normal scans {look} at least this unusual"
 
 
-def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, object]:
-    """Everything the template reads."""
+def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, Any]:
+    """Everything a template reads."""
     flagged = sum(row["status"] == "flagged" for row in scored)
     names = list(dict.fromkeys(name for row in scored for name in row["features"]))
     for row in scored:  # the names stand once in the page, not once a scan
         row["features"] = [row["features"].get(name) for name in names]
     return {
         "title": data.title,
+        "warnings": list(data.warnings),
         "run_id": _run_id(scored),
         "rows": scored + [_skipped_row(case) for case in data.skipped],
         "features": [_feature(name, data.feature_ranges.get(name)) for name in names],
@@ -258,13 +277,15 @@ def _figure(
         "height": height,
         "image": pictures.place(key, "image", _grey(image)),
         "expected": None,
+        "look_alike": None,
         "overlay": None,
         "contour": "",
         "labels": [],
     }
-    if case.expected is not None:
-        expected = _grey(shrink_mean(case.expected, _LONGEST_SIDE))
-        figure["expected"] = pictures.place(key, "expected", expected)
+    for what, beside in (("expected", case.expected), ("look_alike", case.look_alike)):
+        if beside is not None:
+            small = _grey(shrink_mean(beside, _LONGEST_SIDE))
+            figure[what] = pictures.place(key, what.replace("_", "-"), small)
     if verdict.scan.evidence is not None:
         evidence = shrink_max(verdict.scan.evidence, _LONGEST_SIDE)
         rgba = overlay_rgba(evidence, data.evidence_threshold, data.evidence_ceiling)

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from anomaly.files import whole
 from anomaly.reporting.figures import png_bytes
 
-__all__ = ["Pictures", "inlined", "write_page"]
+__all__ = ["Pictures", "inlined", "joined", "templates", "write_page"]
 
 _SCRIPTS = ("film.js", "case.js", "opinions.js", "worklist.js")
 _STYLES = ("page.css", "case.css")
-_KINDS = ("image", "evidence", "expected")
+_KINDS = ("image", "evidence", "expected", "look-alike")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Pictures:
         key : str
             Pseudonym of the scan, which names the file.
         what : str
-            ``"image"``, ``"evidence"`` or ``"expected"``.
+            ``"image"``, ``"evidence"``, ``"expected"`` or ``"look-alike"``.
         array : ndarray (H, W) or (H, W, 4) uint8
         """
         if self.folder is None:
@@ -83,6 +83,17 @@ def inlined(array: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
 
 
+def templates() -> jinja2.Environment:
+    """Return the templates: text from data is escaped, and a name that is not there an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("anomaly.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def write_page(path: Path, content: dict[str, object]) -> None:
     """Write the page, whole or not at all.
 
@@ -92,27 +103,22 @@ def write_page(path: Path, content: dict[str, object]) -> None:
     content : dict
         What the template reads; ``rows`` and ``features`` are values for JSON.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anomaly.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["csp_hash"] = _csp_hash
     # No spaces and no indent: 10,000 rows of it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     page = environment.get_template("report.html.j2").render(
         **content,
-        script=_joined(_SCRIPTS),
-        style=_joined(_STYLES),
+        script=joined(_SCRIPTS),
+        style=joined(_STYLES),
     )
     with whole(path) as file:
         # "\n" on every system: the hashes of the content policy are over these bytes
         file.write(page.encode("utf-8"))
 
 
-def _joined(names: tuple[str, ...]) -> Markup:
+def joined(names: tuple[str, ...]) -> Markup:
+    """Return scripts or styles of the package one after the other, as they stand."""
     folder = files("anomaly.reporting") / "templates"
     # Ours, and without "</": it is markup as it stands.
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))  # noqa: S704

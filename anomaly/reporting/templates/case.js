@@ -123,6 +123,5 @@ const study = (() => {
   }
 
   $("features").classList.toggle("no-range", !report.features.some(({ range }) => range));
-  mark("limit", "limit-text", Number($("limit").getAttribute("x1")), $("limit-text").textContent);
   return { show, STATUS };
 })();
