@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from anomaly.config import Config
@@ -45,6 +46,10 @@ def study_pdf(
     source = ScoredRun.open(run, config)
     name, rows = _study_of(source.rows, key, run)
     data = source.report_data(rows, max_images=max_images if images else 0)
+    strays = sum(row.status != "scored" and not row.study for row in source.rows)
+    if strays:  # whose files name no study; one of them may belong here
+        said = {"not scored and of no known study": f"{strays:,} of the run's files"}
+        data = replace(data, provenance={**said, **data.provenance})
     run.studies.mkdir(exist_ok=True)
     path = run.studies / f"{name}.pdf"
     write_study(data, name, path)

@@ -3,110 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import socket
 import sys
-from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pytest
 from html_pages import make_case, make_data
+from study_papers import (
+    EVIDENCE,
+    IMAGE,
+    REGION,
+    STUDY,
+    Written,
+    elements,
+    flagged,
+    pictures,
+    texts,
+    with_features,
+)
 
 from anomaly.errors import ConfigError, NotCalibrated
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase
+from anomaly.reporting.html import SkippedCase
 from anomaly.reporting.study_pdf import write_study
-from anomaly.types import NOTICE, Region
-
-try:
-    import weasyprint
-except (ImportError, OSError) as error:
-    pytest.skip(f"WeasyPrint cannot be used here: {error}", allow_module_level=True)
-pypdf = pytest.importorskip("pypdf")
-
-STUDY = "9d4411aa22ff0011"
-IMAGE = np.linspace(0, 1, 24 * 20, dtype=np.float32).reshape(24, 20)
-EVIDENCE = np.zeros((24, 20), np.float32)
-EVIDENCE[4:9, 6:12] = 8.0
-REGION = Region(row=6.0, column=8.5, area=30, area_mm2=100 * np.pi, peak=8.0)
-CANARY = "<script>alert(1)</script>'\"&amp;</title></style><img src=http://127.0.0.1/x>"
-
-Written: TypeAlias = Callable[..., Any]  # pypdf's reader: the package is optional
-
-
-@pytest.fixture
-def written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Written]:
-    """Write a study and read it; what WeasyPrint complains of fails the test."""
-
-    def _written(data: ReportData, study: str = STUDY) -> Any:
-        write_study(data, study, tmp_path / "study.pdf")
-        return pypdf.PdfReader(tmp_path / "study.pdf")
-
-    yield _written
-    assert [record.getMessage() for record in caplog.records] == []
-
-
-def texts(reader: Any) -> list[str]:
-    """Text of each page, its lines joined."""
-    return [re.sub(r"\s+", " ", page.extract_text()) for page in reader.pages]
-
-
-def height_of(page: Any, wanted: str) -> float:
-    """Where the line that holds a text stands, in points from the foot of the page."""
-    found: list[float] = []
-
-    def visit(said: str, drawing: list[float], text: list[float], *_: object) -> None:
-        if wanted in said:  # a text is told with the matrices that it was drawn with
-            found.append(text[4] * drawing[1] + text[5] * drawing[3] + drawing[5])
-
-    page.extract_text(visitor_text=visit)
-    (height,) = found
-    return height
-
-
-def pictures(page: Any) -> list[tuple[int, int]]:
-    """Width and height of each picture that is drawn, in order."""
-    found: list[tuple[int, int]] = []
-
-    def walk(stream: Any, resources: Any) -> None:
-        for operands, operator in pypdf.generic.ContentStream(stream, page.pdf).operations:
-            if operator == b"Do":
-                drawn = resources["/XObject"][operands[0]].get_object()
-                if drawn["/Subtype"] == "/Image":
-                    found.append((drawn["/Width"], drawn["/Height"]))
-                else:
-                    walk(drawn, drawn["/Resources"])
-
-    walk(page.get_contents(), page["/Resources"])
-    return found
-
-
-def flagged(key: str, score: float = 2.0, **changes: Any) -> ReportCase:
-    case = make_case(key, 0.01, score, IMAGE, EVIDENCE, (REGION,), view="PA")
-    return dataclasses.replace(case, **changes)
-
-
-def with_features(case: ReportCase, features: dict[str, float]) -> ReportCase:
-    scan = dataclasses.replace(case.verdict.scan, features=features)
-    return dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))
-
-
-def elements(reader: Any) -> list[dict[str, Any]]:
-    """Every element of the tag tree, in order."""
-    found: list[dict[str, Any]] = []
-
-    def walk(kids: Any) -> None:
-        for kid in kids.get_object() if isinstance(kids.get_object(), list) else [kids]:
-            kid = kid.get_object()
-            if isinstance(kid, dict) and "/S" in kid:
-                found.append(kid)
-                walk(kid["/K"])
-
-    walk(reader.root_object["/StructTreeRoot"]["/K"])
-    return found
-
+from anomaly.types import NOTICE
 
 # --- what it says -----------------------------------------------------------------------------
 
@@ -249,78 +170,6 @@ def test_a_normal_scan_is_compared_too(written: Written) -> None:
     assert pictures(reader.pages[0]) == [(20, 24), (20, 24)]
 
 
-# --- text from outside ------------------------------------------------------------------------
-
-
-def hostile(text: str) -> ReportData:
-    case = flagged(text, view=text, site=text, note=text, expected=IMAGE, look_alike=IMAGE)
-    case = with_features(case, {f"{i}{text}": float(i) for i in range(14)})
-    case = dataclasses.replace(
-        case, verdict=dataclasses.replace(case.verdict, regions=(REGION,) * 9)
-    )
-    return dataclasses.replace(
-        make_data(case, skipped=(SkippedCase(text, text, view=text, site=text),)),
-        title=text,
-        provenance={f"{i}{text}": text for i in range(7)},
-        warnings=[text] * 5,
-        feature_ranges={f"{i}{text}": (0.0, 1.0) for i in range(14)},
-    )
-
-
-def test_text_from_data_is_shown_and_never_obeyed(
-    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    reader = written(hostile(CANARY), CANARY)
-    pages = texts(reader)
-    assert len(pages) == 2
-    shown = "".join(pages).replace(" ", "")
-    assert f"Study{CANARY[:35]}…" in shown
-    assert shown.count(CANARY.replace(" ", "")) >= 6  # notes, warnings, facts: whole
-    assert reader.metadata.title == f"Study {CANARY[:35]}…. {NOTICE}"
-    assert all("/Annots" not in page for page in reader.pages)
-    assert not {"/OpenAction", "/AA", "/Names", "/AcroForm"} & set(reader.root_object)
-    assert b"/JavaScript" not in (tmp_path / "study.pdf").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x" * 10_000,
-        "long words " * 1_000,
-        "\u202egnp.exe\u202c " * 20,  # turns what follows about, where it is not isolated
-        "\u05d0\u05d1\u05d2 \u0627\u0644\u0639" * 30,
-        "line\nbreak\t\x00\x1b\x7f" * 20,
-        "{{ 7 * 7 }}{% for %}" * 20,
-        "* { display: none } @page { size: 1mm }",
-    ],
-)
-def test_a_scan_stays_on_its_page_whatever_it_says(written: Written, text: str) -> None:
-    reader = written(hostile(text), text)
-    assert len(reader.pages) == 2
-    first, last = texts(reader)
-    assert NOTICE in first
-    assert "scan 1 of 1" in first
-    assert "4 further regions" in first
-    assert "6 further features" in first
-    assert "2 further warnings" in first
-    assert "□ Not scored" in last
-    # The last of what is above stands above the small print, and that above the foot.
-    heights = [height_of(reader.pages[0], said) for said in ("further f", "patient id", "page 1")]
-    assert heights[0] > heights[1] + 5 > heights[2] + 10 > 10
-
-
-def test_a_turned_text_turns_nothing_else(written: Written) -> None:
-    """An override that is not closed ends with its own text."""
-    case = flagged("a0", view="\u202eAP", site="north")
-    (page,) = texts(written(make_data(case)))
-    assert "· north" in page
-    assert "htron" not in page
-
-
 # --- the file ---------------------------------------------------------------------------------
 
 
@@ -377,6 +226,8 @@ def test_no_address_but_data_is_opened(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where a template would name one."""
+    import weasyprint
+
     made = weasyprint.HTML
 
     def planted(string: str, **options: Any) -> Any:
