@@ -91,8 +91,8 @@ def test_features_outside_the_range_of_normals_come_first(written: Written) -> N
     (page,) = texts(written(data))
     rows = [
         "Features, the most unusual first",
-        "high 9 1 to 2 above",  # seven widths of the range outside of it
-        "low -1 1 to 2 below",  # two
+        "high 9 above 1 to 2",  # seven widths of the range outside of it
+        "low -1 below 1 to 2",  # two
         "inside_0 1.5 1 to 2 inside_1 1.5",
     ]
     places = [page.index(row) for row in rows[1:]]
