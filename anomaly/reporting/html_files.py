@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -83,18 +84,7 @@ def inlined(array: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
 
 
-def templates() -> jinja2.Environment:
-    """Return the templates: text from data is escaped, and a name that is not there an error."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("anomaly.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def write_page(path: Path, content: dict[str, object]) -> None:
+def write_page(path: Path, content: dict[str, Any]) -> None:
     """Write the page, whole or not at all.
 
     Parameters
@@ -122,6 +112,17 @@ def joined(names: tuple[str, ...]) -> Markup:
     folder = files("anomaly.reporting") / "templates"
     # Ours, and without "</": it is markup as it stands.
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))  # noqa: S704
+
+
+def templates() -> jinja2.Environment:
+    """Return the templates: text from data is escaped, and a name that is not there an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("anomaly.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _plain(key: str) -> str:
