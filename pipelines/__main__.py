@@ -269,7 +269,7 @@ def query(
     asked = "feedback" in sql.lower()
     tables = {"feedback": Feedback.table(folder.feedback)} if asked else {}
     answer = folder.results.query(sql, **tables)
-    lines = csv.writer(sys.stdout)
+    lines = csv.writer(sys.stdout, lineterminator="\n")  # for a shell to read
     lines.writerow(answer.column_names)
     for batch in answer.to_batches():
         lines.writerows(row.values() for row in batch.to_pylist())
