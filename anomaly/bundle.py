@@ -5,7 +5,8 @@
     bundle.json                what it is: settings, versions, hashes of the other files
     weights.safetensors        the averaged network, with its closed-form base and intercepts
     detector.safetensors       density over features, heatmap statistics, mean normal image
-    calibration.safetensors    scores and evidence peaks of held-out normals (once calibrated)
+    look_alikes.safetensors    normal training images that may be shown (where the settings say so)
+    calibration.safetensors    what held-out normals scored and showed (once calibrated)
     seen.json                  hashes of the scans that network and detector have seen
 
 Tensors and JSON only: nothing is unpickled or executed. Loading compares every file with its
@@ -41,6 +42,7 @@ from anomaly.config import Config, dump, parse_config
 from anomaly.detection.calibration import Calibration
 from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
 from anomaly.types import NOTICE
 
@@ -57,8 +59,10 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 4
+FORMAT = 5
 _MAIN = "bundle.json"
+_LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
+_OPTIONAL = {_LOOK_ALIKES, _CALIBRATION}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Calibrated:
         Top of the colour scale: twice the region threshold at the configured alpha.
     manifest_hash : str
         Of the manifest that they came from.
+    features : mapping of str to Calibration
+        Of each reported feature. Every one is sorted by itself, so that no scan can be read off.
     under_nuisance : bool
         They were scored under random mild acquisition changes, not as they are.
     """
@@ -83,6 +89,7 @@ class Calibrated:
     peaks: Calibration
     evidence_ceiling: float
     manifest_hash: str
+    features: Mapping[str, Calibration]
     under_nuisance: bool = False
 
     def __str__(self) -> str:
@@ -115,6 +122,8 @@ class Bundle:
     margins : mapping of str to float
         Margin of every candidate detector, where there were several
         (`anomaly.detection.selection`).
+    look_alikes : LookAlikes or None
+        Normal training images that a report may show; None where none may be.
     calibrated : Calibrated or None
     hash : str
         SHA-256 of ``bundle.json``; empty before it is written.
@@ -130,6 +139,7 @@ class Bundle:
     seen: frozenset[str]
     chosen: str
     margins: Mapping[str, float] = field(default_factory=dict)
+    look_alikes: LookAlikes | None = None
     calibrated: Calibrated | None = None
     hash: str = ""
 
@@ -186,10 +196,16 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "manifest_hash": bundle.manifest_hash,
         "versions": {"anomaly": anomaly.__version__, "torch": torch.__version__.split("+")[0]},
     }
+    if bundle.look_alikes is not None:
+        files[_LOOK_ALIKES] = save_arrays({"images": bundle.look_alikes.images})
     if bundle.calibrated is not None:
         calibrated = bundle.calibrated
-        files["calibration.safetensors"] = save_arrays(
-            {"scores": calibrated.scores.scores, "peaks": calibrated.peaks.scores}
+        files[_CALIBRATION] = save_arrays(
+            {
+                "scores": calibrated.scores.scores,
+                "peaks": calibrated.peaks.scores,
+                **{f"feature.{k}": v.scores for k, v in calibrated.features.items()},
+            }
         )
         record["calibration"] = {
             "evidence_ceiling": calibrated.evidence_ceiling,
@@ -200,6 +216,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     main = _seal(record)
     _write_all(folder, {**files, _MAIN: main})
+    for name in _OPTIONAL - files.keys():  # an earlier bundle's: images that may no longer be shown
+        (folder / name).unlink(missing_ok=True)
     return replace(bundle, hash=hashlib.sha256(main).hexdigest())
 
 
@@ -244,6 +262,7 @@ def read_bundle(folder: Path) -> Bundle:
             chosen=record["chosen"],
             margins=record["margins"],
             seen=frozenset(json.loads((folder / "seen.json").read_text())),
+            look_alikes=_read_look_alikes(folder, record["files"]),
             calibrated=_read_calibration(folder, record.get("calibration")),
             hash=hashlib.sha256(main).hexdigest(),
         )
@@ -305,15 +324,23 @@ def _seal(record: Mapping[str, Any]) -> bytes:
     return json.dumps(sealed, indent=1, sort_keys=True).encode()
 
 
+def _read_look_alikes(folder: Path, files: Mapping[str, str]) -> LookAlikes | None:
+    name = "look_alikes.safetensors"
+    return (
+        LookAlikes(load_arrays((folder / name).read_bytes())["images"]) if name in files else None
+    )
+
+
 def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibrated | None:
     if record is None:
         return None
-    arrays = load_arrays((folder / "calibration.safetensors").read_bytes())
+    arrays = load_arrays((folder / _CALIBRATION).read_bytes())
     return Calibrated(
         Calibration(arrays["scores"]),
         Calibration(arrays["peaks"]),
         float(record["evidence_ceiling"]),
         record["manifest_hash"],
+        {name: Calibration(array) for name, array in _under("feature.", arrays).items()},
         bool(record["under_nuisance"]),
     )
 

@@ -224,6 +224,9 @@ class Config:
     alpha : float
         Stated false-alarm rate.
     results : ResultsSettings
+    look_alikes : int
+        Normal training images that go into the bundle, to be shown beside scans that are judged.
+        Who has the bundle has these images, so there are none by default.
     """
 
     name: str
@@ -240,11 +243,14 @@ class Config:
     detector: DetectorFit = field(default_factory=DetectorFit)
     alpha: float = 0.05
     results: ResultsSettings = field(default_factory=ResultsSettings)
+    look_alikes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no calibration can support."""
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
+        if self.look_alikes < 0:
+            raise ConfigError(f"look_alikes is {self.look_alikes}: expected 0 images or more")
         if self.training.seed < 0:
             raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
         of = {n: group for group, names in feature_groups(self.features).items() for n in names}

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from anomaly.errors import AnomalyError
+from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import temporary_name, whole
 
 __all__ = ["Provenance", "Results", "ScoreRow"]
@@ -318,11 +318,26 @@ class Results:
         return [ScoreRow(**{**r, "features": dict(r["features"] or ())}) for r in records]
 
     def evidence(self, row: ScoreRow) -> NDArray[np.float32] | None:
-        """Evidence map of a row, (size, size) float32; None where none is kept."""
+        """Evidence map of a row, (size, size) float32; None where none is kept.
+
+        Raises
+        ------
+        UnreadableScan
+            If one is kept, but its file is missing or damaged. The row itself stands.
+        """
         if row.map_part is None:
             return None
-        with np.load(self.maps(row.map_part), allow_pickle=False) as arrays:
-            return np.asarray(arrays[row.key], dtype=np.float32)
+        path = self.maps(row.map_part)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                evidence = np.asarray(arrays[row.key], dtype=np.float32)
+        except (FileNotFoundError, KeyError) as error:
+            raise _lost_map("missing", row, path, "it is not there") from error
+        except Exception as error:  # zip, deflate and numpy raise many kinds for damaged bytes
+            raise _lost_map("damaged", row, path, str(error)) from error
+        if evidence.ndim != 2 or not np.isfinite(evidence).all():
+            raise _lost_map("damaged", row, path, "expected finite numbers of two dimensions")
+        return evidence
 
     def _sort(self) -> None:
         """Write the worklist: in one sorted file the first of ten million are found fast."""
@@ -429,6 +444,14 @@ class Results:
 def _plain(path: Path) -> str:
     """Name a file for DuckDB, to which brackets and stars are a pattern."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def _lost_map(what: str, row: ScoreRow, path: Path, why: str) -> UnreadableScan:
+    return UnreadableScan(
+        f"map {what}",
+        f"the evidence map of {row.key} in {path} cannot be read ({why}): delete "
+        f"part-{row.map_part:05d}.parquet beside it and score again",
+    )
 
 
 def _said(provenance: Provenance) -> str:

@@ -123,7 +123,9 @@ def found(bundle: Bundle, images: Tensor, dilation: int) -> Tensor:
             grey_levels=bundle.config.preprocessing.grey_levels,
             reference=bundle.reference,
         )
-        parts.append(bundle.heatmap.evidence(said.residuals[:, features.in_map], said.shifts))
+        parts.append(
+            bundle.heatmap.evidence(said.residuals[:, features.in_map], said.shifts, said.blank)
+        )
     threshold = bundle.calibration().peaks.threshold(bundle.config.alpha)
     frame = source_frame(bundle)
     regions = [frame.to_source(evidence) >= threshold for evidence in np.concatenate(parts)]

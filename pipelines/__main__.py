@@ -269,7 +269,7 @@ def query(
     asked = "feedback" in sql.lower()
     tables = {"feedback": Feedback.table(folder.feedback)} if asked else {}
     answer = folder.results.query(sql, **tables)
-    lines = csv.writer(sys.stdout)
+    lines = csv.writer(sys.stdout, lineterminator="\n")  # for a shell to read
     lines.writerow(answer.column_names)
     for batch in answer.to_batches():
         lines.writerows(row.values() for row in batch.to_pylist())
@@ -372,6 +372,14 @@ def report(
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the images into the page, to copy it alone.")
     ] = False,
+    pdf: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="KEY",
+            help="Instead of the page, one study as RUN/studies/STUDY.pdf: its pseudonym, or that "
+            "of a scan in it.",
+        ),
+    ] = None,
 ) -> None:
     """Write the worklist with heatmaps as an HTML page with its images beside it."""
     from pipelines import report as stage
@@ -379,12 +387,16 @@ def report(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
+    config = run_config(folder, [])
+    if pdf is not None:
+        from pipelines.study import study_pdf
+
+        if single_file:
+            raise ConfigError("a PDF is a single file: leave --single-file away")
+        typer.echo(study_pdf(folder, config, pdf, images=images, max_images=max_images))
+        return
     page = stage.report(
-        folder,
-        run_config(folder, []),
-        images=images,
-        max_images=max_images,
-        single_file=single_file,
+        folder, config, images=images, max_images=max_images, single_file=single_file
     )
     typer.echo(f"report: {page}")
 

@@ -47,6 +47,7 @@ class ScoredScan:
     score : float
     features : dict of str to float
     evidence : ndarray (size, size) float32, in the network's frame
+        0 on blank places (`anomaly.data.blanks`).
     """
 
     source: NetworkImage
@@ -105,17 +106,18 @@ class Scorer:
             yield from ((group, outcome) for outcome in self._outcomes(batch, observed))
 
     def _observe(self, work: tuple[int, list[_Read]]) -> Observation | None:
-        good = [item.image for item in work[1] if isinstance(item, NetworkImage)]
+        good = [item for item in work[1] if isinstance(item, NetworkImage)]
         if not good:
             return None
         bundle = self.bundle
         return observe(
             bundle.network.to(self.device),
             bundle.levels,
-            torch.from_numpy(np.stack(good)).to(self.device),
+            torch.from_numpy(np.stack([item.image for item in good])).to(self.device),
             bundle.config.features,
             grey_levels=bundle.config.preprocessing.grey_levels,
             reference=bundle.reference,
+            blank=np.stack([item.blank for item in good]),
         )
 
     def _outcomes(self, batch: list[_Read], observed: Observation | None) -> Iterator[Outcome]:

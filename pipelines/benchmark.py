@@ -465,7 +465,7 @@ def _baseline_images(watcher: Watcher, normals: _Normals) -> tuple[Tensor, Tenso
     chain.set_random_state(seed=BASELINE_SEED)
     copies = torch.stack([torch.as_tensor(chain(image)) for image in framed])
     train = torch.cat([network_images(framed, config.preprocessing), copies])
-    return train.to(watcher.device), watcher.images(normals.validation)
+    return train.to(watcher.device), watcher.images(normals.validation).images
 
 
 def _counts(bench: Bench, normals: _Normals) -> dict[str, int]:

@@ -147,9 +147,9 @@ def _localisation(
 ) -> Iterator[Row]:
     maps = dict(altered.maps)
     for baseline in baselines:
-        found = baseline.score(altered.images).maps if baseline.name in MAPS else None
+        found = baseline.score(altered.seen.images).maps if baseline.name in MAPS else None
         if found is not None:
-            maps[MAPS[baseline.name]] = found
+            maps[MAPS[baseline.name]] = np.where(altered.seen.blank, 0, found)
     places = list(_places(judge, lesion, altered.rows, maps))
     masks = [place.mask for place in places]
     for name in maps:

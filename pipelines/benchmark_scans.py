@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly.bundle import Bundle
 from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import Change
+from anomaly.data.network_images import Change, NetworkImages
 from anomaly.detection.calibration import Calibration
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, new_table, score_observation
@@ -45,17 +44,18 @@ class Looked:
     Attributes
     ----------
     rows : tuple of ManifestRow
-    images : Tensor (N, 1, S, S) float32 in [-1, 1]
+    seen : NetworkImages
     scores : ndarray (N,) float64; higher = more anomalous
         By the bundle.
     table : FeatureTable
         Features of local evidence from the heatmap that the comparisons share.
     maps : dict of str to ndarray (N, S, S) float32 >= 0
-        Bundle's evidence and raw gradient in the network's frame; empty unless asked for.
+        Bundle's evidence and raw gradient in the network's frame, 0 on blank places; empty unless
+        asked for.
     """
 
     rows: tuple[ManifestRow, ...]
-    images: Tensor
+    seen: NetworkImages
     scores: Array
     table: FeatureTable
     maps: dict[str, NDArray[np.float32]]
@@ -98,23 +98,23 @@ class Judge:
         CalibrationError
             If a score is not finite.
         """
-        images = self.watcher.images(rows, change)
+        seen = self.watcher.images(rows, change)
         features, bundle = self.watcher.config.features, self.bundle
         scores, tables, evidence, gradient = [], [], [], []
         level = int(np.argmin(np.abs(np.log(np.array(features.noise_to_signal) / GRADIENT_LEVEL))))
-        for part in self.watcher.parts(images, what):
+        for part in self.watcher.parts(seen, what):
             said = score_observation(part, features, bundle.detector, bundle.heatmap)
             scores.append(said.scores)
             tables.append(new_table(part, features, self.heatmap))
             if maps:
                 evidence.append(said.evidence)
-                gradient.append(np.abs(part.residuals[:, level]))
+                gradient.append(np.where(part.blank, 0, np.abs(part.residuals[:, level])))
         shown = {}
         if maps:
             shown = {"evidence": np.concatenate(evidence), "gradient": np.concatenate(gradient)}
         values = np.concatenate([table.values for table in tables])
         table = FeatureTable(tables[0].names, tables[0].groups, values)
-        return Looked(tuple(rows), images, finite(np.concatenate(scores), what), table, shown)
+        return Looked(tuple(rows), seen, finite(np.concatenate(scores), what), table, shown)
 
 
 @dataclass(frozen=True)

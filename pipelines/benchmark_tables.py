@@ -24,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
+from anomaly.data.network_images import NetworkImages
 from anomaly.detection.baselines import Baseline
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import reported_names
@@ -198,7 +199,7 @@ def baseline_table(
         log.info("fitting %s", Public(baseline.name))
         try:
             baseline.fit(train, validation, seed)
-            figures = bench.figures(lambda looked, b=baseline: b.score(looked.images).scores)  # type: ignore[misc]
+            figures = bench.figures(lambda looked, b=baseline: b.score(looked.seen.images).scores)  # type: ignore[misc]
         except AnomalyError as error:
             log.warning("not compared: %s: %s", Public(baseline.name), Public(error))
             rows.append({"name": baseline.name, "problem": str(error)})
@@ -213,8 +214,8 @@ def baseline_table(
 
 def cost(bench: Bench, judge: Judge) -> Row:
     """Seconds and passes a scan, from network image to score, and the largest memory so far."""
-    images = bench.held_out.images[:COST_SCANS]
-    _score_all(judge, images[:32])  # the first batch pays for what is set up once
+    images = next(bench.held_out.seen.split(COST_SCANS))
+    _score_all(judge, next(images.split(32)))  # the first batch pays for what is set up once
     began = time.perf_counter()
     _score_all(judge, images)
     seconds = time.perf_counter() - began
@@ -232,7 +233,7 @@ def cost(bench: Bench, judge: Judge) -> Row:
     }
 
 
-def _score_all(judge: Judge, images: Tensor) -> None:
+def _score_all(judge: Judge, images: NetworkImages) -> None:
     bundle, features = judge.bundle, judge.watcher.config.features
     for part in judge.watcher.parts(images, "timing"):
         score_observation(part, features, bundle.detector, bundle.heatmap)

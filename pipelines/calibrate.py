@@ -47,7 +47,7 @@ def calibrate(
     reader = ImageReader(
         config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
     )
-    scores, peaks = [], []
+    scored = []
     with progress_bar(len(rows), "calibrating", "scan") as bar:
         for _, item in Scorer(bundle, reader, device).score((0, row) for row in rows):
             if not isinstance(item, ScoredScan):
@@ -56,15 +56,19 @@ def calibrate(
                     f"calibration scan {row.key} could not be read ({error.reason}): a scan left "
                     "out would bend the false-alarm rate. Run `anomaly prepare` again"
                 )
-            scores.append(item.score)
-            peaks.append(item.peak)
+            scored.append((item.score, item.peak, item.features))
             bar.update()
+    scores, peaks, features = zip(*scored, strict=True)
     calibrated_peaks = Calibration.from_scores(np.array(peaks))
     calibrated = Calibrated(
         Calibration.from_scores(np.array(scores)),
         calibrated_peaks,
         2 * calibrated_peaks.threshold(config.alpha),
         manifest.hash,
+        {
+            name: Calibration.from_scores(np.array([scan[name] for scan in features]))
+            for name in features[0]
+        },
         config.detector.calibrate_under_nuisance,
     )
     written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anomaly.bundle import read_bundle
 from anomaly.config import Config
@@ -27,7 +26,7 @@ from anomaly.data.zips import on_disk
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
 from anomaly.logs import Public
 from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
-from anomaly.results import ScoreRow
+from anomaly.results import Results, ScoreRow
 from pipelines.run import RunFolder, progress_bar
 from pipelines.verdicts import Norm, matching_scores
 
@@ -108,13 +107,12 @@ def write_dicom(
         _Todo(
             row,
             by_key[row.key],
-            run.results.evidence(row),
             tuple(kind for kind in kinds if row.flagged or kind == "report"),
         )
         for row in scored
     )
     norm = Norm.of(bundle, provenance.alpha)
-    write = _Writing(norm, config.data.root, config.intensity, target)
+    write = _Writing(run.results, norm, config.data.root, config.intensity, target)
     paths: list[Path] = []
     left_out: Counter[str] = Counter()
     lent = nullcontext(processes) if processes else Workers(1, config.data.seconds)
@@ -135,11 +133,10 @@ def write_dicom(
 
 @dataclass(frozen=True)
 class _Todo:
-    """A scan, its evidence in the network's frame, and what is to be written of it."""
+    """A scan, and what is to be written of it."""
 
     row: ScoreRow
     scan: ManifestRow
-    evidence: NDArray[np.float32] | None
     kinds: tuple[Kind, ...]
 
 
@@ -147,6 +144,7 @@ class _Todo:
 class _Writing:
     """Writes the objects of a scan; can be sent to a process."""
 
+    results: Results
     norm: Norm
     root: Path
     intensity: IntensityPolicy
@@ -170,14 +168,15 @@ class _Writing:
     def _case(self, source: Path, todo: _Todo) -> DicomCase:
         if todo.scan.kind != "dicom":
             raise UnsupportedScan("not dicom", "the scan names no patient, study or series")
-        if todo.evidence is None:
+        evidence = self.results.evidence(todo.row)
+        if evidence is None:
             raise UnsupportedScan("no map kept", "score with results.maps = all")
         norm = self.norm
         shown = read_scan(source, todo.scan.frame, self.intensity)
         return DicomCase(
             source=source,
             frame=todo.scan.frame,
-            verdict=norm.verdict(todo.row, todo.scan, todo.evidence, stored=True),
+            verdict=norm.verdict(todo.row, todo.scan, evidence, stored=True),
             image=np.ascontiguousarray(shown.orientation.store(shown.pixels)),
             evidence_threshold=norm.evidence_threshold,
             evidence_ceiling=norm.evidence_ceiling,

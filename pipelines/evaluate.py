@@ -17,14 +17,14 @@ from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
-from anomaly.evaluation import Estimate, Rate, auroc, image_metrics, pixel_metrics
+from anomaly.evaluation import Estimate, Rate, auroc, exact_rate, image_metrics, pixel_metrics
 from anomaly.logs import Public
 from anomaly.results import ScoreRow
 from anomaly.types import Orientation
 from pipelines.run import NOTICE, RunFolder
 from pipelines.verdicts import matching_scores, on_source
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "lesion_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     patients = [scan.patient for _, scan in pairs]
     scores = np.array([row.score for row, _ in pairs], dtype=np.float64)
     flagged = np.array([bool(row.flagged) for row, _ in pairs])
+    regions = np.array([bool(row.regions) for row, _ in pairs])
     n = len(calibrated.scores.scores)
     low, high = false_alarm_interval(n, alpha, 0.95, int((~abnormal).sum()))
     metrics: dict[str, Any] = {
@@ -65,11 +66,8 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
             "low": 0.0 if calibrated.under_nuisance else low,
             "high": high,
         },
-        "normals_with_any_region": float(
-            np.mean(
-                [bool(row.regions) for (row, _), a in zip(pairs, abnormal, strict=True) if not a]
-            )
-        ),
+        "normals_with_any_region": asdict(exact_rate(regions[~abnormal])),
+        "normals_flagged_with_a_region": asdict(exact_rate((regions & flagged)[~abnormal])),
         "features": _feature_aurocs(pairs, abnormal, patients),
         "provenance": asdict(provenance),
     }
@@ -104,17 +102,8 @@ def _pixels(
 ) -> dict[str, Any]:
     evidence, masks = [], []
     for row, scan in pairs:
-        path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
-        if scan.label == config.data.normal or not path.exists():
-            continue
-        stored = np.asarray(Image.open(path).convert("L")) > 127
-        mask = Orientation.parse(scan.orientation).show(stored)
-        if mask.shape != (scan.rows, scan.columns):
-            raise AnomalyError(
-                f"the mask of scan {scan.key} is {mask.shape}, its image "
-                f"{(scan.rows, scan.columns)}: they must agree"
-            )
-        if mask.any():
+        mask = None if scan.label == config.data.normal else lesion_mask(config, scan)
+        if mask is not None and mask.any():
             kept = run.results.evidence(row)
             if kept is None:
                 raise AnomalyError(
@@ -126,6 +115,27 @@ def _pixels(
     if not masks:
         raise AnomalyError(f"data.masks is {config.data.masks!r}, but no abnormal scan has a mask")
     return asdict(pixel_metrics(evidence, masks))
+
+
+def lesion_mask(config: Config, scan: ManifestRow) -> NDArray[np.bool_] | None:
+    """Read the mask of a scan on its pixels as shown, (H, W); None where there is none.
+
+    Raises
+    ------
+    AnomalyError
+        If it is not of the image's size.
+    """
+    path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
+    if not path.exists():
+        return None
+    stored = np.asarray(Image.open(path).convert("L")) > 127
+    mask = Orientation.parse(scan.orientation).show(stored)
+    if mask.shape != (scan.rows, scan.columns):
+        raise AnomalyError(
+            f"the mask of scan {scan.key} is {mask.shape}, its image "
+            f"{(scan.rows, scan.columns)}: they must agree"
+        )
+    return mask
 
 
 def _say(metrics: dict[str, Any]) -> None:
@@ -149,7 +159,10 @@ def _say(metrics: dict[str, Any]) -> None:
         metrics["false_alarm_bound"]["low"],
         metrics["false_alarm_bound"]["high"],
     )
-    log.info("normals with any region drawn  %.3f", metrics["normals_with_any_region"])
+    log.info("normals with any region  %s", Public(Rate(**metrics["normals_with_any_region"])))
+    log.info(
+        "  flagged too, as drawn  %s", Public(Rate(**metrics["normals_flagged_with_a_region"]))
+    )
     if "pixels" in metrics:
         pixels = metrics["pixels"]
         log.info(

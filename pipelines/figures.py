@@ -7,6 +7,7 @@ and is named with its reason. Which scans are shown is drawn with a seed, never 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,17 +20,17 @@ from anomaly.bundle import Bundle, Calibrated, read_bundle
 from anomaly.checkpoint import read_metrics
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.readers import read_scan
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError, ScanError
 from anomaly.evaluation import auroc
+from anomaly.logs import Public
 from anomaly.reporting import plots
 from anomaly.results import Provenance, ScoreRow
 from anomaly.roc import roc
 from anomaly.types import Verdict
 from pipelines.run import RunFolder
 from pipelines.train import scan_hash
-from pipelines.verdicts import Norm, matching_scores
+from pipelines.verdicts import Norm, matching_scores, scan_again
 
 __all__ = ["draw_figures", "make_figures"]
 
@@ -168,12 +169,14 @@ def _overlays(source: _Source) -> plots.Figure:
     groups = [[pair for pair in kept if bool(pair[0].flagged) is kind] for kind in (True, False)]
     half = source.scans // 2
     generator = np.random.default_rng(source.seed)
-    flagged = _drawn(source, groups[0], half, generator)
-    others = _drawn(source, groups[1], source.scans - half, generator)
+    lost: Counter[str] = Counter()
+    flagged = _drawn(source, groups[0], half, generator, lost)
+    others = _drawn(source, groups[1], source.scans - half, generator, lost)
     if not flagged and not others:
+        reasons = f" ({_counted(lost)})" if lost else ""
         raise AnomalyError(
-            "no scored scan has both a kept evidence map and an image that can be shown: score "
-            "with results.maps=all, and look whether the archive is mounted"
+            "no scored scan has both a kept evidence map and an image that can be shown"
+            f"{reasons}: score with results.maps=all, and look whether the archive is mounted"
         )
     note = (
         f"{len(flagged)} of {len(groups[0])} flagged and {len(others)} of {len(groups[1])} other "
@@ -182,6 +185,10 @@ def _overlays(source: _Source) -> plots.Figure:
     left = len(source.pairs) - len(kept)
     if left:
         note += f"\nNot drawn from: {left} scans without a kept map or with burned-in text."
+    for reason, count in lost.most_common():
+        log.info("%d scans drawn for the sheet can no longer be read: %s", count, Public(reason))
+    if lost:
+        note += f"\nDrawn and left out, no longer readable: {_counted(lost)}."
     return plots.overlay_sheet(
         flagged, others, norm.evidence_threshold, norm.evidence_ceiling, note
     )
@@ -192,33 +199,36 @@ def _drawn(
     group: list[tuple[ScoreRow, ManifestRow]],
     wanted: int,
     generator: np.random.Generator,
+    lost: Counter[str],
 ) -> list[tuple[Verdict, NDArray[np.float32]]]:
-    """Up to `wanted` scans of a group that can be shown, at random."""
+    """Up to `wanted` scans of a group that can be shown, at random; count in `lost` why not."""
     ordered = sorted(group, key=lambda pair: pair[0].key)
     cases: list[tuple[Verdict, NDArray[np.float32]]] = []
     for place in generator.permutation(len(ordered)):
         if len(cases) == wanted:
             break
-        case = _case(source, *ordered[place])
-        if case is None:
-            log.info("a scan for the sheet can no longer be read: the next one is drawn")
-        else:
-            cases.append(case)
+        try:
+            cases.append(_case(source, *ordered[place]))
+        except ScanError as error:
+            lost[error.reason] += 1
     return cases
 
 
-def _case(
-    source: _Source, row: ScoreRow, scan: ManifestRow
-) -> tuple[Verdict, NDArray[np.float32]] | None:
-    """Verdict and pixels; None where the image can no longer be read, and another is drawn."""
-    root, policy = source.config.data.root, source.config.intensity
-    try:
-        pixels = np.asarray(read_scan(root / scan.path, scan.frame, policy).pixels)
-    except ScanError:
-        return None
-    if pixels.shape != (scan.rows, scan.columns):
-        return None  # another file lies there now
-    return source.norm.verdict(row, scan, source.run.results.evidence(row)), pixels
+def _case(source: _Source, row: ScoreRow, scan: ManifestRow) -> tuple[Verdict, NDArray[np.float32]]:
+    """Verdict and pixels.
+
+    Raises
+    ------
+    ScanError
+        The image or its evidence map can no longer be read.
+    """
+    evidence = source.run.results.evidence(row)
+    pixels = np.asarray(scan_again(source.config, scan).pixels)
+    return source.norm.verdict(row, scan, evidence), pixels
+
+
+def _counted(lost: Counter[str]) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in lost.most_common())
 
 
 def _roc(source: _Source) -> plots.Figure:

@@ -25,7 +25,7 @@ from anomaly.cdm.network import LevelClassifier
 from anomaly.config import Config
 from anomaly.data.alterations import random_nuisance, random_perturbation
 from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import Change, ImageReader, framed_images, network_images
+from anomaly.data.network_images import Change, ImageReader, NetworkImages, read_images
 from anomaly.detection.detector import Detector, DetectorSettings
 from anomaly.detection.features import Observation, join, observe
 from anomaly.detection.heatmap import HeatmapModel
@@ -94,30 +94,29 @@ class Watcher:
         """Read scans, changed where asked, and ask the network about them, in order."""
         return join(list(self.parts(self.images(rows, change), what)))
 
-    def images(self, rows: Sequence[ManifestRow], change: Change | None = None) -> Tensor:
-        """Network images (N, 1, size, size) in [-1, 1] of scans, changed where asked, in order."""
-        framed = framed_images(self.reader(change), rows, self.config.data.workers)
-        return network_images(framed, self.config.preprocessing)
+    def images(self, rows: Sequence[ManifestRow], change: Change | None = None) -> NetworkImages:
+        """Read scans as the network sees them, changed where asked, in order."""
+        return read_images(self.reader(change), rows, self.config.data.workers)
 
     def reader(self, change: Change | None = None) -> ImageReader:
         """Return what reads its scans, changed where asked."""
         config = self.config
         return ImageReader(config.data.root, config.intensity, config.preprocessing, change)
 
-    def parts(self, images: Tensor, what: str) -> Iterator[Observation]:
+    def parts(self, images: NetworkImages, what: str) -> Iterator[Observation]:
         """Ask the network about images, a batch at a time: not all residuals fit in memory."""
         network = self.network.to(self.device)
         grey = self.config.preprocessing.grey_levels
         with progress_bar(len(images), what, "scan") as bar:
             for part in images.split(BATCH):
-                x = part.to(self.device)
                 yield observe(
                     network,
                     self.levels,
-                    x,
+                    part.images.to(self.device),
                     self.config.features,
                     grey_levels=grey,
                     reference=self.reference,
+                    blank=part.blank,
                 )
                 bar.update(len(part))
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import anomaly
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import Bundle, Calibrated, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.readers import read_scan
 from anomaly.errors import ScanError
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
-from anomaly.results import ScoreRow
-from pipelines.expected import expected_scan
+from anomaly.results import Provenance, ScoreRow
+from pipelines.companions import Companions
+from pipelines.drift import drift_warnings
 from pipelines.run import RunFolder
-from pipelines.verdicts import Norm, matching_scores
+from pipelines.verdicts import Norm, matching_scores, scan_again
 
-__all__ = ["report"]
+__all__ = ["ScoredRun", "report"]
 
 log = logging.getLogger(__name__)
 
@@ -51,88 +54,165 @@ def report(
     NotCalibrated
         If the bundle is not calibrated: a page of scores without meaning helps nobody.
     """
-    bundle = read_bundle(run.bundle)
-    calibrated = bundle.calibration()
-    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-    rows, provenance = matching_scores(run, manifest, bundle)
-    # The flags were raised at this rate, whatever the configuration says now.
-    norm = Norm.of(bundle, provenance.alpha)
-    by_key = {row.key: row for row in manifest.select()}
-    scored = [row for row in rows if row.status == "scored"]
-    scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
-    shown = max_images if images else 0
-    # One at a time: the page needs no image twice, and memory holds few.
-    cases = (
-        _case(run, config, bundle, norm, row, by_key[row.key], shown=place < shown, most=shown)
-        for place, row in enumerate(scored)
-    )
-    data = ReportData(
-        title=config.name,
-        cases=cases,
-        skipped=[
-            SkippedCase(r.key, r.reason, view=r.view, site=r.site, study=r.study)
-            for r in rows
-            if r.status != "scored"
-        ],
-        calibration_scores=calibrated.scores.scores,
-        alpha=norm.alpha,
-        threshold=norm.threshold,
-        evidence_threshold=norm.evidence_threshold,
-        evidence_ceiling=norm.evidence_ceiling,
-        provenance={
-            "bundle": provenance.bundle,
-            "manifest": provenance.manifest,
-            "settings": provenance.settings,
-            "alpha": repr(provenance.alpha),
-            "calibrated on": str(calibrated),
-            "anomaly": anomaly.__version__,
-            "torch": torch.__version__.split("+")[0],
-        },
-    )
+    source = ScoredRun.open(run, config)
     run.report.parent.mkdir(exist_ok=True)
+    data = source.report_data(source.rows, max_images=max_images if images else 0)
     write_report(data, run.report, single_file=single_file)
-    log.info("report written, %d scans shown", len(scored))
-    run.record("report", {"cases": len(scored)})
+    scored = sum(row.status == "scored" for row in source.rows)
+    log.info("report written, %d scans shown", scored)
+    run.record("report", {"cases": scored})
     return run.report
 
 
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run with the scores, the table of scans and the bundle that belong together.
+
+    Attributes
+    ----------
+    run : RunFolder
+    config : Config
+    bundle : Bundle
+    rows : list of ScoreRow
+    provenance : Provenance
+    scans : dict of str to ManifestRow
+        By pseudonym.
+    """
+
+    run: RunFolder
+    config: Config
+    bundle: Bundle
+    rows: list[ScoreRow]
+    provenance: Provenance
+    scans: dict[str, ManifestRow]
+
+    @classmethod
+    def open(cls, run: RunFolder, config: Config) -> ScoredRun:
+        """Read what a report is made of.
+
+        Raises
+        ------
+        AnomalyError
+            If the run is not scored, or its scores were made with another manifest or bundle.
+        """
+        bundle = read_bundle(run.bundle)
+        manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+        rows, provenance = matching_scores(run, manifest, bundle)
+        scans = {row.key: row for row in manifest.select()}
+        return cls(run, config, bundle, rows, provenance, scans)
+
+    def report_data(self, rows: Sequence[ScoreRow], *, max_images: int) -> ReportData:
+        """Return what a report says of some of the rows, or of all.
+
+        Parameters
+        ----------
+        rows : sequence of ScoreRow
+        max_images : int
+            Scans whose image is shown, most unusual first.
+
+        Raises
+        ------
+        NotCalibrated
+            If the bundle is not calibrated.
+        """
+        calibrated = self.bundle.calibration()
+        # The flags were raised at this rate, whatever the configuration says now.
+        norm = Norm.of(self.bundle, self.provenance.alpha)
+        scored = [row for row in rows if row.status == "scored"]
+        scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
+        # One at a time: the page needs no image twice, and memory holds few.
+        companions = Companions(self.bundle, norm.evidence_threshold)
+        cases = (
+            _case(self, norm, companions, row, shown=place < max_images, most=max_images)
+            for place, row in enumerate(scored)
+        )
+        return ReportData(
+            title=self.config.name,
+            cases=cases,
+            skipped=[
+                SkippedCase(r.key, r.reason, view=r.view, site=r.site, study=r.study)
+                for r in rows
+                if r.status != "scored"
+            ],
+            calibration_scores=calibrated.scores.scores,
+            alpha=norm.alpha,
+            threshold=norm.threshold,
+            evidence_threshold=norm.evidence_threshold,
+            evidence_ceiling=norm.evidence_ceiling,
+            provenance={
+                "bundle": self.provenance.bundle,
+                "manifest": self.provenance.manifest,
+                "settings": self.provenance.settings,
+                "alpha": repr(self.provenance.alpha),
+                "calibrated on": str(calibrated),
+                "anomaly": anomaly.__version__,
+                "torch": torch.__version__.split("+")[0],
+            },
+            feature_ranges=_usual(calibrated),
+            warnings=drift_warnings(self.rows, calibrated.features),
+        )
+
+
+def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
+    """Where the middle 90 % of normal scans lie; nothing of a feature that hardly varies there."""
+    ranges = {}
+    for name, values in calibrated.features.items():
+        low, high = np.quantile(values.scores, (0.05, 0.95)).tolist()
+        if low < high:
+            ranges[name] = (low, high)
+    return ranges
+
+
 def _case(
-    run: RunFolder,
-    config: Config,
-    bundle: Bundle,
+    source: ScoredRun,
     norm: Norm,
+    companions: Companions,
     row: ScoreRow,
-    scan: ManifestRow,
     *,
     shown: bool,
     most: int,
 ) -> ReportCase:
-    verdict = norm.verdict(row, scan, run.results.evidence(row))
-    pixels, expected, note = None, None, ""
-    if verdict.scan.evidence is None:
-        note = (
-            f"No evidence map of this scan is kept; {row.regions} regions were beyond the limit "
-            "when it was scored."
-        )
+    scan = source.scans[row.key]
+    evidence, note = _evidence(source.run, row)
+    verdict = norm.verdict(row, scan, evidence)
+    pixels, expected, look_alike = None, None, None
+    if row.map_part is None:
+        shown = False  # its map was not to be kept: neither is its image shown
     elif not shown and most:
-        note = f"The image is not shown: this report holds those of the {most} most unusual scans."
+        note += (
+            f" The image is not shown: this report holds those of the {most} most unusual scans."
+        )
     elif shown and scan.burned_in:
-        note = "The source says that text is burned into this image, so it is not shown."
-    elif shown:
+        shown = False
+        note += " The source says that text is burned into this image, so it is not shown."
+    if shown:
         try:
-            source = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
-            pixels = np.asarray(source.pixels)
-            if row.flagged:
-                evidence = verdict.scan.evidence
-                expected = expected_scan(bundle, source, evidence, norm.evidence_threshold)
+            image = scan_again(source.config, scan)
+            pixels = np.asarray(image.pixels)
+            look_alike = companions.look_alike(image, verdict.scan.evidence)
+            if row.flagged and verdict.scan.evidence is not None:
+                expected = companions.expected(image, verdict.scan.evidence)
         except ScanError as error:
-            note = f"The image can no longer be read ({error.reason}), so it is not shown."
+            note += f" The image can no longer be read ({error.reason}), so it is not shown."
     return ReportCase(
         verdict,
         pixels,
         view=scan.view,
-        note=note,
+        note=note.strip(),
         site=row.site,
         expected=expected,
         study=row.study,
+        look_alike=look_alike,
+    )
+
+
+def _evidence(run: RunFolder, row: ScoreRow) -> tuple[NDArray[np.float32] | None, str]:
+    """Evidence map of a row as kept, and what is to be said where there is none."""
+    counted = f"{row.regions} regions were beyond the limit when it was scored."
+    try:
+        evidence = run.results.evidence(row)
+    except ScanError as error:
+        return None, f"The evidence map of this scan cannot be read ({error.reason}); {counted}"
+    return evidence, "" if evidence is not None else (
+        f"No evidence map of this scan is kept; {counted}"
     )

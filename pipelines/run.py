@@ -8,7 +8,7 @@
     RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
     RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
-    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report/, RUN/figures/
+    RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report/, RUN/studies/, RUN/figures/
 """
 
 from __future__ import annotations
@@ -109,6 +109,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page; its pictures stand beside it."""
         return self._at("report") / "index.html"
+
+    @property
+    def studies(self) -> Path:
+        """A PDF a study that was asked for."""
+        return self._at("studies")
 
     def _at(self, name: str) -> Path:
         return self.path / name

@@ -34,6 +34,7 @@ from anomaly.config import Config, dump
 from anomaly.data.loaders import step_batches
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.network_images import ImageReader, framed_images, network_images
+from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import ConfigError, ManifestError
 from anomaly.training import Batch, FitResult, fit, validation_metrics
 from pipelines.fit import Watcher, fit_detector
@@ -85,11 +86,20 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
                 seen,
                 str(fitted.chosen),
                 fitted.margins,
+                _look_alikes(images["train"], config),
             ),
             run.bundle,
         )
         run.record("train", {"bundle_hash": bundle.hash, "steps": result.step})
     return result
+
+
+def _look_alikes(images: Tensor, config: Config) -> LookAlikes | None:
+    """Draw the training images that a report may show."""
+    if not config.look_alikes:
+        return None
+    drawn = np.random.default_rng(config.training.seed).permutation(len(images))
+    return LookAlikes.of(images.numpy()[np.sort(drawn[: config.look_alikes])])
 
 
 def scan_hash(row: ManifestRow) -> str:

@@ -8,15 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.bundle import Bundle
+from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.readers import read_scan
 from anomaly.data.transforms import Frame, Preprocessing
 from anomaly.detection.heatmap import find_regions
-from anomaly.errors import AnomalyError
+from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.results import Provenance, ScoreRow
-from anomaly.types import Orientation, ScanScore, Verdict
+from anomaly.types import Orientation, Scan, ScanScore, Verdict
 from pipelines.run import RunFolder
 
-__all__ = ["Norm", "matching_scores", "on_source"]
+__all__ = ["Norm", "matching_scores", "on_source", "scan_again"]
 
 
 def matching_scores(
@@ -39,6 +41,24 @@ def matching_scores(
             f"now: run `anomaly score {run.path}` again"
         )
     return rows, provenance
+
+
+def scan_again(config: Config, scan: ManifestRow) -> Scan:
+    """Read the pixels of a listed scan once more, to show them.
+
+    Raises
+    ------
+    ScanError
+        If they can no longer be read, or are not those that were listed.
+    """
+    again = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
+    if again.pixels.shape != (scan.rows, scan.columns):
+        raise UnreadableScan(
+            "changed",
+            f"{scan.path} is {again.pixels.shape}, and was {(scan.rows, scan.columns)} when it "
+            "was listed: prepare and score again",
+        )
+    return again
 
 
 def on_source(

@@ -200,7 +200,8 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ("tifffile", {"anomaly.data.images"}),
         ("matplotlib", {"anomaly.reporting.figures", "anomaly.reporting.plots"}),
         ("jinja2", {"anomaly.reporting.html_files"}),
-        ("markupsafe", {"anomaly.reporting.html_files"}),
+        ("markupsafe", {"anomaly.reporting.html_files", "anomaly.reporting.study_pdf"}),
+        ("weasyprint", {"anomaly.reporting.study_pdf"}),
         (
             "sklearn",
             {

@@ -23,7 +23,8 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import parse_config
 from anomaly.data.transforms import quantize
 from anomaly.detection.calibration import Calibration
-from anomaly.detection.features import observe
+from anomaly.detection.features import observe, reported_names
+from anomaly.detection.look_alikes import LookAlikes
 from anomaly.detection.scoring import Scores, fit_scoring, score_observation
 from anomaly.errors import AnomalyError, BundleError, NotCalibrated
 
@@ -33,6 +34,7 @@ NAMES = [
     "weights.safetensors",
     "detector.safetensors",
     "calibration.safetensors",
+    "look_alikes.safetensors",
     "seen.json",
 ]
 
@@ -92,10 +94,16 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     plain = Bundle(config, levels, classifier, fitted, heatmap, reference, "f" * 64, seen, chosen)
     said = score(plain, images(19, 3))
     peaks = Calibration.from_scores(said.evidence.max((1, 2)).astype(np.float64))
+    names = reported_names(config.features)
     calibrated = Calibrated(
-        Calibration.from_scores(said.scores), peaks, 2 * peaks.threshold(0.1), "e" * 64
+        Calibration.from_scores(said.scores),
+        peaks,
+        2 * peaks.threshold(0.1),
+        "e" * 64,
+        dict(zip(names, map(Calibration.from_scores, said.features.T), strict=True)),
     )
-    return replace(plain, calibrated=calibrated)
+    shown = LookAlikes.of(images(3, 4).numpy())
+    return replace(plain, calibrated=calibrated, look_alikes=shown)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +153,14 @@ def test_a_bundle_read_back_scores_the_same(
     np.testing.assert_array_equal(kept.peaks.scores, made.peaks.scores)
     assert kept.evidence_ceiling == made.evidence_ceiling
     assert kept.manifest_hash == made.manifest_hash
+    assert (
+        kept.features.keys() == made.features.keys() == set(reported_names(bundle.config.features))
+    )
+    for name, values in made.features.items():
+        np.testing.assert_array_equal(kept.features[name].scores, values.scores)
+    assert again.look_alikes is not None
+    assert bundle.look_alikes is not None
+    np.testing.assert_array_equal(again.look_alikes.images, bundle.look_alikes.images)
     assert not again.network.training
     assert bundle_problems(tmp_path / "b") == []
 
@@ -226,11 +242,11 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match="has format 99: this version reads format 4"):
+    with pytest.raises(BundleError, match="has format 99: this version reads format 5"):
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 4}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 5}'])
 def test_a_main_file_that_says_nothing_is_refused(content: bytes, folder: Path) -> None:
     (folder / "bundle.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -257,6 +273,13 @@ def test_without_calibration_there_are_scores_and_no_flags(bundle: Bundle, tmp_p
     )
     with pytest.raises(NotCalibrated, match="anomaly calibrate"):
         again.calibration()
+
+
+def test_images_that_may_no_longer_be_shown_go(bundle: Bundle, folder: Path) -> None:
+    assert (folder / "look_alikes.safetensors").exists()
+    write_bundle(replace(bundle, look_alikes=None), folder)
+    assert read_bundle(folder).look_alikes is None
+    assert not (folder / "look_alikes.safetensors").exists()
 
 
 def test_every_byte_is_json_or_a_tensor(folder: Path) -> None:

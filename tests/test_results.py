@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly import results as module
-from anomaly.errors import AnomalyError
+from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.results import Provenance, Results, ScoreRow
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
@@ -277,3 +277,44 @@ def test_evidence_comes_back_in_half_precision(store: Results) -> None:
     # float16 keeps 11 bits: a relative error of at most 2**-11
     np.testing.assert_allclose(again.ravel()[1:], evidence.ravel()[1:], rtol=2**-11)
     assert store.evidence(SECOND[0]) is None
+
+
+def test_a_map_is_read_as_it_was_or_refused_whatever_byte_is_damaged(store: Results) -> None:
+    path = store.maps(0)
+    whole = path.read_bytes()
+    wanted = np.full((3, 3), 2.5)
+    damaged = [whole[:n] for n in range(len(whole))]
+    damaged += [
+        whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+        for place in range(len(whole))
+        for flip in (0x01, 0x80, 0xFF)
+    ]
+    reasons = set()
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            np.testing.assert_array_equal(store.evidence(FIRST[0]), wanted)
+        except UnreadableScan as error:
+            reasons.add(error.reason)
+    # A flip in the name of the archive's only member makes it another scan's.
+    assert reasons == {"map damaged", "map missing"}
+
+
+def test_a_map_that_is_gone_is_missing(store: Results) -> None:
+    with pytest.raises(UnreadableScan, match=r"map of 9z in .*maps-00000\.npz") as caught:
+        store.evidence(replace(FIRST[0], key="9z"))
+    assert caught.value.reason == "map missing"
+    store.maps(0).unlink()
+    with pytest.raises(UnreadableScan, match=r"it is not there.*score again") as caught:
+        store.evidence(FIRST[0])
+    assert caught.value.reason == "map missing"
+
+
+@pytest.mark.parametrize(
+    "content", [np.zeros(4), np.full((4, 4), np.nan), np.full((4, 4), np.inf), np.array("text")]
+)
+def test_what_is_no_map_is_refused(store: Results, content: np.ndarray) -> None:
+    np.savez(store.maps(0), **{"0a": content})
+    with pytest.raises(UnreadableScan) as caught:
+        store.evidence(FIRST[0])
+    assert caught.value.reason == "map damaged"

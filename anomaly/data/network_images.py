@@ -5,17 +5,18 @@ Order is kept, nothing is dropped, and what fails is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly.data.blanks import blank_pixels
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import ManifestRow
 from anomaly.data.processes import Lost, map_in_processes
@@ -29,9 +30,19 @@ from anomaly.data.transforms import (
 from anomaly.errors import ScanError
 from anomaly.types import Scan
 
-__all__ = ["Change", "ImageReader", "NetworkImage", "framed_images", "network_images"]
+__all__ = [
+    "Change",
+    "ImageReader",
+    "NetworkImage",
+    "NetworkImages",
+    "framed_images",
+    "network_images",
+    "read_images",
+]
 
 Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
+
+_Read = TypeVar("_Read")
 
 # A process takes seconds to start: it has to import torch and MONAI.
 SCANS_WORTH_A_PROCESS = 500
@@ -46,6 +57,8 @@ class NetworkImage:
     row : ManifestRow
     image : ndarray (1, size, size) float32 in [-1, 1], quantized
         No tensor: between processes those are files in shared memory, and run out.
+    blank : ndarray (size, size) bool
+        Pixels where no evidence is drawn (`anomaly.data.blanks`).
     frame : Frame
     spacing : tuple of float or None
         Height and width of a source pixel, mm.
@@ -53,8 +66,33 @@ class NetworkImage:
 
     row: ManifestRow
     image: NDArray[np.float32]
+    blank: NDArray[np.bool_]
     frame: Frame
     spacing: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class NetworkImages:
+    """N scans as the network sees them.
+
+    Attributes
+    ----------
+    images : Tensor (N, 1, size, size) in [-1, 1]
+    blank : ndarray (N, size, size) bool
+        As of `NetworkImage`.
+    """
+
+    images: Tensor
+    blank: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def split(self, size: int) -> Iterator[NetworkImages]:
+        """Return parts of so many scans, in order."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield NetworkImages(self.images[part], self.blank[part])
 
 
 @dataclass(frozen=True)
@@ -82,7 +120,9 @@ class ImageReader:
         except ScanError as error:
             return error
         image = network_image(framed, self.preprocessing).numpy()
-        return NetworkImage(row, image, frame, scan.spacing)
+        return NetworkImage(
+            row, image, blank_pixels(scan.pixels, framed, frame), frame, scan.spacing
+        )
 
     def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
         """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.
@@ -95,6 +135,15 @@ class ImageReader:
         if self.change is not None:
             scan = replace(scan, pixels=self.change(scan.pixels, row))
         return scan, *frame_scan(scan, self.preprocessing)
+
+
+def read_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> NetworkImages:
+    """Read every row as the network sees it, in order; arguments and errors of `framed_images`."""
+    read = list(_all_of(reader, rows, workers))
+    return NetworkImages(
+        torch.from_numpy(np.stack([item.image for item in read])),
+        np.stack([item.blank for item in read]),
+    )
 
 
 def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> Tensor:
@@ -112,14 +161,21 @@ def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int
     ScanError
         If a row cannot be read: `anomaly prepare` has read it before, so the archive changed.
     """
+    framed = _all_of(partial(_framed, reader), rows, workers)
+    return torch.stack([torch.from_numpy(image) for image in framed])
+
+
+def _all_of(
+    read: Callable[[ManifestRow], _Read | ScanError], rows: Sequence[ManifestRow], workers: int
+) -> Iterator[_Read]:
     # In processes, not threads: `anomaly.data.frames.decoding` says why.
     workers = min(workers, len(rows) // SCANS_WORTH_A_PROCESS)
-    framed = []
-    for _, image in map_in_processes(partial(_framed, reader), rows, workers):
-        if isinstance(image, Lost):
-            raise image.error()
-        framed.append(torch.from_numpy(image))
-    return torch.stack(framed)
+    for _, result in map_in_processes(read, rows, workers):
+        if isinstance(result, Lost):
+            raise result.error()
+        if isinstance(result, ScanError):
+            raise result
+        yield result
 
 
 def _framed(reader: ImageReader, row: ManifestRow) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from anomaly.errors import ConfigError, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = [
+    "SUPERSAMPLING",
     "Augmentation",
     "Frame",
     "Preprocessing",

@@ -170,16 +170,19 @@ class Observation:
         Signed residual maps, one a level of `FeatureSettings.noise_to_signal`, in units of ``x``.
     shifts : ndarray (N, 2) float64
         Where the anatomy lies (`anomaly.detection.placement.displacements`).
+    blank : ndarray (N, H, W) bool
+        Pixels without evidence (`anomaly.data.blanks`).
     """
 
     groups: dict[str, NDArray[np.float64]]
     residuals: NDArray[np.float32]
     shifts: NDArray[np.float64]
+    blank: NDArray[np.bool_]
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
         """Return the observation of some of the images."""
         groups = {k: v[rows] for k, v in self.groups.items()}
-        return Observation(groups, self.residuals[rows], self.shifts[rows])
+        return Observation(groups, self.residuals[rows], self.shifts[rows], self.blank[rows])
 
 
 def join(parts: list[Observation]) -> Observation:
@@ -188,6 +191,7 @@ def join(parts: list[Observation]) -> Observation:
         {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
         np.concatenate([part.residuals for part in parts]),
         np.concatenate([part.shifts for part in parts]),
+        np.concatenate([part.blank for part in parts]),
     )
 
 
@@ -224,6 +228,7 @@ def observe(
     *,
     grey_levels: int,
     reference: Tensor,
+    blank: NDArray[np.bool_] | None = None,
 ) -> Observation:
     """Ask the network about images.
 
@@ -237,6 +242,8 @@ def observe(
     grey_levels : int
     reference : Tensor (C, H, W)
         Mean normal image, against which the anatomy is placed.
+    blank : ndarray (N, H, W) bool, optional
+        Pixels without evidence; none by default.
 
     Raises
     ------
@@ -271,7 +278,9 @@ def observe(
         "texture": cell_energies(bands, *cells).reshape(count, -1),
         "signed": cell_means(residuals, *cells).reshape(count, -1),
     }
-    return Observation(groups, residuals, shifts)
+    if blank is None:
+        blank = np.zeros(grey.shape, dtype=np.bool_)
+    return Observation(groups, residuals, shifts, blank)
 
 
 def _observe_once(

@@ -14,6 +14,7 @@ lesion adds residual of one sign over its area and at neighbouring levels; the s
 keep that and average noise away. A scale of the lesion's own size sees it best, and nobody knows it
 in advance. The median takes out what moves a whole scan, another body or another exposure, and is
 moved by no lesion that covers less than half of it: the heatmap says *where*, the detector whether.
+Blank places (`anomaly.data.blanks`) have no evidence and take no part in the median.
 """
 
 from __future__ import annotations
@@ -119,11 +120,14 @@ class HeatmapModel:
         )
 
     def evidence(
-        self, residuals: NDArray[np.float32], shifts: NDArray[np.float64]
+        self,
+        residuals: NDArray[np.float32],
+        shifts: NDArray[np.float64],
+        blank: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
         """Evidence (N, H, W) >= 0 of residuals (N, L, H, W) and displacements (N, 2).
 
-        The median of every map is 1.
+        It is 0 on the pixels that are blank (N, H, W); the median of the others is 1.
         """
         added = _added(residuals, self.size)
         total = np.zeros(added.shape, dtype=np.float32)
@@ -131,9 +135,12 @@ class HeatmapModel:
             aligned = displaced(_smooth(added, scale), shifts)
             total += np.square((aligned - self.mean[index]) / self.scale[index])
         departure = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
-        usual = np.median(departure, axis=(1, 2), keepdims=True)
-        # Normal scans have 0.6 to 0.9; a blank one, equal to the mean, has nothing to divide by.
-        return np.asarray(departure / np.maximum(usual, 1e-3), dtype=np.float32)
+        evidence = np.zeros(added.shape, dtype=np.float32)
+        for said, found, seen in zip(evidence, departure, ~blank, strict=True):
+            if seen.any():
+                # Normal scans have 0.6 to 0.9; one equal to the mean has nothing to divide by.
+                said[seen] = found[seen] / max(np.median(found[seen]), 1e-3)
+        return evidence
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Everything but the settings, for saving."""
@@ -147,13 +154,19 @@ class HeatmapModel:
         return cls(arrays["size"], arrays["mean"], arrays["scale"], settings.smoothing)
 
 
-def local_features(evidence: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logarithms of `LOCAL_FEATURES` of evidence maps (N, H, W): (N, 3) float64."""
-    flat = np.sort(evidence.reshape(len(evidence), -1), axis=1).astype(np.float64)
-    top = max(1, round(TOP_SHARE * flat.shape[1]))
+def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Logarithms of `LOCAL_FEATURES` of evidence maps (N, H, W): (N, 3) float64.
+
+    Over the pixels that are not blank (N, H, W); minus infinity where all are.
+    """
+    rows = []
+    for said, seen in zip(evidence, ~blank, strict=True):
+        values = np.sort(said[seen]).astype(np.float64) if seen.any() else np.zeros(1)
+        top = max(1, round(TOP_SHARE * len(values)))
+        rows.append((values.mean(), values[-top:].mean(), values[-1]))
     # Logarithms: the tail of a maximum is long, and the detector is a Gaussian.
-    columns = np.stack([flat.mean(1), flat[:, -top:].mean(1), flat[:, -1]], axis=1)
-    return np.asarray(np.log(columns))
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(rows))
 
 
 def find_regions(

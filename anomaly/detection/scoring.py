@@ -117,7 +117,7 @@ def normal_table(
     for out in (fold == f for f in range(FOLDS)):
         if out.any() and (~out).any():
             part = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
-            local[out] = local_features(part.evidence(maps[out], observed.shifts[out]))
+            local[out] = _local(part, observed.select(out), features)[1]
     return FeatureTable.assemble(observed, local, features)
 
 
@@ -160,18 +160,26 @@ def new_table(
     observed: Observation, features: FeatureSettings, heatmap: HeatmapModel
 ) -> FeatureTable:
     """Every feature of scans that the heatmap model was not fitted on."""
-    evidence = heatmap.evidence(observed.residuals[:, features.in_map], observed.shifts)
-    return FeatureTable.assemble(observed, local_features(evidence), features)
+    return FeatureTable.assemble(observed, _local(heatmap, observed, features)[1], features)
 
 
 def score_observation(
     observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
 ) -> Scores:
     """Score what the network said; the detector sees the features that it was fitted on."""
-    evidence = heatmap.evidence(observed.residuals[:, features.in_map], observed.shifts)
-    table = FeatureTable.assemble(observed, local_features(evidence), features)
+    evidence, local = _local(heatmap, observed, features)
+    table = FeatureTable.assemble(observed, local, features)
     return Scores(
         detector.score(table.use(detector.names).values),
         table.use(reported_names(features)).values,
         evidence,
     )
+
+
+def _local(
+    heatmap: HeatmapModel, observed: Observation, features: FeatureSettings
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Evidence (N, H, W), and its `local_features` (N, 3)."""
+    residuals = observed.residuals[:, features.in_map]
+    evidence = heatmap.evidence(residuals, observed.shifts, observed.blank)
+    return evidence, local_features(evidence, observed.blank)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = [
+    "FONTS",
     "colour_bar",
     "contour_path",
     "histogram_path",
@@ -36,6 +38,9 @@ __all__ = [
 _COLOURS: NDArray[np.uint8] = np.asarray(
     matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256), bytes=True)[:, :3], dtype=np.uint8
 )
+_TRUETYPE = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONTS = {"normal": _TRUETYPE / "DejaVuSans.ttf", "bold": _TRUETYPE / "DejaVuSans-Bold.ttf"}
+"""A font by weight, which comes with matplotlib: the same on every machine."""
 _FAINTEST = 0.35  # opacity at the threshold: a region just beyond chance must still be seen
 
 

@@ -39,7 +39,14 @@ from anomaly.reporting.html_cases import ReportCase, ReportData, SkippedCase
 from anomaly.reporting.html_files import Pictures, inlined, write_page
 from anomaly.types import Region
 
-__all__ = ["ReportCase", "ReportData", "SkippedCase", "odds_in_words", "write_report"]
+__all__ = [
+    "ReportCase",
+    "ReportData",
+    "SkippedCase",
+    "odds_in_words",
+    "report_content",
+    "write_report",
+]
 
 _LONGEST_SIDE = 512
 _PLOT_WIDTH, _PLOT_HEIGHT = 420, 64
@@ -70,11 +77,22 @@ def write_report(data: ReportData, page: Path, *, single_file: bool = False) -> 
         feature's range or the colour scale is empty.
     """
     data.check()
-    pictures = Pictures.beside(page, single_file=single_file)
+    write_page(page, report_content(data, Pictures.beside(page, single_file=single_file)))
+
+
+def report_content(data: ReportData, pictures: Pictures) -> dict[str, Any]:
+    """Return everything that a template reads, its rows with the most unusual scan first.
+
+    Raises
+    ------
+    NotCalibrated, ValueError
+        As `write_report`.
+    """
+    data.check()
     axis = _Axis.around(data)
     scored = [_row(case, data, axis, pictures) for case in data.cases]
     scored.sort(key=lambda row: (row["p"], -row["score"], row["key"]))
-    write_page(page, _page(data, axis, scored))
+    return _page(data, axis, scored)
 
 
 def odds_in_words(p_value: float, calibration_size: int) -> str:
@@ -105,8 +123,8 @@ def _sentence(odds: str) -> str:
     return f"{odds} normal scans {look} at least this unusual"
 
 
-def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, object]:
-    """Everything the template reads."""
+def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, Any]:
+    """Everything a template reads."""
     flagged = sum(row["status"] == "flagged" for row in scored)
     names = list(dict.fromkeys(name for row in scored for name in row["features"]))
     for row in scored:  # the names stand once in the page, not once a scan
@@ -263,7 +281,7 @@ def _note(case: ReportCase) -> str:
         sentences.append("The whole image is unusual, no single place stands out.")
     if case.image is None and not case.note:
         sentences.append("This scan's image is not shown in this report.")
-    elif case.image is not None and verdict.scan.evidence is None:
+    elif case.image is not None and verdict.scan.evidence is None and not case.note:
         sentences.append("No map was computed for this scan.")
     return " ".join(sentences)
 

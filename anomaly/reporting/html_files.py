@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from anomaly.files import whole
 from anomaly.reporting.figures import png_bytes
 
-__all__ = ["Pictures", "inlined", "write_page"]
+__all__ = ["Pictures", "inlined", "joined", "templates", "write_page"]
 
 _SCRIPTS = ("pictures.js", "film.js", "case.js", "studies.js", "opinions.js", "worklist.js")
 _STYLES = ("page.css", "case.css")
@@ -94,13 +94,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     content : dict
         What the template reads; ``rows``, ``features`` and ``studies`` are values for JSON.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anomaly.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["csp_hash"] = _csp_hash
     # No spaces and no indent: 10,000 rows of it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
@@ -108,8 +102,8 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     page = environment.get_template("report.html.j2").render(
         **{**content, "rows": rows},
         pictures=pictures,
-        script=_joined(_SCRIPTS),
-        style=_joined(_STYLES),
+        script=joined(_SCRIPTS),
+        style=joined(_STYLES),
     )
     with whole(path) as file:
         # "\n" on every system: the hashes of the content policy are over these bytes
@@ -142,10 +136,22 @@ def _taken_out(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[s
     ], pictures
 
 
-def _joined(names: tuple[str, ...]) -> Markup:
+def joined(names: tuple[str, ...]) -> Markup:
+    """Return scripts or styles of the package one after the other, as they stand."""
     folder = files("anomaly.reporting") / "templates"
     # Ours, and without "</": it is markup as it stands.
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))  # noqa: S704
+
+
+def templates() -> jinja2.Environment:
+    """Return the templates: text from data is escaped, and a name that is not there an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("anomaly.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _plain(key: str) -> str:

@@ -34,7 +34,12 @@ def fit(residuals: NDArray[np.float32], settings: HeatmapSettings) -> HeatmapMod
 
 
 def look(model: HeatmapModel, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
-    return model.evidence(residuals, np.zeros((len(residuals), 2)))
+    return model.evidence(residuals, np.zeros((len(residuals), 2)), nowhere(residuals))
+
+
+def nowhere(maps: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """No pixel is blank: (N, H, W) of maps (N, ..., H, W)."""
+    return np.zeros((len(maps), *maps.shape[-2:]), dtype=np.bool_)
 
 
 @pytest.mark.parametrize("smoothing", [(0.0,), (1.5,), (0.0, 0.7, 1.5)])
@@ -107,7 +112,7 @@ def test_normals_at_other_places_are_one_population() -> None:
     inner = slice(10, 14)  # as far from the wrapped border as the smoothing and the shift reach
     assert_allclose(placed.mean[:, inner, inner], still.mean[:, inner, inner], atol=0.02)
     assert_allclose(placed.scale[:, inner, inner], still.scale[:, inner, inner], rtol=0.05)
-    evidence = placed.evidence(moved[1], shifts[1])
+    evidence = placed.evidence(moved[1], shifts[1], nowhere(moved[1]))
     for found, expected, shift in zip(evidence, look(still, new), shifts[1], strict=True):
         back = np.roll(found, -shift.astype(int), (0, 1))[inner, inner]
         # The wrapped border is no anatomy, and moves the median.
@@ -243,12 +248,40 @@ def test_local_features_by_hand() -> None:
     # 100 places: 97 of 1, then 2, 4, 8. Mean 111 / 100, top 2 % (4 + 8) / 2, peak 8.
     evidence = np.ones((1, 10, 10), dtype=np.float32)
     evidence[0, 3, 3:6] = [2, 8, 4]
-    assert_allclose(local_features(evidence), np.log([[1.11, 6, 8]]), rtol=1e-7)
+    assert_allclose(local_features(evidence, nowhere(evidence)), np.log([[1.11, 6, 8]]), rtol=1e-7)
 
 
 def test_local_features_of_a_tiny_map_use_at_least_one_place() -> None:
     evidence = np.array([[[1.0, 3.0]]], dtype=np.float32)
-    assert_allclose(local_features(evidence), np.log([[2, 3, 3]]))
+    assert_allclose(local_features(evidence, nowhere(evidence)), np.log([[2, 3, 3]]))
+
+
+def test_blank_places_have_no_evidence_and_no_say_in_the_median() -> None:
+    model = fit(normals(60, 0), HeatmapSettings((1.5,)))
+    new = normals(5, 1)
+    blank = nowhere(new)
+    blank[:, :6] = True
+    blank[3] = True  # a scan of which nothing is seen
+    found = model.evidence(new, np.zeros((5, 2)), blank)
+    assert not found[blank].any()
+    for index in (0, 1, 2, 4):
+        seen = ~blank[index]
+        assert_allclose(np.median(found[index][seen]), 1, rtol=1e-6)
+        # The same map as without, but for what it is divided by.
+        ratio = found[index][seen] / look(model, new)[index][seen]
+        assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+def test_local_features_leave_blank_places_out() -> None:
+    evidence = np.ones((1, 10, 10), dtype=np.float32)
+    evidence[0, 3, 3:6] = [2, 8, 4]
+    padded = np.zeros((1, 16, 10), dtype=np.float32)
+    padded[:, 3:13] = evidence
+    assert_array_equal(
+        local_features(padded, padded == 0), local_features(evidence, nowhere(evidence))
+    )
+    nothing = local_features(np.zeros((1, 4, 4), np.float32), np.ones((1, 4, 4), np.bool_))
+    assert_array_equal(nothing, [[-np.inf] * 3])
 
 
 def test_regions_by_hand() -> None:

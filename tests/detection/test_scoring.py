@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -36,7 +38,8 @@ def observed(count: int, seed: int) -> Observation:
         if group != "evidence"
     }
     residuals = rng.normal(size=(count, 2, SIDE, SIDE)).astype(np.float32)
-    return Observation(groups, residuals, rng.integers(-1, 2, (count, 2)).astype(np.float64))
+    shifts = rng.integers(-1, 2, (count, 2)).astype(np.float64)
+    return Observation(groups, residuals, shifts, rng.random((count, SIDE, SIDE)) < 0.1)
 
 
 def table(count: int = 3) -> FeatureTable:
@@ -50,7 +53,13 @@ def table(count: int = 3) -> FeatureTable:
         start += len(names)
     local = groups.pop("evidence")
     maps = np.zeros((count, 2, SIDE, SIDE), dtype=np.float32)
-    return FeatureTable.assemble(Observation(groups, maps, np.zeros((count, 2))), local, SETTINGS)
+    blank = np.zeros((count, SIDE, SIDE), dtype=np.bool_)
+    seen = Observation(groups, maps, np.zeros((count, 2)), blank)
+    return FeatureTable.assemble(seen, local, SETTINGS)
+
+
+def local(model: HeatmapModel, seen: Observation) -> NDArray[np.float64]:
+    return local_features(model.evidence(seen.residuals, seen.shifts, seen.blank), seen.blank)
 
 
 def test_a_column_has_its_name_and_its_group() -> None:
@@ -99,7 +108,7 @@ def test_normal_evidence_is_of_models_without_the_scan_and_its_copies() -> None:
     before = evidence(seen, scans)
     changed = seen.residuals.copy()
     changed[5] *= 3
-    after = evidence(Observation(seen.groups, changed, seen.shifts), scans)
+    after = evidence(replace(seen, residuals=changed), scans)
     moved = (after != before).any(1)
     assert moved[5]
     # Neither its copy nor others of the fold are judged by a model that knows it; the rest are.
@@ -115,16 +124,14 @@ def test_normal_evidence_is_that_of_a_model_of_the_other_folds() -> None:
     for first in range(5):
         out = np.isin(scans, (first, first + 5))
         model = HeatmapModel.fit(seen.residuals[~out], seen.shifts[~out], HEATMAP)
-        assert_allclose(
-            found[out], local_features(model.evidence(seen.residuals[out], seen.shifts[out]))
-        )
+        assert_allclose(found[out], local(model, seen.select(out)))
 
 
 def test_normal_evidence_is_like_that_of_new_normals() -> None:
     # What normals are judged by when a detector is fitted is what new normals are judged by later.
     seen, new = observed(20, 0), observed(400, 1)
     model = HeatmapModel.fit(seen.residuals, seen.shifts, HEATMAP)
-    fresh = local_features(model.evidence(new.residuals, new.shifts))
+    fresh = local(model, new)
     held_out = evidence(seen, np.arange(20))
     error = fresh.std(0) / np.sqrt(20)
     assert (np.abs(held_out.mean(0) - fresh.mean(0)) < 3 * error).all()
@@ -135,9 +142,8 @@ def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
     seen, detector = observed(30, 0), DetectorSettings(use=("evidence",))
     fitted, heatmap = fit_scoring(seen, settings, HEATMAP, detector)
     assert heatmap.size.shape == (1,)
-    other = Observation(
-        seen.groups, seen.residuals * np.array([9, 1], np.float32)[:, None, None], seen.shifts
-    )
+    louder = seen.residuals * np.array([9, 1], np.float32)[:, None, None]
+    other = replace(seen, residuals=louder)
     one, two = (score_observation(o, settings, fitted, heatmap) for o in (seen, other))
     assert_array_equal(one.evidence, two.evidence)
     assert_array_equal(one.scores, two.scores)
@@ -149,8 +155,8 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
     detector, heatmap = fit_scoring(seen, SETTINGS, HEATMAP, DetectorSettings(use=use))
     said = score_observation(new, SETTINGS, detector, heatmap)
     assert said.evidence.shape == (6, SIDE, SIDE)
-    assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts))
-    whole = FeatureTable.assemble(new, local_features(said.evidence), SETTINGS)
+    assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts, new.blank))
+    whole = FeatureTable.assemble(new, local_features(said.evidence, new.blank), SETTINGS)
     assert detector.names == whole.use(use).names
     assert_array_equal(said.scores, detector.score(whole.use(use).values))
     names = reported_names(SETTINGS)
@@ -162,9 +168,7 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
         k: v if k in {n.split("_")[0] for n in use} | set(use) else v + 1
         for k, v in new.groups.items()
     }
-    again = score_observation(
-        Observation(others, new.residuals, new.shifts), SETTINGS, detector, heatmap
-    )
+    again = score_observation(replace(new, groups=others), SETTINGS, detector, heatmap)
     assert_array_equal(again.scores, said.scores)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from anomaly.data.manifest import Manifest
 from anomaly.results import ScoreRow
 from pipelines.__main__ import main
@@ -49,6 +51,7 @@ CONFIG = {
         "nuisance_copies": 1,
     },
     "alpha": 0.1,
+    "look_alikes": 5,
 }
 
 
@@ -113,6 +116,19 @@ class Road:
     @property
     def rows(self) -> list[ScoreRow]:
         return self.run.results.read()[0]
+
+
+def damage_map(path: Path, key: str) -> None:
+    """Turn bytes over in the middle of one member; its neighbours stay whole."""
+    with np.load(path) as arrays:
+        assert key in arrays
+        member = next(info for info in arrays.zip.infolist() if info.filename == f"{key}.npy")
+    content = bytearray(path.read_bytes())
+    # local header: 30 bytes, the name and extra fields; then the deflated map
+    begin = member.header_offset + 30 + len(member.filename) + 40
+    for place in range(begin, begin + 16):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
 
 
 def copy(run: RunFolder, path: Path) -> RunFolder:

@@ -10,9 +10,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from road import Road, copy, done, refused
+from road import Road, copy, damage_map, done, refused
 
 from anomaly.config import load_config
+from anomaly.results import ScoreRow
 from pipelines.figures import draw_figures
 from pipelines.run import RunFolder
 
@@ -22,6 +23,10 @@ FILES = {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png")}
 
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def scored(run: RunFolder) -> list[ScoreRow]:
+    return [row for row in run.results.read()[0] if row.status == "scored"]
 
 
 def draw(
@@ -156,6 +161,29 @@ def test_scans_without_a_map_are_not_drawn_from(road: Road, tmp_path: Path) -> N
     assert bare > 0
     assert f"Not drawn from: {bare} scans without a kept map" in note(sheet)
     assert keys(sheet)[0] <= {row.key for row in rows if row.flagged}
+
+
+def test_the_sheet_leaves_out_a_damaged_map_and_says_so(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = next(row.key for row in scored(run) if row.flagged)
+    damage_map(run.results.maps(0), key)
+    everything = 2 * len(scored(run))
+    with caplog.at_level("INFO"):
+        drawn, left_out = draw(run, scans=everything)
+    assert left_out == {}
+    flagged, others = keys(drawn["overlays"])
+    assert key not in flagged
+    assert len(flagged | others) == len(scored(run)) - 1
+    assert "Drawn and left out, no longer readable: 1 × map damaged." in note(drawn["overlays"])
+    assert "1 scans drawn for the sheet can no longer be read: map damaged" in caplog.text
+
+
+def test_without_a_readable_map_the_sheet_alone_is_left_out(run: RunFolder) -> None:
+    run.results.maps(0).write_bytes(b"")
+    drawn, left_out = draw(run)
+    assert set(drawn) == {"roc", "scores", "uniformity", "training"}
+    assert f"({len(scored(run))} × map damaged)" in left_out["overlays"]
 
 
 def test_nothing_to_draw_is_an_error(road: Road) -> None:

@@ -157,7 +157,7 @@ def test_shared_outputs_identify_nobody(road: Road) -> None:
     plain = [road.run.report, road.run.metrics, road.run.scores_csv, road.run.results.job]
     for path in [*plain, *road.run.bundle.iterdir()]:
         texts[path.name] = path.read_bytes().decode("latin-1")
-    assert len(texts) == 11
+    assert len(texts) == 12
     for name, text in texts.items():
         found = [secret for secret in secrets if secret in text]
         assert not found, f"{name} holds {found[:3]}"

@@ -1,4 +1,4 @@
-"""A file that was scored, an empty folder to write to, and reports in files and in a browser."""
+"""A file that was scored, an empty folder to write to; reports in files, in a browser, on paper."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dicom_sources import computed_radiograph, save
 from html_pages import Page, Render
 
 from anomaly.reporting.html import ReportData, write_report
+from anomaly.reporting.study_pdf import write_study
 
 Tab: TypeAlias = Any  # playwright's Browser and Page: the package is optional
 Open: TypeAlias = Callable[..., Tab]
@@ -84,3 +85,16 @@ def render(tmp_path: Path) -> Render:
         return Page(path.read_text(encoding="utf-8"))
 
     return _render
+
+
+@pytest.fixture
+def written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]:
+    """Write a study and read it; what WeasyPrint complains of fails the test."""
+    from study_papers import pypdf  # skips without WeasyPrint
+
+    def _written(data: ReportData, study: str = "9d4411aa22ff0011") -> Any:
+        write_study(data, study, tmp_path / "study.pdf")
+        return pypdf.PdfReader(tmp_path / "study.pdf")
+
+    yield _written
+    assert [record.getMessage() for record in caplog.records] == []

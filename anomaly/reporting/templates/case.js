@@ -131,7 +131,6 @@ const panel = (() => {
   }
 
   $("features").classList.toggle("no-range", !report.features.some(({ range }) => range));
-  mark("limit", "limit-text", Number($("limit").getAttribute("x1")), $("limit-text").textContent);
   addEventListener("resize", reach);
   return { show, STATUS };
 })();

@@ -1,0 +1,72 @@
+"""study: one study of a scored run -> a PDF for its chart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from anomaly.config import Config
+from anomaly.errors import AnomalyError
+from anomaly.reporting.study_pdf import write_study
+from anomaly.results import ScoreRow
+from pipelines.report import ScoredRun
+from pipelines.run import RunFolder
+
+__all__ = ["study_pdf"]
+
+log = logging.getLogger(__name__)
+
+
+def study_pdf(
+    run: RunFolder, config: Config, key: str, *, images: bool = True, max_images: int = 500
+) -> Path:
+    """Write ``RUN/studies/STUDY.pdf`` and return its path.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    key : str
+        Pseudonym of the study, or of a scan in it. A scan of an unknown study stands alone, under
+        its own pseudonym.
+    images, max_images
+        As for `pipelines.report.report`.
+
+    Raises
+    ------
+    AnomalyError
+        If no study and no scan has this pseudonym, or the run is not scored.
+    ConfigError
+        If what makes a PDF is not installed.
+    NotCalibrated
+        If the bundle is not calibrated.
+    """
+    source = ScoredRun.open(run, config)
+    name, rows = _study_of(source.rows, key, run)
+    data = source.report_data(rows, max_images=max_images if images else 0)
+    strays = sum(row.status != "scored" and not row.study for row in source.rows)
+    if strays:  # whose files name no study; one of them may belong here
+        said = {"not scored and of no known study": f"{strays:,} of the run's files"}
+        data = replace(data, provenance={**said, **data.provenance})
+    run.studies.mkdir(exist_ok=True)
+    path = run.studies / f"{name}.pdf"
+    write_study(data, name, path)
+    log.info("a study written, %d scans", len(rows))
+    run.record("study", {"scans": len(rows)})
+    return path
+
+
+def _study_of(rows: Sequence[ScoreRow], key: str, run: RunFolder) -> tuple[str, list[ScoreRow]]:
+    found = next((row for row in rows if row.key == key), None)
+    if found is not None and not found.study:
+        return key, [found]
+    name = found.study if found is not None else key
+    study = [row for row in rows if row.study and row.study == name]
+    if not study:
+        raise AnomalyError(
+            f"no scan and no study of {run.path} has the pseudonym {key!r}: the report page and "
+            f"{run.scores_csv} list them"
+        )
+    return name, study
