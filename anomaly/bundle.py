@@ -39,7 +39,7 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, dump, parse_config
-from anomaly.detection.calibration import Calibration
+from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.look_alikes import LookAlikes
@@ -79,8 +79,8 @@ class Calibrated:
         Top of the colour scale: twice the region threshold at the configured alpha.
     manifest_hash : str
         Of the manifest that they came from.
-    features : mapping of str to Calibration
-        Of each reported feature. Every one is sorted by itself, so that no scan can be read off.
+    features : mapping of str to Spread
+        Of each reported feature.
     under_nuisance : bool
         They were scored under random mild acquisition changes, not as they are.
     """
@@ -89,7 +89,7 @@ class Calibrated:
     peaks: Calibration
     evidence_ceiling: float
     manifest_hash: str
-    features: Mapping[str, Calibration]
+    features: Mapping[str, Spread]
     under_nuisance: bool = False
 
     def __str__(self) -> str:
@@ -204,7 +204,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
             {
                 "scores": calibrated.scores.scores,
                 "peaks": calibrated.peaks.scores,
-                **{f"feature.{k}": v.scores for k, v in calibrated.features.items()},
+                **{f"feature.{k}": v.percentiles for k, v in calibrated.features.items()},
             }
         )
         record["calibration"] = {
@@ -262,7 +262,7 @@ def read_bundle(folder: Path) -> Bundle:
             chosen=record["chosen"],
             margins=record["margins"],
             seen=frozenset(json.loads((folder / "seen.json").read_text())),
-            look_alikes=_read_look_alikes(folder, record["files"]),
+            look_alikes=_read_look_alikes(folder, record["files"], config.preprocessing.size),
             calibrated=_read_calibration(folder, record.get("calibration")),
             hash=hashlib.sha256(main).hexdigest(),
         )
@@ -324,11 +324,16 @@ def _seal(record: Mapping[str, Any]) -> bytes:
     return json.dumps(sealed, indent=1, sort_keys=True).encode()
 
 
-def _read_look_alikes(folder: Path, files: Mapping[str, str]) -> LookAlikes | None:
-    name = "look_alikes.safetensors"
-    return (
-        LookAlikes(load_arrays((folder / name).read_bytes())["images"]) if name in files else None
-    )
+def _read_look_alikes(folder: Path, files: Mapping[str, str], size: int) -> LookAlikes | None:
+    if _LOOK_ALIKES not in files:
+        return None
+    read = LookAlikes(load_arrays((folder / _LOOK_ALIKES).read_bytes())["images"])
+    if read.images.shape[1:] != (size, size):
+        raise BundleError(
+            f"{folder / _LOOK_ALIKES} holds images of {read.images.shape[1:]}: this bundle's are "
+            f"{(size, size)}"
+        )
+    return read
 
 
 def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibrated | None:
@@ -340,7 +345,7 @@ def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibra
         Calibration(arrays["peaks"]),
         float(record["evidence_ceiling"]),
         record["manifest_hash"],
-        {name: Calibration(array) for name, array in _under("feature.", arrays).items()},
+        {name: Spread(array) for name, array in _under("feature.", arrays).items()},
         bool(record["under_nuisance"]),
     )
 

@@ -36,6 +36,7 @@ from torch.nn import functional
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.cdm.density import clean_estimate, grey_step, predict_noise
 from anomaly.cdm.sampling import step_ladder
+from anomaly.data.blanks import blank_pixels
 from anomaly.data.phantom import LESION_KINDS, VISIBLE, LesionKind, draw_phantom, is_visible
 from anomaly.data.transforms import Frame, network_image
 from anomaly.detection.counterfactual import (
@@ -58,10 +59,11 @@ SAMPLER_STEPS, SAMPLES = 40, 4
 
 @dataclass(frozen=True)
 class Cases:
-    """N patients: images and lesion-free twins (N, 1, S, S) in [-1, 1], lesion kinds."""
+    """N patients: images and twins (N, 1, S, S), blank pixels (N, S, S), kinds of lesion."""
 
     images: Tensor
     twins: Tensor
+    blank: NDArray[np.bool_]
     kinds: tuple[LesionKind | None, ...]
 
     @property
@@ -79,7 +81,7 @@ def source_frame(bundle: Bundle) -> Frame:
 def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
     """Draw a patient for every lesion; anew, until it is visible at the network's size."""
     how, frame = bundle.config.preprocessing, source_frame(bundle)
-    pairs = []
+    pairs, blank = [], []
     for number, kind in enumerate(kinds):
         for attempt in range(100):
             rng = np.random.default_rng([seed, number, PURPOSE, attempt])
@@ -94,34 +96,33 @@ def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
         if how.intensity == "percentile":
             # The twin is stretched as its image is: it is what should have been seen *there*.
             low, high = np.percentile(phantom.image, (0.5, 99.5))
-        pairs.append(
-            [
-                network_image(
-                    frame.to_network(torch.from_numpy(unit.astype(np.float32))[None], 2 * how.size),
-                    how,
-                )
-                for unit in (
-                    np.clip((pixels - low) / (high - low), 0, 1)
-                    for pixels in (phantom.image, phantom.twin)
-                )
-            ]
-        )
+        framed = [
+            frame.to_network(torch.from_numpy(unit.astype(np.float32))[None], 2 * how.size)
+            for unit in (
+                np.clip((pixels - low) / (high - low), 0, 1)
+                for pixels in (phantom.image, phantom.twin)
+            )
+        ]
+        pairs.append([network_image(one, how) for one in framed])
+        blank.append(blank_pixels(phantom.image, framed[0], frame))
     images, twins = (torch.stack(side) for side in zip(*pairs, strict=True))
-    return Cases(images, twins, tuple(kinds))
+    return Cases(images, twins, np.stack(blank), tuple(kinds))
 
 
-def found(bundle: Bundle, images: Tensor, dilation: int) -> Tensor:
+def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
     """Suspect pixels (N, S, S) as scoring finds them."""
     features = bundle.config.features
     parts = []
-    for part in images.split(BATCH):
+    for start in range(0, len(cases.images), BATCH):
+        part = slice(start, start + BATCH)
         said = observe(
             bundle.network,
             bundle.levels,
-            part,
+            cases.images[part],
             features,
             grey_levels=bundle.config.preprocessing.grey_levels,
             reference=bundle.reference,
+            blank=cases.blank[part],
         )
         parts.append(
             bundle.heatmap.evidence(said.residuals[:, features.in_map], said.shifts, said.blank)
@@ -254,7 +255,7 @@ def lesions(bundle: Bundle, cases: Cases, seed: int) -> dict[str, Any]:
     kinds = np.array(cases.kinds)
     report: dict[str, Any] = {}
     for name, suspect in (
-        ("found", found(bundle, cases.images, OURS.dilation)),
+        ("found", found(bundle, cases, OURS.dilation)),
         ("told", told(cases.lesion, OURS.dilation)),
     ):
         covered = ((suspect & cases.lesion).sum((1, 2)) / cases.lesion.sum((1, 2))).numpy()
@@ -288,7 +289,7 @@ def lesions(bundle: Bundle, cases: Cases, seed: int) -> dict[str, Any]:
 def normals(bundle: Bundle, cases: Cases, shapes: Tensor, seed: int) -> dict[str, Any]:
     """Return what changes where there is nothing, against what a denoiser leaves anyway."""
     everywhere = torch.ones_like(shapes[:1]).expand(len(cases.images), -1, -1)
-    suspect = found(bundle, cases.images, OURS.dilation)
+    suspect = found(bundle, cases, OURS.dilation)
     changed = FILLINGS[EXPECTED](bundle, cases.images, suspect) - cases.images
     floor = {}
     for ratio in (OURS.noise_to_signal[-1], 0.25, 0.5, 1.0):

@@ -13,7 +13,7 @@ from anomaly.bundle import Bundle, Calibrated, read_bundle, write_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.network_images import ImageReader
-from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
+from anomaly.detection.calibration import Calibration, Spread, allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError
 from anomaly.logs import Public
 from pipelines.batches import ScoredScan, Scorer
@@ -65,10 +65,7 @@ def calibrate(
         calibrated_peaks,
         2 * calibrated_peaks.threshold(config.alpha),
         manifest.hash,
-        {
-            name: Calibration.from_scores(np.array([scan[name] for scan in features]))
-            for name in features[0]
-        },
+        {name: Spread.of(np.array([scan[name] for scan in features])) for name in features[0]},
         config.detector.calibrate_under_nuisance,
     )
     written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)

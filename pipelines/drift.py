@@ -7,62 +7,66 @@ which leaves too few scans that could speak for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
-from anomaly.detection.calibration import Calibration
-from anomaly.detection.drift import FEWEST, Drift, find_drift
+from anomaly.bundle import Calibrated
+from anomaly.detection.drift import FEWEST, FEWEST_NORMAL, Drift, find_drift
 from anomaly.results import ScoreRow
 
 __all__ = ["drift_warnings"]
 
 
-def drift_warnings(rows: Sequence[ScoreRow], normal: Mapping[str, Calibration]) -> list[str]:
+def drift_warnings(rows: Sequence[ScoreRow], calibrated: Calibrated) -> list[str]:
     """Say where p-values may not hold.
 
     Parameters
     ----------
     rows : sequence of ScoreRow
         Of one run, those that were not scored among them.
-    normal : mapping of str to Calibration
-        Features of the scans that it is calibrated on.
+    calibrated : Calibrated
+        What the run is calibrated on.
     """
+    if len(calibrated.scores.scores) < FEWEST_NORMAL:
+        return []
     return [
-        sentence
+        f"P-values may not hold for {name} ({len(group):,}): {reason}"
         for name, group in _groups([row for row in rows if row.status == "scored"])
         if len(group) >= FEWEST
-        for sentence in _sentences(name, group, normal)
+        for reason in _reasons(group, calibrated)
     ]
 
 
 def _groups(scored: list[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
-    yield "All scans", scored
+    yield "all scans", scored
     for what in ("site", "view"):
-        names = sorted({str(getattr(row, what)) for row in scored} - {""})
-        if len(names) > 1:  # one group alone is all scans again
-            for name in names:
-                yield f"{what} {name}", [row for row in scored if getattr(row, what) == name]
+        groups: dict[str, list[ScoreRow]] = defaultdict(list)
+        for row in scored:
+            groups[str(getattr(row, what))].append(row)
+        groups.pop("", None)
+        if len(groups) > 1:  # one group alone is all scans again
+            for name in sorted(groups):
+                yield f"{what} {name}", groups[name]
 
 
-def _sentences(
-    name: str, group: list[ScoreRow], normal: Mapping[str, Calibration]
-) -> Iterator[str]:
+def _reasons(group: list[ScoreRow], calibrated: Calibrated) -> Iterator[str]:
     flagged = sum(bool(row.flagged) for row in group)
-    start = f"{name[0].upper()}{name[1:]} ({len(group):,})"
     if 2 * flagged > len(group):
         yield (
-            f"{start}: {flagged:,} are flagged, more than half. Either most are abnormal, or they "
-            "are made otherwise than the scans of the calibration: their p-values may not hold."
+            f"{flagged:,} are flagged, more than half. Either most are abnormal, or they are made "
+            "otherwise than the scans of the calibration."
         )
-    found = find_drift([row.features or {} for row in group if not row.flagged], normal)
+    found = find_drift(
+        [row.features or {} for row in group if not row.flagged], calibrated.features
+    )
     if found:
-        yield f"{start}: {_drifted(found)} P-values may not hold for them."
+        yield _drifted(found)
 
 
 def _drifted(found: Sequence[Drift]) -> str:
-    first, others = found[0], found[1:]
-    more = f", and {len(others)} more features have moved" if others else ""
+    first, others = found[0], len(found) - 1
+    more = ("", " So is one more feature.", f" So are {others} more features.")[min(others, 2)]
     return (
-        f"typical values are not those of normal scans. {first.feature} is {first.median:.4g} in "
-        f"the middle here, and {first.low:.4g} to {first.high:.4g} for half of the normal "
-        f"scans{more}."
+        f"{first.feature} is {first.median:.4g} in the middle, unlike normal scans, half of which "
+        f"are at {first.low:.4g} to {first.high:.4g}.{more}"
     )

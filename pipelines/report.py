@@ -149,7 +149,7 @@ class ScoredRun:
                 "torch": torch.__version__.split("+")[0],
             },
             feature_ranges=_usual(calibrated),
-            warnings=drift_warnings(self.rows, calibrated.features),
+            warnings=drift_warnings(self.rows, calibrated),
         )
 
 
@@ -157,7 +157,7 @@ def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
     """Where the middle 90 % of normal scans lie; nothing of a feature that hardly varies there."""
     ranges = {}
     for name, values in calibrated.features.items():
-        low, high = np.quantile(values.scores, (0.05, 0.95)).tolist()
+        low, high = values.percentile(5), values.percentile(95)
         if low < high:
             ranges[name] = (low, high)
     return ranges

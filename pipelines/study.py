@@ -53,7 +53,7 @@ def study_pdf(
     run.studies.mkdir(exist_ok=True)
     path = run.studies / f"{name}.pdf"
     write_study(data, name, path)
-    log.info("a study written, %d scans", len(rows))
+    log.info("a study of %d scan(s) written", len(rows))
     run.record("study", {"scans": len(rows)})
     return path
 

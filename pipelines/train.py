@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from anomaly.training import Batch, FitResult, fit, validation_metrics
 from pipelines.fit import Watcher, fit_detector
 from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
 
-__all__ = ["processes", "scan_hash", "train"]
+__all__ = ["look_alikes", "processes", "scan_hash", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
                 seen,
                 str(fitted.chosen),
                 fitted.margins,
-                _look_alikes(images["train"], config),
+                look_alikes(normals["train"], images["train"], config),
             ),
             run.bundle,
         )
@@ -94,11 +94,12 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
     return result
 
 
-def _look_alikes(images: Tensor, config: Config) -> LookAlikes | None:
-    """Draw the training images that a report may show."""
-    if not config.look_alikes:
+def look_alikes(rows: Sequence[ManifestRow], images: Tensor, config: Config) -> LookAlikes | None:
+    """Draw the training images that a report may show; none with text burned in."""
+    fit = [index for index, row in enumerate(rows) if not row.burned_in]
+    if not config.look_alikes or not fit:
         return None
-    drawn = np.random.default_rng(config.training.seed).permutation(len(images))
+    drawn = np.random.default_rng(config.training.seed).permutation(fit)
     return LookAlikes.of(images.numpy()[np.sort(drawn[: config.look_alikes])])
 
 

@@ -22,7 +22,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import parse_config
 from anomaly.data.transforms import quantize
-from anomaly.detection.calibration import Calibration
+from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.features import observe, reported_names
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.detection.scoring import Scores, fit_scoring, score_observation
@@ -100,7 +100,7 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
         peaks,
         2 * peaks.threshold(0.1),
         "e" * 64,
-        dict(zip(names, map(Calibration.from_scores, said.features.T), strict=True)),
+        dict(zip(names, map(Spread.of, said.features.T), strict=True)),
     )
     shown = LookAlikes.of(images(3, 4).numpy())
     return replace(plain, calibrated=calibrated, look_alikes=shown)
@@ -157,7 +157,7 @@ def test_a_bundle_read_back_scores_the_same(
         kept.features.keys() == made.features.keys() == set(reported_names(bundle.config.features))
     )
     for name, values in made.features.items():
-        np.testing.assert_array_equal(kept.features[name].scores, values.scores)
+        np.testing.assert_array_equal(kept.features[name].percentiles, values.percentiles)
     assert again.look_alikes is not None
     assert bundle.look_alikes is not None
     np.testing.assert_array_equal(again.look_alikes.images, bundle.look_alikes.images)
@@ -280,6 +280,13 @@ def test_images_that_may_no_longer_be_shown_go(bundle: Bundle, folder: Path) -> 
     write_bundle(replace(bundle, look_alikes=None), folder)
     assert read_bundle(folder).look_alikes is None
     assert not (folder / "look_alikes.safetensors").exists()
+
+
+def test_look_alikes_of_another_size_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    small = LookAlikes(np.zeros((2, 7, 7), np.uint8))
+    write_bundle(replace(bundle, look_alikes=small), tmp_path / "b")
+    with pytest.raises(BundleError, match=r"holds images of \(7, 7\): this bundle's are"):
+        read_bundle(tmp_path / "b")
 
 
 def test_every_byte_is_json_or_a_tensor(folder: Path) -> None:

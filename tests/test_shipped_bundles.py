@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from anomaly.bundle import SHIPPED, find_bundle, read_bundle
+from anomaly.bundle import SHIPPED, Bundle, find_bundle, read_bundle
 from anomaly.detection.features import observe
-from anomaly.detection.scoring import score_observation
+from anomaly.detection.scoring import Scores, score_observation
+
+SCORES, PEAKS, LIMIT = [32.3598, 11.3706], [4.38656, 4.33776], 5.53043652
 
 NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
@@ -42,9 +45,8 @@ def test_it_is_intact_small_and_described(name: str) -> None:
         assert said in card
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
-    bundle = read_bundle(SHIPPED / name)
+def look(bundle: Bundle, blank: NDArray[np.bool_] | None = None) -> Scores:
+    """Ask a bundle about noise and about a slope."""
     size = bundle.config.preprocessing.size
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (1, 1, size, size), generator=generator) / 127.5 - 1
@@ -56,8 +58,26 @@ def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
         bundle.config.features,
         grey_levels=bundle.config.preprocessing.grey_levels,
         reference=bundle.reference,
+        blank=blank,
     )
-    said = score_observation(seen, bundle.config.features, bundle.detector, bundle.heatmap)
+    return score_observation(seen, bundle.config.features, bundle.detector, bundle.heatmap)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
+    bundle = read_bundle(SHIPPED / name)
+    said = look(bundle)
     scores = bundle.calibration().scores
     assert np.all(said.scores >= scores.threshold(bundle.config.alpha))
     assert np.all(scores.p_values(said.scores) == 1 / (len(scores.scores) + 1))
+
+
+def test_what_it_is_calibrated_for_has_not_changed() -> None:
+    """Whoever changes what scores or maps are must calibrate the bundle again, and this."""
+    bundle = read_bundle(SHIPPED / "zhanglab")
+    blank = np.zeros((2, 64, 64), np.bool_)
+    blank[:, :2] = blank[:, -2:] = blank[:, :, :2] = blank[:, :, -2:] = True
+    said = look(bundle, blank)
+    np.testing.assert_allclose(said.scores, SCORES, rtol=1e-3)
+    np.testing.assert_allclose(said.evidence.max((1, 2)), PEAKS, rtol=1e-3)
+    np.testing.assert_allclose(bundle.calibration().peaks.threshold(0.05), LIMIT, rtol=1e-6)

@@ -27,7 +27,7 @@ from anomaly.data.transforms import (
     frame_scan,
     network_image,
 )
-from anomaly.errors import ScanError
+from anomaly.errors import ScanError, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = [
@@ -120,9 +120,10 @@ class ImageReader:
         except ScanError as error:
             return error
         image = network_image(framed, self.preprocessing).numpy()
-        return NetworkImage(
-            row, image, blank_pixels(scan.pixels, framed, frame), frame, scan.spacing
-        )
+        blank = blank_pixels(scan.pixels, framed, frame)
+        if blank.all():
+            return UnsupportedScan("blank", f"{row.path} shows nothing but borders and marks")
+        return NetworkImage(row, image, blank, frame, scan.spacing)
 
     def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
         """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.

@@ -22,7 +22,7 @@ from scipy import stats
 
 from anomaly.errors import CalibrationError, TooFewCalibrationScans
 
-__all__ = ["Calibration", "allowed_rank", "false_alarm_interval"]
+__all__ = ["Calibration", "Spread", "allowed_rank", "false_alarm_interval"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,28 @@ class Calibration:
         # p <= alpha needs fewer than `rank` calibration scores at or above the score, hence a
         # score strictly above the rank-th largest.
         return float(np.nextafter(self.scores[len(self.scores) - rank], np.inf))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a feature spreads over normal scans: nothing is decided by it, it is shown.
+
+    Attributes
+    ----------
+    percentiles : ndarray (99,) float32, rising
+        From the 1st to the 99th. Neither the scans nor the most unusual of them are kept.
+    """
+
+    percentiles: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Spread:
+        """Take the percentiles of finite values (n,), n >= 1."""
+        return cls(np.percentile(values, np.arange(1, 100)).astype(np.float32))
+
+    def percentile(self, number: int) -> float:
+        """Return the percentile of a number, 1 to 99."""
+        return float(self.percentiles[number - 1])
 
 
 def allowed_rank(n: int, alpha: float) -> int:

@@ -13,6 +13,7 @@ It looks for the same anatomy, not for the same finding: suspect places have no 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +67,15 @@ class LookAlikes:
             Pixels that have no say; where all are suspect, all have.
         """
         asked = ~suspect if (~suspect).any() else np.ones_like(suspect)
-        known = ndimage.gaussian_filter(self.images.astype(np.float32), (0, SMOOTHING, SMOOTHING))
         wanted = _standardised(ndimage.gaussian_filter(image[0], SMOOTHING)[asked])
-        likeness = _standardised(known[:, asked]) @ wanted
+        likeness = _standardised(self._smooth[:, asked]) @ wanted
         nearest: NDArray[np.uint8] = self.images[int(likeness.argmax())]
         return nearest
+
+    @cached_property
+    def _smooth(self) -> NDArray[np.float32]:
+        widths = (0, SMOOTHING, SMOOTHING)
+        return np.asarray(ndimage.gaussian_filter(self.images.astype(np.float32), widths))
 
 
 def _standardised(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from anomaly.data.blanks import RIM, blank_pixels, empty_border, marks
-from anomaly.data.transforms import Preprocessing, frame_scan
+from anomaly.data.transforms import Frame, Preprocessing, frame_scan
 from anomaly.types import Scan, ScanIdentity
 
 
-def framed(pixels: NDArray[np.floating]) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(pixels, np.float32))[None]
+def framed(pixels: NDArray[np.floating]) -> tuple[torch.Tensor, Frame]:
+    """Return pixels that are framed already, with their frame."""
+    image = torch.from_numpy(np.asarray(pixels, np.float32))[None]
+    return image, Frame(pixels.shape, len(pixels) // 2, "stretch")
 
 
 def test_black_that_touches_the_border_is_empty_and_black_inside_is_not() -> None:
@@ -24,7 +27,7 @@ def test_black_that_touches_the_border_is_empty_and_black_inside_is_not() -> Non
     image[6:10, 8:12] = 0.0  # a black lung inside
     expected = np.zeros((8, 8), bool)
     expected[:, :2] = True
-    np.testing.assert_array_equal(empty_border(framed(image)), expected)
+    np.testing.assert_array_equal(empty_border(*framed(image)), expected)
 
 
 def test_a_pixel_of_the_network_that_shows_anything_is_not_empty() -> None:
@@ -32,14 +35,14 @@ def test_a_pixel_of_the_network_that_shows_anything_is_not_empty() -> None:
     image[3, 3] = 1.0
     expected = np.ones((4, 4), bool)
     expected[1, 1] = False
-    np.testing.assert_array_equal(empty_border(framed(image)), expected)
+    np.testing.assert_array_equal(empty_border(*framed(image)), expected)
 
 
 def test_white_at_the_border_is_an_image() -> None:
     image = np.full((8, 8), 0.3)
     image[:, -2:] = 1.0
     image[4, 4] = 0.0
-    assert not empty_border(framed(image)).any()
+    assert not empty_border(*framed(image)).any()
 
 
 def test_noise_of_a_lossy_coding_stays_empty_and_anatomy_does_not() -> None:
@@ -50,7 +53,7 @@ def test_noise_of_a_lossy_coding_stays_empty_and_anatomy_does_not() -> None:
     image[8:16] = 0.4
     expected = np.zeros((16, 16), bool)
     expected[:4] = True
-    np.testing.assert_array_equal(empty_border(framed(image)), expected)
+    np.testing.assert_array_equal(empty_border(*framed(image)), expected)
 
 
 @given(st.integers(0, 3), st.booleans(), st.integers(0, 2**32 - 1))
@@ -62,7 +65,7 @@ def test_it_turns_with_the_image(quarters: int, mirrored: bool, seed: int) -> No
         return np.rot90(array[:, ::-1] if mirrored else array, quarters).copy()
 
     np.testing.assert_array_equal(
-        empty_border(framed(turn(image))), turn(empty_border(framed(image)))
+        empty_border(*framed(turn(image))), turn(empty_border(*framed(image)))
     )
 
 
@@ -72,9 +75,8 @@ def test_padding_to_a_square_is_empty() -> None:
     image, frame = frame_scan(scan, Preprocessing(size=16, intensity="full"))
     assert frame.offset == (0, 10)
     expected = np.zeros((16, 16), bool)
-    # Columns 3 and 12 are padding that antialiasing mixes with the image beside it.
-    expected[:, :3] = expected[:, 13:] = True
-    np.testing.assert_array_equal(empty_border(image), expected)
+    expected[:, :4] = expected[:, 12:] = True
+    np.testing.assert_array_equal(empty_border(image, frame), expected)
 
 
 # ------------------------------------------------------------------ letters and side markers
@@ -126,19 +128,65 @@ def test_what_is_soft_or_large_or_a_line_is_no_mark() -> None:
     assert not marks(catheter).any()
 
 
-def test_letters_are_found_at_any_size_of_image() -> None:
-    image = film((60, 20))
+def blank_of(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.bool_]:
+    scan = Scan(pixels, 256, ScanIdentity("", "", "", ""), "PNG", None, "unknown", "")
+    image, frame = frame_scan(scan, how)
+    return blank_pixels(pixels, image, frame)
+
+
+def test_letters_of_larger_images_are_found_as_well() -> None:
+    how = Preprocessing(size=40, geometry="stretch")
+    image = film((60, 20), scale=5)
     large = np.kron(image, np.ones((4, 4), np.float32))
-    share = marks(large).reshape(400, 4, 320, 4).mean((1, 3))
-    assert share[60:80, 20:32].min() == 1.0
-    assert share.sum() <= 28 * 20
+    found = blank_of(large, how)
+    assert found[6:8, 3:4].all()  # rows 60 to 84 and columns 20 to 34, ten by eight a pixel
+    assert found[2:38, 2:38].sum() <= 12
+
+
+@pytest.mark.parametrize("side", [48, 64, 128, 256, 512, 1024])
+def test_a_soft_spot_is_no_letter_whatever_the_size_of_the_image(side: int) -> None:
+    rows, columns = np.mgrid[:side, :side] / side
+    spot = np.exp(-((rows - 0.5) ** 2 + (columns - 0.17) ** 2) / (2 * 0.012**2))
+    noise = np.random.default_rng(0).standard_normal((side, side))
+    soft = ndimage.gaussian_filter(noise, side / 30)
+    plain = (0.4 + 0.3 * soft / np.abs(soft).max()).astype(np.float32)
+    how = Preprocessing(size=24, geometry="stretch", intensity="full")
+    with_spot = plain + (0.3 * spot).astype(np.float32)
+    np.testing.assert_array_equal(blank_of(with_spot, how), blank_of(plain, how))
+
+
+@pytest.mark.parametrize("shape", [(96, 72), (100, 81), (50, 47), (64, 64), (72, 96)])
+def test_the_rim_has_no_evidence_at_the_seam_of_padding(shape: tuple[int, int]) -> None:
+    """Whatever the map, the outermost source pixels get half of its height at most."""
+    pixels = np.random.default_rng(0).uniform(0.4, 1.0, shape).astype(np.float32)
+    how = Preprocessing(size=64, intensity="full")
+    frame = Frame(shape, how.size, how.geometry)
+    evidence = frame.to_source((~blank_of(pixels, how)).astype(np.float32))
+    assert max(evidence[0].max(), evidence[-1].max()) < 0.5
+    assert max(evidence[:, 0].max(), evidence[:, -1].max()) < 0.5
+    assert evidence[5:-5, 5:-5].min() > 0.999
+
+
+def test_a_grey_collimator_is_empty_beside_black_padding() -> None:
+    pixels = np.full((64, 32), 0.6, np.float32)
+    pixels[:16] = 0.05
+    pixels[40, 16] = 1.0
+    how = Preprocessing(size=32, intensity="full")
+    assert blank_of(pixels, how)[:7].all()
+    assert not blank_of(pixels, how)[9:30, 9:23].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (3, 500), (50, 1), (9, 9)])
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
+def test_thin_images_have_blank_places_too(shape: tuple[int, int], geometry: str) -> None:
+    pixels = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+    how = Preprocessing(size=16, geometry=geometry, intensity="full")  # type: ignore[arg-type]
+    assert blank_of(pixels, how).shape == (16, 16)
 
 
 def test_blank_are_rim_marks_and_empty_borders_together() -> None:
     image = film((60, 40))
     image[:, 256:] = 0.0  # a collimator on the right
-    scan = Scan(image, 256, ScanIdentity("", "", "", ""), "PNG", None, "unknown", "")
-    framed_scan, frame = frame_scan(scan, Preprocessing(size=20, geometry="stretch"))
     # 400 x 320 on 20 x 20: twenty rows and sixteen columns a pixel. The rim is 12 rows and 10
     # columns wide, most of a pixel; column 16 is mixed with the one before by antialiasing.
     assert (round(RIM * 400), round(RIM * 320)) == (12, 10)
@@ -146,7 +194,9 @@ def test_blank_are_rim_marks_and_empty_borders_together() -> None:
     expected[0] = expected[-1] = True
     expected[:, 0] = expected[:, 17:] = True
     expected[3, 2:4] = True
-    np.testing.assert_array_equal(blank_pixels(image, framed_scan, frame), expected)
+    np.testing.assert_array_equal(
+        blank_of(image, Preprocessing(size=20, geometry="stretch")), expected
+    )
 
 
 def test_a_constant_image_has_no_marks() -> None:

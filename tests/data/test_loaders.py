@@ -178,6 +178,16 @@ def test_a_flat_scan_fails_by_name_and_alone(tmp_path: Path) -> None:
     assert found[1].reason == "constant"
 
 
+def test_a_scan_of_nothing_but_borders_fails_by_name_and_alone(tmp_path: Path) -> None:
+    black = np.zeros((48, 48), dtype=np.uint8)
+    black[:, 0] = 255  # within the rim; all else is an empty border
+    Image.fromarray(black).save(tmp_path / "a.png")
+    rows = folder(tmp_path, 1)
+    found = read(tmp_path, rows)
+    assert [isinstance(item, NetworkImage) for item in found] == [False, True]
+    assert found[0].reason == "blank"
+
+
 def test_training_and_scoring_see_the_same_image(tmp_path: Path) -> None:
     rows = folder(tmp_path)
     framed = framed_images(reader(tmp_path), rows, 1)

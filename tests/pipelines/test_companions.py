@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.testing import assert_array_equal
 from road import Road
 
 from anomaly.bundle import read_bundle
+from anomaly.config import load_config
 from anomaly.data.readers import read_scan
 from anomaly.data.transforms import Frame, frame_scan, grey_range, network_image, stretch
 from anomaly.detection.look_alikes import LookAlikes
 from pipelines.companions import Companions
+from pipelines.train import look_alikes
 
 
 def test_only_the_neighbourhood_of_regions_changes(road: Road) -> None:
@@ -82,3 +85,15 @@ def test_the_grey_range_is_the_one_of_the_stretch() -> None:
     unit = np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)
     assert_array_equal(stretch(pixels, "percentile"), unit)
     assert grey_range(pixels, "full") == (0.0, 1.0)
+
+
+def test_scans_with_burned_in_text_go_into_no_bundle(road: Road) -> None:
+    rows = road.manifest.select(split="train")
+    images = torch.rand(len(rows), 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    burned = [replace(row, burned_in=index % 2 == 0) for index, row in enumerate(rows)]
+    config = replace(load_config(road.config), look_alikes=len(rows))
+    shown = look_alikes(burned, images, config)
+    assert shown is not None
+    assert_array_equal(shown.images, LookAlikes.of(images[1::2].numpy()).images)
+    assert look_alikes([replace(row, burned_in=True) for row in rows], images, config) is None
+    assert look_alikes(rows, images, replace(config, look_alikes=0)) is None

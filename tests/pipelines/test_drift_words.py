@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from anomaly.detection.calibration import Calibration
-from anomaly.detection.drift import FEWEST
+from anomaly.bundle import Calibrated
+from anomaly.detection.calibration import Calibration, Spread
+from anomaly.detection.drift import FEWEST, FEWEST_NORMAL
 from anomaly.results import ScoreRow
 from pipelines.drift import drift_warnings
 
-NORMAL = {"nll": Calibration(np.arange(101.0)), "energy": Calibration(np.arange(101.0) / 10)}
+
+def calibrated(count: int) -> Calibrated:
+    values = np.linspace(0, 100, count)
+    features = {"nll": Spread.of(values), "energy": Spread.of(values / 10)}
+    return Calibrated(Calibration(values), Calibration(values), 1.0, "", features)
+
+
+NORMAL = calibrated(FEWEST_NORMAL + 1)
 
 
 def row(
@@ -34,18 +44,32 @@ def test_each_site_is_looked_at_by_itself() -> None:
     rows += [ScoreRow("f" * 16, "not scored", reason="truncated", site="south")]
     (warning,) = drift_warnings(rows, NORMAL)
     assert warning == (
-        "Site south (55): typical values are not those of normal scans. nll is 90 in the middle "
-        "here, and 25 to 75 for half of the normal scans. P-values may not hold for them."
+        "P-values may not hold for site south (55): nll is 90 in the middle, unlike normal scans, "
+        "half of which are at 25 to 75."
     )
 
 
 def test_more_than_half_flagged_is_said() -> None:
     rows = [row(i, nll=50, flagged=i < 40) for i in range(70)]
     (warning,) = drift_warnings(rows, NORMAL)
-    assert warning.startswith("All scans (70): 40 are flagged, more than half.")
+    assert warning.startswith(
+        "P-values may not hold for all scans (70): 40 are flagged, more than half."
+    )
     assert drift_warnings([row(i, nll=50, flagged=i < 35) for i in range(70)], NORMAL) == []
 
 
 @pytest.mark.parametrize("count", [0, FEWEST - 1])
 def test_of_few_scans_nothing_is_said(count: int) -> None:
     assert drift_warnings([row(i, nll=1e9, flagged=True) for i in range(count)], NORMAL) == []
+
+
+def test_of_few_calibration_scans_nothing_is_said() -> None:
+    rows = [row(i, nll=1e9, flagged=i < 40) for i in range(70)]
+    assert drift_warnings(rows, NORMAL) != []
+    assert drift_warnings(rows, calibrated(FEWEST_NORMAL - 1)) == []
+
+
+def test_further_features_are_counted() -> None:
+    rows = [replace(row(i, nll=90), features={"nll": 90.0, "energy": 10.0}) for i in range(60)]
+    (warning,) = drift_warnings(rows, NORMAL)
+    assert warning.endswith("half of which are at 2.5 to 7.5. So is one more feature.")
