@@ -91,7 +91,7 @@ def report_content(data: ReportData, pictures: Pictures) -> dict[str, Any]:
     data.check()
     axis = _Axis.around(data)
     scored = [_row(case, data, axis, pictures) for case in data.cases]
-    scored.sort(key=lambda row: (row["p"], -row["score"], row["key"]))
+    scored.sort(key=lambda row: (row["p"], -row["score"], -_peak(row), row["key"]))
     return _page(data, axis, scored)
 
 
@@ -259,6 +259,11 @@ def _run_id(scored: list[Row]) -> str:
 
 def _feature(name: str, span: tuple[float, float] | None) -> Row:
     return {"name": name, "unit": _UNITS.get(name, ""), "range": span}
+
+
+def _peak(row: Row) -> float:
+    """Highest peak of a row's regions: a detector may give its largest score to many."""
+    return max((float(region[-1]) for region in row["regions"]), default=0.0)
 
 
 def _region(region: Region) -> tuple[str, str, str, str, str]:

@@ -55,6 +55,21 @@ def test_rows_run_from_the_smallest_p_value_then_the_highest_score(render: Rende
     assert page.cases[3]["words"] == "50 in 100 normal scans look at least this unusual"
 
 
+def test_of_equal_scores_the_highest_peak_comes_first(render: Render) -> None:
+    def region(peak: float) -> Region:
+        return Region(1.0, 1.0, 4, None, peak)
+
+    page = render(
+        make_data(
+            make_case("a", 0.01, 25.0),
+            make_case("b", 0.01, 25.0, regions=(region(7.0), region(4.0))),
+            make_case("c", 0.01, 25.0, regions=(region(11.0),)),
+            make_case("d", 0.01, 26.0),
+        )
+    )
+    assert [case["key"] for case in page.cases] == ["d", "c", "b", "a"]
+
+
 def test_summary_counts(render: Render) -> None:
     cases = [make_case(f"k{i}", 0.02 if i < 3 else 0.5, 1.0) for i in range(30)]
     skipped = (

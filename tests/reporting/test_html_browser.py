@@ -243,3 +243,25 @@ def test_no_text_does_harm(opened: Open, text: str) -> None:
     assert page.locator("#case-key").text_content() == text
     page.get_by_label("Site").select_option(text)
     assert page.locator("tr[data-index]").count() == 2
+
+
+def test_the_first_features_are_shown_and_the_rest_on_request(opened: Open) -> None:
+    features = {f"f{i:02}": float(i) for i in range(12)}
+    case = make_case("a", 0.01, 9.0)
+    scan = dataclasses.replace(case.verdict.scan, features=features)
+    shown = dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))
+    few = make_case("b", 0.02, 8.0)
+    page = opened(dataclasses.replace(make_data(), cases=[shown, few], skipped=[]))
+    rows, more = page.locator("#feature-rows tr:visible"), page.locator("#more-features")
+    assert rows.count() == 8
+    assert more.inner_text().startswith("All 12 features")
+    more.press("Enter")
+    assert more.get_attribute("aria-expanded") == "true"
+    assert rows.count() == 12
+    page.keyboard.press("j")  # this one has three: there is nothing more to show
+    assert rows.count() == 3
+    assert more.is_hidden()
+    page.keyboard.press("k")
+    assert rows.count() == 12
+    more.click()
+    assert rows.count() == 8

@@ -174,3 +174,13 @@ def test_the_feature_farthest_from_the_normals_comes_first(page: Tab) -> None:
 def test_regions_say_their_size_in_millimetres(page: Tab) -> None:
     said = page.locator("#region-rows td").all_inner_texts()
     assert said == ["1", "24, 17", "150", "314", "20", "8"]  # rounded half to even
+
+
+def test_the_frame_has_the_shape_of_the_narrowest_image_of_the_run(opened: Open) -> None:
+    page = opened(make_data())  # 64 rows of 48 pixels
+    box = page.locator(".frame").first.bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(48 / 64, rel=0.02)
+    bar = page.locator(".bar div").bounding_box()
+    assert bar["height"] == pytest.approx(box["height"], abs=2)
+    page.keyboard.press("j")
+    assert page.locator(".frame").first.bounding_box() == box

@@ -3,6 +3,7 @@
 const report = JSON.parse($("data").textContent);
 
 const panel = (() => {
+  const FIRST_FEATURES = 8; // ten seconds are for these
   const STATUS = {
     "flagged": ["▲", "Flagged", "flagged"],
     "normal": ["○", "Within normal range", "normal range"],
@@ -76,6 +77,14 @@ const panel = (() => {
       row.append(head, cell(value, true), drawn);
       return row;
     }));
+    $("more-features").hidden = found.length <= FIRST_FEATURES;
+    $("more-features").textContent = `All ${found.length} features`;
+    foldFeatures();
+  }
+
+  function foldFeatures() {
+    const all = $("more-features").getAttribute("aria-expanded") === "true";
+    [...$("feature-rows").rows].forEach((row, i) => { row.hidden = !all && i >= FIRST_FEATURES; });
   }
 
   function showRegions(regions) {
@@ -130,6 +139,12 @@ const panel = (() => {
     if (scored) opinions.show(scan.key);
   }
 
+  $("more-features").addEventListener("click", () => {
+    const all = $("more-features").getAttribute("aria-expanded") === "true";
+    $("more-features").setAttribute("aria-expanded", String(!all));
+    foldFeatures();
+  });
+  film.shape(report.rows.flatMap(({ figure }) => (figure ? [figure.width / figure.height] : [])));
   $("features").classList.toggle("no-range", !report.features.some(({ range }) => range));
   addEventListener("resize", reach);
   return { show, STATUS };

@@ -17,6 +17,11 @@ const film = (() => {
     pictures.put(image, source);
   }
 
+  /* One height for all scans, which the narrowest asks for: nothing moves from scan to scan. */
+  function shape(widthsByHeight) {
+    $("films").style.setProperty("--shape", widthsByHeight.reduce((a, b) => Math.min(a, b), 2));
+  }
+
   function show(next) {
     scan = next;
     stopBlinking();
@@ -194,5 +199,5 @@ const film = (() => {
   $("reset").addEventListener("click", reset);
   $("blink").addEventListener("click", blink);
   addEventListener("resize", drawZoom);
-  return { show, zoom, reset };
+  return { show, shape, zoom, reset };
 })();
