@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageFile
 
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import Scan
@@ -116,7 +117,7 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
     UnsupportedScan
         Whatever the body itself raises passes through.
     """
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _as_they_are():
         warnings.simplefilter("always")
         try:
             yield caught
@@ -144,6 +145,21 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
             ) from error
     if caught:
         logger.debug("%d decoder warning(s) in one file", len(caught))
+
+
+@contextmanager
+def _as_they_are() -> Iterator[None]:
+    """Have pillow refuse images that end early, whatever a library made it do.
+
+    WeasyPrint, once imported, lets pillow fill up what is missing, in the whole process. Of a scan
+    nothing is made up.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:

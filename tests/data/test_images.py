@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image
+from PIL import Image, ImageFile
 
 from anomaly.data import frames
 from anomaly.data.images import kind_by_name, read_image
@@ -138,11 +138,17 @@ def test_constant_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-def test_truncated_image(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("lenient", [False, True])
+def test_truncated_image(
+    tmp_path: Path, name: str, lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another library in the process may have made pillow lenient: WeasyPrint does.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     values = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     path = save(tmp_path / name, values)
     path.write_bytes(path.read_bytes()[:1500])
     assert isinstance(refusal(path), UnreadableScan)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.nii", "a.nii.gz"])

@@ -115,7 +115,7 @@ def test_a_damaged_map_costs_its_drawing(road: Road, run: RunFolder) -> None:
     assert "The evidence map of this scan cannot be read (map damaged);" in text(reader)
     assert "▲ Flagged" in text(reader)
     assert "No map." in text(reader)
-    assert len(reader.pages[0].images) == 1
+    assert len(reader.pages[0].images) == 2  # the scan, and a normal one like it
 
 
 def test_no_name_uid_date_or_path_is_in_the_file(studies: RunFolder) -> None:
