@@ -43,9 +43,8 @@ def _groups(scored: list[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
         groups: dict[str, list[ScoreRow]] = defaultdict(list)
         for row in scored:
             groups[str(getattr(row, what))].append(row)
-        groups.pop("", None)
         if len(groups) > 1:  # one group alone is all scans again
-            for name in sorted(groups):
+            for name in sorted(groups.keys() - {""}):
                 yield f"{what} {name}", groups[name]
 
 

@@ -119,7 +119,9 @@ class ScoredRun:
         # The flags were raised at this rate, whatever the configuration says now.
         norm = Norm.of(self.bundle, self.provenance.alpha)
         scored = [row for row in rows if row.status == "scored"]
-        scored.sort(key=lambda row: (row.p_value, -(row.score or 0)))
+        scored.sort(
+            key=lambda row: (row.p_value, -(row.score or 0), -(row.evidence_peak or 0), row.key)
+        )
         # One at a time: the page needs no image twice, and memory holds few.
         companions = Companions(self.bundle, norm.evidence_threshold)
         cases = (
@@ -178,6 +180,7 @@ def _case(
     pixels, expected, look_alike = None, None, None
     if row.map_part is None:
         shown = False  # its map was not to be kept: neither is its image shown
+        note += " Its image is not shown either."
     elif not shown and most:
         note += (
             f" The image is not shown: this report holds those of the {most} most unusual scans."

@@ -253,7 +253,7 @@ def _numbered_studies(rows: list[Row]) -> list[str]:
 
 def _run_id(scored: list[Row]) -> str:
     """Name these scores, whatever is shown of them: a reader's verdicts are kept under it."""
-    said = json.dumps([[row["key"], row["score"]] for row in scored])
+    said = json.dumps(sorted([row["key"], row["score"]] for row in scored))
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -334,9 +334,13 @@ def _label(region: Region, source: tuple[int, ...], width: int, height: int) -> 
     """
     rows, columns = source
     radius = (region.area / np.pi) ** 0.5
+    number = max(width, height) / 20  # room for two digits, as large as the page draws them
+    right = (region.column + 1.2 * radius + 0.5) * width / columns + 6
+    left = (region.column - 1.2 * radius + 0.5) * width / columns - 6 - number
+    down = (region.row + 0.5) * height / rows
     return (
-        round((region.column + 1.2 * radius + 0.5) * width / columns + 6, 1),
-        round((region.row + 0.5) * height / rows, 1),
+        round(right if right + number <= width else max(0.0, left), 1),
+        round(min(max(down, number / 2), height - number / 2), 1),
     )
 
 
@@ -349,14 +353,17 @@ def _p_text(p_value: float) -> str:
 
 
 def _expected(count: float) -> str:
-    return f"{count:,.0f}" if count >= 10 else f"{count:.1f}"
+    if count >= 10:
+        return f"{count:,.0f}"
+    return f"{count:.1f}" if count >= 1 else f"{count:.2g}"
 
 
 def _against(flagged: int, expected: float) -> str:
     """Say how many were flagged against how many would be if every scan were normal."""
     if not expected:
         return ""
-    return (
-        f"{flagged:,} flagged against {_expected(expected)} expected if every scan were normal: "
-        f"{flagged / expected:.2g} times as many."
-    )
+    said = f"{flagged:,} flagged against {_expected(expected)} expected if every scan were normal"
+    if expected < 1:  # a ratio of so few says nothing
+        return f"{said}."
+    ratio = flagged / expected
+    return f"{said}: {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.2g}'} times as many."

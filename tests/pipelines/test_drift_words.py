@@ -73,3 +73,10 @@ def test_further_features_are_counted() -> None:
     rows = [replace(row(i, nll=90), features={"nll": 90.0, "energy": 10.0}) for i in range(60)]
     (warning,) = drift_warnings(rows, NORMAL)
     assert warning.endswith("half of which are at 2.5 to 7.5. So is one more feature.")
+
+
+def test_a_site_among_scans_of_unknown_sites_is_looked_at() -> None:
+    rows = [row(i, nll=50) for i in range(200)]
+    rows += [row(i, nll=90, site="south") for i in range(200, 260)]
+    (warning,) = drift_warnings(rows, NORMAL)
+    assert warning.startswith("P-values may not hold for site south (60):")

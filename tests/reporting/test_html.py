@@ -70,6 +70,44 @@ def test_of_equal_scores_the_highest_peak_comes_first(render: Render) -> None:
     assert [case["key"] for case in page.cases] == ["d", "c", "b", "a"]
 
 
+@pytest.mark.parametrize("column", [0, 20, 40, 60, 63])
+@pytest.mark.parametrize("row", [0, 32, 63])
+def test_the_number_of_a_region_stands_within_the_picture(
+    render: Render, row: int, column: int
+) -> None:
+    image = np.zeros((64, 64), np.float32)
+    region = Region(float(row), float(column), 9, None, 5.0)
+    case = make_case("a", 0.01, 9.0, image, image, regions=(region,))
+    ((x, y),) = render(make_data(case)).cases[0]["figure"]["labels"]
+    assert 0 <= x <= 64 - 64 / 20
+    assert 64 / 40 <= y <= 64 - 64 / 40
+
+
+@pytest.mark.parametrize(
+    ("flagged", "scans", "said"),
+    [
+        (1, 1, "1 flagged against 0.05 expected if every scan were normal."),
+        (3, 20, "3 flagged against 1.0 expected if every scan were normal: 3 times as many."),
+        (400, 600, "400 flagged against 30 expected if every scan were normal: 13 times as many."),
+    ],
+)
+def test_observed_against_expected(render: Render, flagged: int, scans: int, said: str) -> None:
+    cases = [make_case(f"k{i}", 0.01 if i < flagged else 0.5, 1.0) for i in range(scans)]
+    assert said in render(make_data(*cases)).text
+
+
+def test_readings_stay_with_the_scores_whatever_is_shown_of_them(render: Render) -> None:
+    def run_id(first: float, second: float) -> str:
+        peaks = {"a": first, "b": second}
+        cases = [
+            make_case(key, 0.01, 25.0, regions=(Region(1.0, 1.0, 4, None, peak),))
+            for key, peak in peaks.items()
+        ]
+        return str(render(make_data(*cases)).data["id"])
+
+    assert run_id(7.0, 4.0) == run_id(4.0, 7.0)
+
+
 def test_summary_counts(render: Render) -> None:
     cases = [make_case(f"k{i}", 0.02 if i < 3 else 0.5, 1.0) for i in range(30)]
     skipped = (

@@ -68,7 +68,7 @@ def test_filters_of_status_site_view_and_reason(page: Tab) -> None:
     assert keys(page) == ["b"]
     page.get_by_label("Site").select_option("north")
     assert keys(page) == []
-    assert page.locator("#listed").inner_text() == "No scan is flagged."
+    assert page.locator("#listed").inner_text() == "No such scan."  # two are flagged
     page.get_by_role("button", name="All 5").click()
     page.get_by_label("View").select_option("")
     page.get_by_label("Site").select_option("south")
@@ -265,3 +265,59 @@ def test_the_first_features_are_shown_and_the_rest_on_request(opened: Open) -> N
     assert rows.count() == 12
     more.click()
     assert rows.count() == 8
+
+
+def test_where_nothing_is_flagged_the_list_says_so(opened: Open) -> None:
+    page = opened(dataclasses.replace(make_data(), cases=[make_case("c", 0.5, 0.5)]))
+    page.get_by_role("button", name="Flagged 0").click()
+    assert page.locator("#listed").inner_text() == "No scan is flagged."
+
+
+OTHER_TAB = """() => {
+  const place = Object.keys(localStorage).find((key) => key.includes("readings"));
+  const kept = JSON.parse(localStorage.getItem(place));
+  const given = {opinion: "disagree", comment: "", reader: "R2", at: "2026-03-14T09:00:00Z"};
+  kept.said.push(["b", given]);
+  localStorage.setItem(place, JSON.stringify(kept));
+}"""
+
+
+def test_readings_of_another_tab_are_kept_as_well(page: Tab) -> None:
+    page.get_by_label("Agree with the result").check()
+    page.evaluate(OTHER_TAB)
+    page.get_by_label("Comment").fill("a shadow")
+    page.reload()
+    assert [(r["key"], r["comment"], r["reader"]) for r in readings(page)] == [
+        ("a", "a shadow", ""),
+        ("b", "", "R2"),
+    ]
+
+
+def test_a_reading_is_of_who_gave_it(page: Tab) -> None:
+    page.get_by_label("Reader").fill("R1")
+    page.get_by_label("Agree with the result").check()
+    page.get_by_label("Reader").fill("R2")
+    page.keyboard.press("Tab")
+    page.locator("tr", has_text="0.0200").click()
+    page.get_by_label("Disagree", exact=True).check()
+    assert [(r["key"], r["reader"]) for r in readings(page)] == [("a", "R1"), ("b", "R2")]
+
+
+def test_a_page_that_holds_identifiers_keeps_nothing(opened: Open) -> None:
+    page = opened(dataclasses.replace(make_data(), holds_identifiers=True))
+    page.get_by_label("Agree with the result").check()
+    assert page.locator("#kept").inner_text().startswith("Nothing is kept here")
+    assert len(readings(page)) == 1
+    assert page.evaluate("Object.keys(localStorage).filter((k) => k.includes('readings'))") == []
+
+
+def test_what_is_printed_says_on_every_sheet_what_it_is(opened: Open, tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    cases = [make_case(f"k{i:04}", 0.01, 9.0 - i / 1000) for i in range(1000)]
+    page = opened(dataclasses.replace(make_data(), cases=cases, skipped=[]))
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    sheets = pypdf.PdfReader(tmp_path / "page.pdf").pages
+    assert 1 <= len(sheets) <= 4  # the list of a screen is not printed
+    for sheet in sheets:
+        assert "Research use only. Not a diagnosis." in sheet.extract_text()
+    assert "Flagged" in sheets[0].extract_text()

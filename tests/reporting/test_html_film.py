@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -184,3 +185,37 @@ def test_the_frame_has_the_shape_of_the_narrowest_image_of_the_run(opened: Open)
     assert bar["height"] == pytest.approx(box["height"], abs=2)
     page.keyboard.press("j")
     assert page.locator(".frame").first.bounding_box() == box
+
+
+NEXT = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'j', bubbles: true}))"
+
+
+def test_no_picture_of_one_scan_is_shown_under_the_name_of_another(page: Tab) -> None:
+    assert middle(page) == 102
+    # Before the browser has had time to read anything, as with a slow disk.
+    shown = page.evaluate(
+        f"() => {{ {NEXT}; return [original, under, overlay].map((i) => i.naturalWidth) }}"
+    )
+    assert page.locator("#case-key").text_content() == "b"
+    assert shown == [0, 0, 0]
+    sync_api.expect(page.locator("#original")).to_have_js_property("naturalWidth", 48)
+
+
+def test_a_contour_over_a_picture_that_is_not_there_is_not_drawn(page: Tab) -> None:
+    assert page.locator("#outline").is_visible()
+    folder = Path(unquote(urlsplit(page.url).path)).parent / "images"
+    for file in folder.glob("b-*.png"):
+        file.write_bytes(b"no picture")
+    page.keyboard.press("j")
+    sync_api.expect(page.locator("#map-caption")).to_have_text(
+        "The picture cannot be read: is the folder images beside this page?"
+    )
+    assert page.locator("#outline").is_hidden()
+
+
+def test_the_wheel_scrolls_the_page_where_there_is_nothing_to_zoom_out(page: Tab) -> None:
+    page.set_viewport_size({"width": 1100, "height": 500})
+    page.locator("#original").hover()
+    page.mouse.wheel(0, 200)
+    page.wait_for_function("scrollY > 0")
+    assert page.locator("#zoom-value").inner_text() == "100 %"

@@ -199,7 +199,10 @@ def test_an_address_that_names_no_scan_is_told(opened: Open, fragment: str) -> N
     page = opened(study_data())
     fresh(page, fragment)
     assert selected(page) == "a"
-    assert "No scan has the key that the address names." in page.locator("#listed").inner_text()
+    told = page.get_by_text("No scan has the key that the address names.")
+    assert told.is_visible()
+    page.keyboard.press("j")
+    assert told.is_hidden()
 
 
 @pytest.mark.parametrize("key", ["a b/#%?", "<b>é</b>", "\u202eabc", "x" * 2_000])

@@ -11,6 +11,8 @@ const film = (() => {
   const view = { scale: 1, x: 0, y: 0 };
   let scan = null;
   let blinking = null;
+  let pane = 0; // width that `view` is in pixels of
+  let letGo = () => {};
 
   function place(image, source, alt) {
     image.alt = alt;
@@ -25,6 +27,7 @@ const film = (() => {
   function show(next) {
     scan = next;
     stopBlinking();
+    letGo();
     const figure = scan.figure;
     $("films").hidden = $("controls").hidden = !figure;
     if (!figure) return;
@@ -52,6 +55,12 @@ const film = (() => {
     }));
     drawEvidence();
     reset();
+  }
+
+  /* A contour over nothing would mislead as well. */
+  function miss() {
+    $("outline").toggleAttribute("hidden", true);
+    $("map-caption").textContent = "The picture cannot be read: is the folder images beside this page?";
   }
 
   /* A map over a scan within the normal range would suggest a finding: it is drawn on request only. */
@@ -88,6 +97,7 @@ const film = (() => {
   /* ---- zoom ---- */
   function drawZoom() {
     const { clientWidth, clientHeight } = frames[0];
+    pane = clientWidth;
     const within = (value, side) => Math.min(0, Math.max(side * (1 - view.scale), value));
     view.x = within(view.x, clientWidth);
     view.y = within(view.y, clientHeight);
@@ -170,6 +180,7 @@ const film = (() => {
       frame.removeEventListener("pointermove", move);
       for (const end of ["pointerup", "pointercancel"]) frame.removeEventListener(end, stop);
     };
+    letGo = stop;
     frame.addEventListener("pointermove", move);
     for (const end of ["pointerup", "pointercancel"]) frame.addEventListener(end, stop);
   }
@@ -178,6 +189,8 @@ const film = (() => {
     frame.addEventListener("pointerdown", drag);
     frame.addEventListener("dblclick", reset);
     frame.addEventListener("wheel", (event) => {
+      // The browser's own zoom is its own, and who cannot zoom out any further scrolls the page.
+      if (event.ctrlKey || (event.deltaY > 0 && view.scale === 1)) return;
       event.preventDefault();
       const { left, top } = frame.getBoundingClientRect();
       const x = event.clientX - left - frame.clientLeft;
@@ -198,6 +211,14 @@ const film = (() => {
   }
   $("reset").addEventListener("click", reset);
   $("blink").addEventListener("click", blink);
-  addEventListener("resize", drawZoom);
+  $("under").addEventListener("error", miss);
+  addEventListener("resize", () => {
+    const { clientWidth } = frames[0];
+    if (pane && clientWidth) {
+      view.x *= clientWidth / pane;
+      view.y *= clientWidth / pane;
+    }
+    drawZoom();
+  });
   return { show, shape, zoom, reset };
 })();

@@ -6,19 +6,31 @@ const opinions = (() => {
   const said = new Map();
   let current = "";
 
-  /* A browser may refuse storage to pages from disk: then memory has to do, and the page says so. */
+  /* What this browser has kept; an error where it keeps nothing, as some do of pages from disk. */
+  function stored() {
+    return JSON.parse(localStorage.getItem(place) ?? '{"reader": "", "said": []}');
+  }
+
+  /* What names patients is not left in a browser at all. */
   function load() {
+    if (report.private) return false;
     try {
-      const stored = JSON.parse(localStorage.getItem(place) ?? '{"reader": "", "said": []}');
-      $("reader").value = stored.reader;
-      for (const [key, { opinion, comment, at }] of stored.said) said.set(key, { opinion, comment, at });
+      const found = stored();
+      if (!$("reader").value) $("reader").value = found.reader;
+      said.clear();
+      for (const [key, reading] of found.said) said.set(key, reading);
       return true;
     } catch {
       return false;
     }
   }
 
-  function keep() {
+  /* Another tab may have kept readings of other scans meanwhile: they stay. */
+  function keep(key) {
+    const mine = said.get(key);
+    if (!load()) return false;
+    if (mine) said.set(key, mine);
+    else said.delete(key);
     try {
       localStorage.setItem(place, JSON.stringify({ reader: $("reader").value, said: [...said] }));
       return true;
@@ -29,13 +41,14 @@ const opinions = (() => {
 
   function explain(stored) {
     $("kept").textContent = stored
-      ? "Kept in this browser until you clear its data. A comment counts once you agree or disagree."
-      : "This browser keeps nothing: download before you close the page.";
+      ? "Kept in this browser until you clear its data, where other pages opened from this disk can read it: "
+        + "name no patient. A comment counts once you agree or disagree."
+      : "Nothing is kept here: download before you close the page.";
   }
 
   const entries = () => [...said]
     .filter(([, { opinion }]) => opinion)
-    .map(([key, { opinion, comment, at }]) => ({ key, opinion, comment, reader: $("reader").value, at }));
+    .map(([key, { opinion, comment, reader, at }]) => ({ key, opinion, comment, reader: reader || $("reader").value, at }));
 
   function count() {
     const { length } = entries();
@@ -56,9 +69,10 @@ const opinions = (() => {
     const before = said.get(current);
     if (!opinion && !comment) said.delete(current);
     else if (opinion !== before?.opinion || comment !== before?.comment) {
-      said.set(current, { opinion, comment, at: new Date().toISOString() });
+      // A reading is of who gave it; a name that is given later is for those that have none.
+      said.set(current, { opinion, comment, reader: $("reader").value, at: new Date().toISOString() });
     }
-    explain(keep());
+    explain(keep(current));
     count();
   }
 
@@ -68,9 +82,15 @@ const opinions = (() => {
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = "readings.json";
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 40_000); // some browsers save it later
   }
 
+  addEventListener("storage", (event) => {
+    if (event.key !== place) return;
+    load();
+    count();
+    show(current);
+  });
   $("opinion").addEventListener("input", change);
   $("download").addEventListener("click", download);
   explain(load());

@@ -15,6 +15,8 @@ const pictures = (() => {
   }
 
   function put(image, address) {
+    // What was shown before goes at once: a slow disk must not leave it under another scan's name.
+    if (wanted.get(image) !== address) image.removeAttribute("src");
     wanted.set(image, address);
     const source = address?.startsWith("#") ? textOf(address.slice(1)) : address;
     if (source) image.src = source;

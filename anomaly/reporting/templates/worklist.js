@@ -25,6 +25,7 @@
   let status = "all";
   let current;
   let drawn = "";
+  let naming = 0;
 
   /* ---- drawing ---- */
   function cell(tag, text, name) {
@@ -109,9 +110,20 @@
     draw();
     panel.show(rows[index]);
     studies.show(index);
-    // The address names the scan, but a browser's history is no place for a patient's name.
-    if (!report.private) history.replaceState(null, "", `#${encodeURIComponent(rows[index].key)}`);
+    $("unknown").hidden = true;
     if (focus) body.querySelector("[aria-current] button").focus({ preventScroll: true });
+    name();
+  }
+
+  /* The address names the scan, but a browser's history is no place for a patient's name. */
+  function name() {
+    if (report.private) return;
+    clearTimeout(naming);
+    try {
+      history.replaceState(null, "", `#${encodeURIComponent(rows[current].key)}`);
+    } catch {
+      naming = setTimeout(name, 1000); // a browser may refuse many changes in a short time
+    }
   }
 
   /* The scan that an address names, or undefined. */
@@ -156,7 +168,7 @@
     table.setAttribute("aria-rowcount", order.length + 1);
     $("listed").textContent = order.length
       ? `${order.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} scans listed.`
-      : status === "flagged" ? "No scan is flagged." : "No such scan.";
+      : rows.some((row) => row.status === status) || status === "all" ? "No such scan." : "No scan is flagged.";
     drawn = "";
     scroll.scrollTop = 0;
     if (order.length && !order.includes(current)) select(order[0], false);
@@ -166,7 +178,7 @@
   function follow(hash) {
     const found = linked(hash);
     if (found !== undefined) select(found, false);
-    else if (hash.length > 1) $("listed").textContent += " No scan has the key that the address names.";
+    else $("unknown").hidden = hash.length <= 1;
   }
 
   function offer(id) {
@@ -226,7 +238,7 @@
     if (!$("shortcuts").checked && !scroll.contains(event.target)) return; // WCAG 2.1, 2.1.4
     // A letter in a text belongs to it; so do the arrows of a slider, a choice and a list.
     const own = event.key.startsWith("Arrow")
-      ? "input, select, textarea" : "input[type=search], input[type=text], select, textarea";
+      ? "input, select, textarea, .scrolls[tabindex]" : "input[type=search], input[type=text], select, textarea";
     if (event.target.closest(own)) return;
     event.preventDefault();
     KEYS[event.key]();
