@@ -99,8 +99,9 @@ class ReportData:
     ----------
     title : str
     cases : iterable of ReportCase
-        In any order; the page sorts by p-value, then by score, highest first. It is gone through
-        once, and a case is forgotten before the next: a generator keeps one image in memory.
+        In any order; the page sorts by p-value, then by score and by the highest peak of its
+        regions, highest first. It is gone through once, and a case is forgotten before the next: a
+        generator keeps one image in memory.
     skipped : sequence of SkippedCase
     calibration_scores : ndarray (n,) float64
         Sorted scores of held-out normal scans, n >= 1.
