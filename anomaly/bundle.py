@@ -59,7 +59,10 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 5
+FORMAT = 6
+READABLE = (5, FORMAT)
+"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none."""
+
 _MAIN = "bundle.json"
 _LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
 _OPTIONAL = {_LOOK_ALIKES, _CALIBRATION}
@@ -310,10 +313,14 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise BundleError(
             f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
         ) from error
-    if found != FORMAT:
-        raise BundleError(f"bundle {folder} has format {found}: this version reads format {FORMAT}")
+    if found not in READABLE:
+        raise BundleError(
+            f"bundle {folder} has format {found}: this version reads formats {READABLE}"
+        )
     if main != sealed:
         raise BundleError(f"{folder / _MAIN} has changed since it was written: copy it again")
+    if found == 5 and record["config"]["network"]["kind"] == "encoder":
+        record["config"]["network"]["normalize"] = False
     return main, record
 
 

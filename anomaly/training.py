@@ -4,6 +4,9 @@
 formula. Randomness is a function of (seed, step), never of what ran before; so an interrupted and
 resumed run equals an uninterrupted one, and several processes together draw the noise that one
 process would draw.
+
+Every `TrainingSettings.examine_every` steps it looks whether every part of the network takes part
+(`anomaly.cdm.health`), and says at once where one has died: the loss does not show it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from anomaly.cdm.density import bits_per_dim, dequantize, log_density
+from anomaly.cdm.density import (
+    bits_per_dim,
+    denoising_bits_per_dim,
+    dequantize,
+    log_density,
+)
+from anomaly.cdm.health import HasParts, network_health
 from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
 from anomaly.checkpoint import (
     Metrics,
@@ -32,6 +41,7 @@ from anomaly.checkpoint import (
     write_checkpoint,
 )
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss
+from anomaly.logs import Public
 
 __all__ = [
     "Batch",
@@ -42,6 +52,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+EXAMINED = 4
+"""Images of a batch that the network's health is judged by while it trains."""
 
 
 class Batch(NamedTuple):
@@ -81,14 +94,14 @@ class TrainingSettings:
     ce_from : float in [0, 1]
         Share of the steps after which the cross-entropy joins. Early on its gradient, a sum over
         the whole image, drowns what the denoising error has to teach.
-    level_weights : {"uniform", "relative"}
-        "uniform" is the paper's loss; "relative" weighs each level's denoising error by what the
-        best linear denoiser leaves there (`anomaly.cdm.loss.relative_weights`).
+    level_weights : {"uniform", "balanced", "relative"}
+        "uniform" is the paper's loss; the others weigh each level's denoising error by what the
+        best linear denoiser leaves there, or its root (`anomaly.cdm.loss.level_weights`).
     precision : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 autocast on a GPU that has it, float32 elsewhere.
     seed : int
-    validate_every, checkpoint_every : int
-        Steps between; both also happen at the end.
+    validate_every, checkpoint_every, examine_every : int
+        Steps between; all also happen at the end. `examine_every` is for the network's health.
     """
 
     steps: int = 3000
@@ -99,15 +112,16 @@ class TrainingSettings:
     clip_norm: float = 1.0
     ce_weight: float = 1e-3
     ce_from: float = 0.0
-    level_weights: Literal["uniform", "relative"] = "uniform"
+    level_weights: Literal["uniform", "balanced", "relative"] = "uniform"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     validate_every: int = 500
     checkpoint_every: int = 500
+    examine_every: int = 100
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("steps", "batch_size", "validate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "validate_every", "checkpoint_every", "examine_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: expected 1 or more")
         for name in ("learning_rate", "clip_norm"):
@@ -200,6 +214,8 @@ def fit(
         if on_step is not None:
             on_step(state.step, float(terms.total.detach()))
         _refuse_non_finite(terms, norm, levels, batch, state.step)
+        if rank == 0 and state.is_due(settings.examine_every):
+            state.examine(batch)
         if state.is_due(settings.validate_every):
             record.measure(state)
         stopped = _any_rank(should_stop is not None and should_stop(), world, state.device)
@@ -239,6 +255,8 @@ class _Record:
     def measure(self, state: _TrainingState) -> None:
         if self.rank == 0 and self.validate is not None:
             measured = self.validate(state.averaged, state.step)
+            if state.update_to_weight:
+                measured = {**measured, "update_to_weight": state.update_to_weight}
             append_metrics(self.metrics, {"step": state.step, **measured})
 
     def save(self, state: _TrainingState) -> None:
@@ -260,6 +278,10 @@ class _TrainingState:
         self.module = DistributedDataParallel(loss) if _rank_and_world()[1] > 1 else loss
         self.parameters = [p for p in loss.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
+        network = loss.network
+        self.parts = network.parts if isinstance(network, HasParts) else {}
+        self.dead: tuple[str, ...] = ()
+        self.update_to_weight: dict[str, float] = {}
 
     def train_on(
         self, batch: Batch, rank: int, world: int, grey_levels: int | None
@@ -284,10 +306,46 @@ class _TrainingState:
         # Processes share the gradient, not the loss: its norm lets them stop together.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if _is_finite(terms, norm):  # else the caller raises; the weights stay usable
-            self.optimizer.step()
+            self._update()
         self.step += 1
         self._average()
         return terms, t, norm
+
+    def _update(self) -> None:
+        """Take the optimiser's step; where it will be recorded, measure how far it moves a part."""
+        every, steps = self.settings.validate_every, self.settings.steps
+        if (self.step + 1) % every and self.step + 1 != steps:
+            self.optimizer.step()
+            return
+        before = {
+            name: [p.detach().clone() for p in part.parameters()]
+            for name, part in self.parts.items()
+        }
+        self.optimizer.step()
+        self.update_to_weight = {
+            name: _distance(before[name], list(part.parameters()))
+            for name, part in self.parts.items()
+        }
+
+    def examine(self, batch: Batch) -> None:
+        """Warn where a part of the network takes part no longer, once for each."""
+        if not self.parts:
+            return
+        images = batch.images[:EXAMINED].to(self.device)
+        health = network_health(self.loss.network, self.parts, self.loss.levels, images)
+        for part in health.parts:
+            if part.dead and part.name not in self.dead:
+                log.warning(
+                    "%s of the network died by step %d: at no noise level does it carry more than "
+                    "%.2g %% of gradient times activation. Lower training.learning_rate (%g), "
+                    "train with network.normalize: true where it is false, and begin anew: what "
+                    "is dead does not come back",
+                    Public(part.name),
+                    self.step,
+                    100 * part.share,
+                    self.settings.learning_rate,
+                )
+        self.dead = health.dead
 
     def _draw(self, shape: torch.Size, start: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noise of this process's rows, drawn as one process would draw the whole batch."""
@@ -365,8 +423,9 @@ def validation_metrics(
     Returns
     -------
     dict
-        ``bits_per_dim`` (dequantised), ``cross_entropy`` (nats), ``denoising`` (mean squared error
-        of eps), ``denoising_by_level`` (ten rungs of the ladder, with their sigma).
+        ``bits_per_dim`` (dequantised, of the density), ``bits_per_dim_bound`` (what the denoising
+        errors prove, `anomaly.cdm.density.denoising_bits_per_dim`), ``cross_entropy`` (nats),
+        ``denoising`` (mean squared error of eps), ``denoising_by_level`` (ten rungs of the ladder).
     """
     levels = loss.levels
     generator = torch.Generator().manual_seed(seed)
@@ -388,10 +447,18 @@ def validation_metrics(
     rungs = torch.div(t * 10, len(levels), rounding_mode="floor")
     return {
         "bits_per_dim": float(torch.cat(bits).mean()),
+        "bits_per_dim_bound": denoising_bits_per_dim(error, t, levels, grey_levels),
         "cross_entropy": float(torch.cat(cross_entropy).mean()),
         "denoising": float(error.mean()),
         "denoising_by_level": [float(error[rungs == r].mean()) for r in range(10)],
     }
+
+
+def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Norm of the change over the norm of what was; 0 where there is nothing."""
+    change = sum(float((a.detach() - b).square().sum()) for a, b in zip(after, before, strict=True))
+    size = sum(float(b.square().sum()) for b in before)
+    return math.sqrt(change / size) if size else 0.0
 
 
 def _is_finite(terms: LossTerms, norm: Tensor) -> bool:

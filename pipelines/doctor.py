@@ -11,10 +11,13 @@ import torch
 
 import anomaly
 from anomaly.bundle import bundle_problems, read_bundle
+from anomaly.cdm.health import DEAD_SHARE, network_health
 from anomaly.data.dicom import decodable_transfer_syntaxes
 from pipelines.run import NOTICE
 
 __all__ = ["doctor"]
+
+HEALTH_DRAWS = 4
 
 NOT_STILL = ("MPEG", "HEVC", "SMPTE", "JPIP")
 
@@ -80,4 +83,16 @@ def _intact(folder: Path) -> list[str]:
         if bundle.calibrated
         else "not calibrated: scores only, no flags"
     )
-    return [f"  intact, hash {bundle.hash[:12]}", f"  {weights} weights", f"  {calibrated}"]
+    lines = [f"  intact, hash {bundle.hash[:12]}", f"  {weights} weights", f"  {calibrated}"]
+    # A bundle holds no scan; its mean training image has the anatomy.
+    mean = bundle.reference[None].expand(HEALTH_DRAWS, -1, -1, -1)
+    health = network_health(bundle.network, bundle.network.parts, bundle.levels, mean)
+    lines += ["", "parts of its network, where each carries most of gradient times activation"]
+    lines += [f"  {line}" for line in health.lines()]
+    if health.dead:
+        lines.append(
+            f"  {', '.join(health.dead)}: dead, with less than {DEAD_SHARE:.0%} at every noise "
+            "level. The bundle scores as it was calibrated to; a network that lives sees more: "
+            "train one with network.normalize: true"
+        )
+    return lines

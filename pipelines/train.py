@@ -9,9 +9,10 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from torch.utils.tensorboard import SummaryWriter
 from anomaly.bundle import Bundle, write_bundle
 from anomaly.cdm.density import grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.health import network_health
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import CDMLoss, relative_weights
+from anomaly.cdm.loss import POWERS, CDMLoss, level_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
@@ -45,6 +47,8 @@ __all__ = ["look_alikes", "processes", "scan_hash", "train"]
 log = logging.getLogger(__name__)
 
 SCORING_BATCH = 32
+# Held-out normals that the network's health is judged by.
+HEALTH_IMAGES = 16
 # Draws per level for the intercepts: during training for a curve, at the end for the bundle.
 CURVE_DRAWS, FINAL_DRAWS = 3, 20
 
@@ -189,12 +193,17 @@ def _fit(
             loss, averaged, images["validation"], grey_levels=grey, seed=0, batch=SCORING_BATCH
         )
         averaged.intercept.copy_(fitted)  # the network trained on is left as it is
+        shown = images["validation"][:HEALTH_IMAGES].to(device)
+        health = network_health(averaged, averaged.parts, levels, shown)
+        metrics["health"] = health.record()
         _write_board(board, metrics, step)
         sheet = _sample_sheet(averaged, levels, images["train"].shape[1:], device)
         _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
         bar.write(
             f"step {step}: {metrics['bits_per_dim']:.3f} bits/dim ({grey} grey levels, "
-            f"dequantised), denoising error {metrics['denoising']:.4f} on held-out normals"
+            f"dequantised; {metrics['bits_per_dim_bound']:.3f} by denoising), denoising error "
+            f"{metrics['denoising']:.4f} on held-out normals; "
+            + (f"DEAD: {', '.join(health.dead)}" if health.dead else "every part lives")
         )
         return metrics
 
@@ -221,14 +230,15 @@ def _fit(
 
 
 def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None:
-    if config.training.level_weights == "uniform":
+    name = config.training.level_weights
+    if name == "uniform":
         return None
     if classifier.base is None:
         raise ConfigError(
-            "training.level_weights is 'relative', which needs network.spectral_base: true; use "
+            f"training.level_weights is {name!r}, which needs network.spectral_base: true; use "
             "'uniform' without a base"
         )
-    return relative_weights(classifier.base.denoising_error())
+    return level_weights(classifier.base.denoising_error(), POWERS[name])
 
 
 def _fit_intercepts(
@@ -244,13 +254,14 @@ def _fit_intercepts(
     )
 
 
-def _write_board(board: SummaryWriter, metrics: Metrics, step: int) -> None:
+def _write_board(board: SummaryWriter, metrics: Mapping[str, Any], step: int) -> None:
+    """Draw every number under its path of names: ``health/parts/scale 1/share/3``."""
     for name, value in metrics.items():
-        if isinstance(value, list):
-            for rung, part in enumerate(value):
-                board.add_scalar(f"{name}/{rung}", part, step)
-        else:
-            board.add_scalar(name, value, step)
+        parts = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(parts, Mapping):
+            _write_board(board, {f"{name}/{key}": part for key, part in parts.items()}, step)
+        elif not isinstance(parts, str):  # names of dead parts are no curve
+            board.add_scalar(name, parts, step)
 
 
 def _sample_sheet(

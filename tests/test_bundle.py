@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.bundle import Bundle, Calibrated, bundle_problems, read_bundle, write_bundle
+from anomaly.bundle import (
+    Bundle,
+    Calibrated,
+    _seal,
+    bundle_problems,
+    read_bundle,
+    write_bundle,
+)
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
@@ -242,8 +249,29 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match="has format 99: this version reads format 5"):
+    with pytest.raises(BundleError, match=r"has format 99: this version reads formats \(5, 6\)"):
         read_bundle(folder)
+
+
+def test_a_bundle_of_format_5_has_the_network_of_its_time(tmp_path: Path) -> None:
+    """Its record does not say `normalize`, and its weights fit both networks."""
+    old = make({**SMALL, "normalize": False})
+    write_bundle(old, tmp_path)
+    record = json.loads((tmp_path / "bundle.json").read_text())
+    del record["sha256"], record["config"]["network"]["normalize"]
+    (tmp_path / "bundle.json").write_bytes(_seal({**record, "format": 5}))
+    found = read_bundle(tmp_path)
+    assert found.config.network == old.config.network
+    pictures = images(5, 7)
+    assert torch.equal(found.network(pictures), old.network(pictures))
+    np.testing.assert_array_equal(score(found, pictures).scores, score(old, pictures).scores)
+    # Written again, it says what it is.
+    write_bundle(found, tmp_path / "again")
+    assert torch.equal(read_bundle(tmp_path / "again").network(pictures), old.network(pictures))
+    # The network of today says something else with these weights.
+    new = LevelClassifier(build_network(replace(old.config.network, normalize=True), old.levels))
+    new.load_state_dict(old.network.state_dict(), strict=False)
+    assert not torch.allclose(new.network(pictures), old.network.network(pictures))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3", b"\xff\xfe", b'{"format": 5}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import resource
@@ -23,10 +24,18 @@ from torch import Tensor, nn
 
 from anomaly.cdm.density import bits_per_dim, log_density
 from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.health import HasParts, NetworkHealth, network_health
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import CDMLoss, LossTerms
-from anomaly.cdm.network import EncoderSettings, NetworkSettings, UNetSettings, build_network
+from anomaly.cdm.loss import POWERS, CDMLoss, LossTerms, level_weights
+from anomaly.cdm.network import (
+    EncoderSettings,
+    LevelClassifier,
+    NetworkSettings,
+    UNetSettings,
+    build_network,
+)
 from anomaly.checkpoint import read_checkpoint, read_metrics
+from anomaly.config import load_config
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss, TrainingError
 from anomaly.training import (
     Batch,
@@ -36,6 +45,7 @@ from anomaly.training import (
     validation_metrics,
 )
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 LEVELS = NoiseLevels.from_name("log_snr", 10)
 ENCODER = EncoderSettings(widths=(4, 8), features=4)
 UNET = UNetSettings(widths=(8, 8), blocks=1, dropout=0.5)
@@ -721,3 +731,88 @@ def test_cross_entropy_joins_where_the_settings_say(tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=4, ce_weight=0.5, ce_from=0.5)
     train(tmp_path, settings, loss=loss, on_step=on_step)
     assert seen == [0.0, 0.0, 0.5, 0.5]
+
+
+# --- health -----------------------------------------------------------------------------------
+
+
+def train_for_300_steps(folder: Path, *, normalize: bool) -> NetworkHealth:
+    """Train a small encoder on 64x64 textures at the shipped rate; look at it at the end."""
+    shipped = load_config(CONFIGS / "zhanglab-64.yaml").training
+    levels = NoiseLevels.from_name("log_snr", 100)
+    side, steps, batch = 64, 300, 4
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(200, 1, side, side, generator=generator)
+    place = torch.fft.fftfreq(side).square()
+    smooth = torch.fft.ifft2(torch.fft.fft2(white) / (place[:, None] + place + 2e-3).sqrt()).real
+    scans = (0.35 * smooth / smooth.std()).clamp(-1, 1)
+    base = CosineGaussianCDM.fit(scans, levels, floor=1e-5)
+    torch.manual_seed(0)
+    settings = EncoderSettings(widths=(16, 24, 32, 32), features=16, normalize=normalize)
+    network = LevelClassifier(build_network(settings, levels), base)
+    weights = level_weights(base.denoising_error(), POWERS[shipped.level_weights])
+
+    def batches(start: int) -> Iterator[Batch]:
+        for step in range(start, steps):
+            rows = torch.randint(200, (batch,), generator=torch.Generator().manual_seed(step))
+            yield Batch(scans[rows], [""] * batch)
+
+    result = fit(
+        CDMLoss(network, levels, shipped.ce_weight, weights),
+        batches,
+        replace(shipped, steps=steps, batch_size=batch, warmup_steps=30, ema_decay=0.99),
+        grey_levels=256,
+        folder=folder,
+        fingerprint="",
+    )
+    assert isinstance(result.network, LevelClassifier)
+    return network_health(result.network, result.network.parts, levels, scans[:8])
+
+
+def test_every_scale_lives_after_300_steps_at_the_shipped_rate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = train_for_300_steps(tmp_path, normalize=True)
+    assert [part.name for part in health.parts] == [f"scale {s}" for s in (1, 2, 3, 4)]
+    for part in health.parts:
+        assert part.share >= 0.05
+        assert min(use.live for use in part.by_level) > 0.9
+    assert "died" not in caplog.text
+
+
+def test_the_old_network_dies_on_the_same_way_and_training_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = train_for_300_steps(tmp_path, normalize=False)
+    assert {"scale 3", "scale 4"} <= set(health.dead)
+    said = [record.getMessage() for record in caplog.records if "died" in record.getMessage()]
+    # Once for each part, with what to change.
+    assert sorted(text[:7] for text in said) == sorted(health.dead)
+    assert all("training.learning_rate (0.008)" in text for text in said)
+    assert all("network.normalize: true" in text for text in said)
+
+
+def test_updates_are_measured_where_they_are_recorded(tmp_path: Path) -> None:
+    """Adam's first step moves every weight by the learning rate, whatever the gradient."""
+    loss = cdm_loss()
+    network = loss.network
+    assert isinstance(network, HasParts)
+    rate = 1e-3
+    expected = {}
+    for name, part in network.parts.items():
+        weights = torch.cat([p.detach().flatten() for p in part.parameters()])
+        expected[name] = rate * math.sqrt(len(weights)) / float(weights.norm())
+    settings = replace(SETTINGS, steps=1, warmup_steps=0, learning_rate=rate)
+    fit(
+        loss,
+        lambda start: iter([Batch(images(4, 0), [""] * 4)]),
+        settings,
+        grey_levels=None,
+        folder=tmp_path,
+        fingerprint="",
+        validate=lambda network, step: {},
+    )
+    first, last = read_metrics(tmp_path / "metrics.jsonl")
+    assert "update_to_weight" not in first
+    # Adam divides by its second moment + 1e-8: a gradient near 1e-8 moves less.
+    assert last["update_to_weight"] == pytest.approx(expected, rel=0.02)

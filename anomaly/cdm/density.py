@@ -28,6 +28,7 @@ __all__ = [
     "Network",
     "bits_per_dim",
     "clean_estimate",
+    "denoising_bits_per_dim",
     "dequantize",
     "grey_step",
     "log_density",
@@ -137,6 +138,44 @@ def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
         Grey values spread over [-1, 1]; say it wherever the figure is said.
     """
     return -log_p / (dims * math.log(2)) - math.log2(grey_step(grey_levels))
+
+
+def denoising_bits_per_dim(
+    errors: Tensor, t: Tensor, levels: NoiseLevels, grey_levels: int
+) -> float:
+    r"""Code length in bits per pixel value that a denoiser proves, without any density.
+
+    By the relation of Guo, Shamai and Verdu (2005, eq. 12; as a code length: Kong et al. 2023,
+    arXiv 2302.03792, eq. 9) the entropy of images is an integral over the error of the best
+    denoiser, with :math:`\gamma = \alpha_t^2 / \sigma_t^2`,
+
+    .. math:: \frac{h(x_0)}{d} = \frac12 \ln(2 \pi e) - \frac12 \int
+              \Big( \frac{\gamma}{1 + \gamma} - \frac{E \|\varepsilon -
+              \hat\varepsilon\|^2}{d} \Big) \, d \ln \gamma .
+
+    Any other denoiser has a larger error, and what lies beyond the ladder only lowers it: an upper
+    bound. A `bits_per_dim` well below it is no code length: that density is not normalised.
+
+    Parameters
+    ----------
+    errors : Tensor (N,)
+        Mean squared error of eps, of images noised to levels `t`.
+    t : Tensor (N,) int64
+        Drawn uniformly on ``0 .. T + 1`` (`anomaly.cdm.loss.stratified_levels`).
+    levels : NoiseLevels
+    grey_levels : int
+        As in `bits_per_dim`.
+    """
+    snr = (levels.alpha[1:-1] / levels.sigma[1:-1]).square()
+    steps = -torch.diff(torch.log(snr))
+    width = torch.zeros(len(levels), dtype=torch.float64)  # of each level's piece of ln(gamma)
+    width[1:-2] += steps / 2
+    width[2:-1] += steps / 2
+    signal = torch.zeros_like(width)
+    signal[1:-1] = snr / (1 + snr)
+    gain = width[t] * (signal[t] - errors.to(torch.float64))
+    nats = 0.5 * math.log(2 * math.pi * math.e) - 0.5 * len(levels) * float(gain.mean())
+    return float(bits_per_dim(torch.tensor(-nats, dtype=torch.float64), 1, grey_levels))
 
 
 def dequantize(x: Tensor, grey_levels: int, noise: Tensor) -> Tensor:

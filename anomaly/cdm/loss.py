@@ -4,8 +4,8 @@ r"""The training loss: classify the level, and denoise through the input gradien
           + w_t \, \| \varepsilon - \hat\varepsilon(x_t, t) \|^2 / d
 
 with :math:`w_t = 1` in the paper. The error of the noise shrinks by orders of magnitude up the
-ladder, and with it the share that anatomy, seen at high noise, has in the loss; `relative_weights`
-lets every level count by how much of its own error is left.
+ladder, and with it the share that anatomy, seen at high noise, has in the loss; `level_weights`
+lets every level count by how much of its own error is left, or by the root of that.
 
 Both terms are needed: cross-entropy alone denoises badly, denoising alone leaves the constant of
 each level's log density free (Table 1).
@@ -22,7 +22,10 @@ from torch.nn import functional
 from anomaly.cdm.density import predict_noise
 from anomaly.cdm.levels import NoiseLevels
 
-__all__ = ["CDMLoss", "LossTerms", "relative_weights", "stratified_levels"]
+__all__ = ["POWERS", "CDMLoss", "LossTerms", "level_weights", "stratified_levels"]
+
+POWERS = {"uniform": 0.0, "balanced": 0.7, "relative": 1.0}
+"""How level weights follow the inverse error of a reference denoiser, by name."""
 
 
 class LossTerms(NamedTuple):
@@ -52,13 +55,13 @@ class CDMLoss(nn.Module):
         network: nn.Module,
         levels: NoiseLevels,
         ce_weight: float,
-        level_weights: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.levels = levels
         self.ce_weight = ce_weight
-        self.level_weights = torch.ones(len(levels)) if level_weights is None else level_weights
+        self.weights = torch.ones(len(levels)) if weights is None else weights
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> LossTerms:
         """Return the loss of a batch.
@@ -74,26 +77,30 @@ class CDMLoss(nn.Module):
         )
         cross_entropy = functional.cross_entropy(logits, t, reduction="none")
         denoising = (eps - eps_hat).square().flatten(1).mean(1)
-        weights = self.level_weights.to(denoising)[t]
+        weights = self.weights.to(denoising)[t]
         total = self.ce_weight * cross_entropy.mean() + (weights * denoising).mean()
         return LossTerms(total, cross_entropy.detach(), denoising.detach())
 
 
-def relative_weights(errors: Tensor) -> Tensor:
-    """Weights inverse to a reference denoising error of every level, with mean 1.
+def level_weights(errors: Tensor, power: float) -> Tensor:
+    """Weights that follow the inverse of a reference denoising error of every level, with mean 1.
 
     Parameters
     ----------
     errors : Tensor (T + 2,)
         Mean squared error of eps that a simple denoiser leaves, such as the best linear one
         (`anomaly.cdm.gaussian.CosineGaussianCDM.denoising_error`).
+    power : float
+        One of `POWERS`: 0 weighs every level alike, as the paper does, which is the weighting of a
+        likelihood on a schedule uniform in log-SNR; 1 weighs it by how much of its own error is
+        left, for what is seen at high noise; 0.7 keeps most of both.
 
     Returns
     -------
     Tensor (T + 2,)
     """
     # Below a hundredth of the noise's variance nothing is left but the image's mean brightness.
-    weights = 1 / errors.clamp_min(0.01)
+    weights = errors.clamp_min(0.01) ** -power
     return weights / weights.mean()
 
 

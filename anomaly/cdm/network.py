@@ -1,15 +1,16 @@
 r"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. They see ``x_t``, never ``t``.
 
-- `Encoder` (the default): residual convolutions without normalisation, going down in resolution;
-  at every scale per-pixel features are *summed* over the image, and level ``t`` reads the sums
-  with its own weights,
+- `Encoder` (the default): residual convolutions going down in resolution; at every scale features
+  of every place are *summed* over the image, and level ``t`` reads the sums with its own weights,
 
   .. math:: f(x)_t = \frac{1 - \sigma_t^2}{\sigma_t} \, w_t \cdot S(x) + \sqrt{d}\, b_t .
 
   A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` where noise is
   low, and its difference from pure noise's fades as :math:`1 - \sigma_t^2` where noise is high
   (for centred data: `anomaly.cdm.gaussian` near sigma = 1): the head has both built in. There is no
-  decoder; the input gradient runs the encoder backwards and is one.
+  decoder; the input gradient runs the encoder backwards and is one. Features are brought to a root
+  mean square of 1 over the channels of every place, and what is summed keeps a slope everywhere:
+  without either the coarse scales die within a few hundred steps (decision 14).
 - `PaperUNet`: the paper's DDPM U-Net without time embedding, mean-pooled, cumulative-sum head.
 - `LevelClassifier`: either of them, with an intercept for every level, and optionally on top of a
   closed-form Gaussian classifier, so that the network learns what the mean image and the power
@@ -57,6 +58,9 @@ class EncoderSettings:
         Residual blocks a resolution.
     features : int
         Features summed over the image, a resolution.
+    normalize : bool
+        Bring features to a root mean square of 1 at every place, and give what is summed a slope
+        everywhere. False is the network of bundles up to format 5, whose coarse scales die.
     spectral_base : bool
         Start from the mean and the power spectrum of the training images (`LevelClassifier`).
     """
@@ -67,6 +71,7 @@ class EncoderSettings:
     widths: tuple[int, ...] = (32, 48, 64)
     blocks: int = 1
     features: int = 32
+    normalize: bool = True
     spectral_base: bool = True
 
 
@@ -100,6 +105,12 @@ class UNetSettings:
 
 
 NetworkSettings = EncoderSettings | UNetSettings
+
+READ_SLOPE = 0.1
+"""Slope, at least, of what an `Encoder` sums where SiLU has none."""
+
+_ENDS = 2
+"""Last columns of the level embedding, which mark clean images and pure noise."""
 
 
 def build_network(settings: NetworkSettings, levels: NoiseLevels) -> Encoder | PaperUNet:
@@ -138,6 +149,11 @@ class LevelClassifier(nn.Module):
         stride: int = self.network.stride
         return stride
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Where to look whether the network lives (`anomaly.cdm.health`); the base is fixed."""
+        return self.network.parts
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, T + 2)."""
         logits: Tensor = self.network(x) + self.intercept
@@ -156,6 +172,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: EncoderSettings, levels: NoiseLevels) -> None:
         super().__init__()
         self.patch = settings.patch
+        self.normalize = settings.normalize
         self.stride = settings.patch * 2 ** (len(settings.widths) - 1)
         self.level_count = len(levels)
         inputs = settings.channels * settings.patch**2 + 2
@@ -175,12 +192,14 @@ class Encoder(nn.Module):
         self.register_buffer("embedding", _level_embedding(levels))
         self.register_buffer("gain", _gradient_scale(levels))
         hidden = 64
-        last = nn.Linear(hidden, sums + 1)
+        first, last = nn.Linear(self.embedding.shape[1], hidden), nn.Linear(hidden, sums + 1)
+        # No denoising error teaches the clean level: it begins as what its neighbour would be.
+        nn.init.zeros_(first.weight[:, -_ENDS:])
         # Small, not zero: every level starts near "all noise levels are equally likely".
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
         self.level_weights = nn.Sequential(
-            nn.Linear(self.embedding.shape[1], hidden),
+            first,
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
@@ -195,9 +214,13 @@ class Encoder(nn.Module):
         h = self.stem(torch.cat([h, _position(h)], 1))
         sums = []
         for scale, (stage, read) in enumerate(zip(self.stages, self.reads, strict=True)):
-            h = self.downs[scale - 1](h) if scale else h
+            # The finest scale keeps its size: contrast is what tells one noise level from another.
+            if scale:
+                h = self._normalized(self.downs[scale - 1](h))
             h = stage(h)
-            sums.append(functional.silu(read(h)).sum((2, 3), dtype=torch.float32))
+            if scale:
+                h = self._normalized(h)
+            sums.append(self._summed(read(h), scale))
         dims = x[0].numel()
         pooled = torch.cat([*sums, torch.full_like(sums[0][:, :1], dims)], 1)
         with torch.autocast(x.device.type, enabled=False):  # sums over an image outgrow bfloat16
@@ -205,9 +228,35 @@ class Encoder(nn.Module):
             pooled = pooled.to(weights.dtype)
             return pooled @ weights.T * self.gain + self.offset * math.sqrt(dims)
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Where to look whether the network lives: what makes the features of every scale."""
+        return {f"scale {scale}": stage for scale, stage in enumerate(self.stages, start=1)}
+
+    def _normalized(self, h: Tensor) -> Tensor:
+        """Features with root mean square 1 over the channels of every place.
+
+        As the pixel norm of Karras et al. 2018 (arXiv 1710.10196, section 4.2); twice
+        differentiable with a few products, where group norm is slow.
+        """
+        if not self.normalize:
+            return h
+        normalized: Tensor = h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-4)
+        return normalized
+
+    def _summed(self, h: Tensor, scale: int) -> Tensor:
+        """Sum of SiLU over the image, with a slope where SiLU would be flat: (B, features)."""
+        if not self.normalize:
+            return functional.silu(h).sum((2, 3), dtype=torch.float32)
+        active = (1 - READ_SLOPE) * functional.silu(h) + READ_SLOPE * h
+        # Every scale has a quarter of the places of the one before; half of that is made good, or
+        # the coarsest, with 16 places of 64x64 pixels, would hardly be heard.
+        sums: Tensor = 2**scale * active.sum((2, 3), dtype=torch.float32)
+        return sums
+
 
 class _Residual(nn.Module):
-    """``h + conv(silu(conv(h)))``, no normalisation: it makes the double backward slow."""
+    """``h + conv(silu(conv(h)))``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -273,6 +322,13 @@ class PaperUNet(nn.Module):
             _norm(width), nn.SiLU(), nn.Conv2d(width, 2 * widths[0], 3, padding=1)
         )
         self.classify = nn.Linear(2 * widths[0], len(levels))
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Where to look whether the network lives: every block, on the way down and up."""
+        down = {f"down {i}": block for i, block in enumerate(self.down, start=1)}
+        up = {f"up {i}": block for i, block in enumerate(self.up, start=1)}
+        return {**down, "middle": self.middle, **up}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, T + 2)."""
@@ -350,9 +406,12 @@ def _position(h: Tensor) -> Tensor:
 
 
 def _finite_noise_to_signal(levels: NoiseLevels) -> Tensor:
-    """``sigma / alpha`` with the two infinite ends moved one half-step beyond their neighbours."""
+    """``sigma / alpha`` with the two infinite ends moved one step of the ladder further."""
     inner = levels.sigma[1:-1] / levels.alpha[1:-1]
-    return torch.cat([inner[:1] / 2, inner, inner[-1:] * 2])
+    if len(inner) == 1:
+        return torch.cat([inner / 2, inner, inner * 2])
+    # Geometric steps: further away, the clean level would read with weights that nothing taught.
+    return torch.cat([inner[:1] ** 2 / inner[1:2], inner, inner[-1:] ** 2 / inner[-2:-1]])
 
 
 def _gradient_scale(levels: NoiseLevels) -> Tensor:
@@ -367,7 +426,7 @@ def _level_embedding(levels: NoiseLevels) -> Tensor:
     log_noise = (log_noise - log_noise[0]) / (log_noise[-1] - log_noise[0])
     index = torch.linspace(0, 1, len(levels), dtype=torch.float64)
     waves = torch.arange(1, 17, dtype=torch.float64) * math.pi / 2
-    ends = torch.zeros(len(levels), 2, dtype=torch.float64)
+    ends = torch.zeros(len(levels), _ENDS, dtype=torch.float64)
     ends[0, 0] = ends[-1, 1] = 1
     smooth = [torch.cos(v[:, None] * waves) for v in (log_noise, index)]
     return torch.cat([*smooth, ends], 1).float()

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from anomaly.data.augmentation import augment
+from anomaly.data.augmentation import RandomChange
 from anomaly.data.transforms import Augmentation, Preprocessing
 
 __all__ = ["step_batches"]
@@ -28,7 +27,7 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
         self,
         framed: Tensor,
         keys: Sequence[str],
-        chain: Compose,
+        change: RandomChange,
         batch_size: int,
         seed: int,
         rank: int,
@@ -36,7 +35,7 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
     ) -> None:
         self.framed = framed
         self.keys = keys
-        self.chain = chain
+        self.change = change
         self.batch_size = batch_size
         self.seed = seed
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
@@ -50,8 +49,8 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
             index = int(order[place])
             # One state per image and visit: the same whatever process or worker makes it.
             state = np.random.SeedSequence((self.seed, int(position))).generate_state(1)[0]
-            self.chain.set_random_state(seed=int(state))
-            images.append(torch.as_tensor(self.chain(self.framed[index])))
+            self.change.set_random_state(seed=int(state))
+            images.append(self.change(self.framed[index]))
             keys.append(self.keys[index])
         return torch.stack(images), keys
 
@@ -92,6 +91,6 @@ def step_batches(
         Of (images (B, 1, size, size) in [-1, 1], keys).
     """
     dataset = _Steps(
-        framed, keys, augment(augmentation, preprocessing), batch_size, seed, rank, world
+        framed, keys, RandomChange(augmentation, preprocessing), batch_size, seed, rank, world
     )
     return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=workers)

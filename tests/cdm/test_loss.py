@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomaly.cdm.gaussian import GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import CDMLoss, LossTerms, relative_weights, stratified_levels
+from anomaly.cdm.loss import POWERS, CDMLoss, LossTerms, level_weights, stratified_levels
 
 # Standard normal data, one pixel, one level between: alpha = 1, 1/2, 0 and sigma = 0, 1/2, 1, so
 # the variances v = alpha^2 + sigma^2 are 1, 1/2, 1 and exp(logit_t) is proportional to
@@ -121,10 +121,18 @@ def test_levels_are_a_function_of_the_generator() -> None:
     assert not torch.equal(a, c)
 
 
-def test_relative_weights_by_hand() -> None:
-    # Errors 1, 1/2 and 0.001, the last held at 0.01: 1, 2, 100, over their mean 103 / 3.
-    weights = relative_weights(torch.tensor([1.0, 0.5, 0.001]))
-    torch.testing.assert_close(weights, torch.tensor([3.0, 6.0, 300.0]) / 103)
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        # Errors 1, 1/4 and 0.001, the last held at 0.01.
+        ("uniform", [1.0, 1.0, 1.0]),
+        ("balanced", [1.0, 4.0**0.7, 100.0**0.7]),
+        ("relative", [1.0, 4.0, 100.0]),
+    ],
+)
+def test_level_weights_by_hand(name: str, weights: list[float]) -> None:
+    found = level_weights(torch.tensor([1.0, 0.25, 0.001]), POWERS[name])
+    torch.testing.assert_close(found, 3 * torch.tensor(weights) / sum(weights))
 
 
 def test_level_weights_multiply_the_denoising_error_of_their_level_alone() -> None:

@@ -1,0 +1,266 @@
+r"""The health of a network: whether every part of it takes part in what it says.
+
+For a number :math:`F` that the network computes, such as the log ratio of pure noise to a noise
+level, and the features :math:`h` that a part of it gives, gradient times activation
+
+.. math:: A = \sum | h \cdot \partial F / \partial h |
+
+says how much of :math:`F` goes through the part. Its *share* is :math:`A` over the sum of all
+parts'. A unit (one feature at one place of one image) is *live* where its own
+:math:`| h \cdot \partial F / \partial h |` is more than a millionth of the mean over all units of
+all parts; a gradient *underflows* where it is zero or smaller than the smallest normal number. A
+part is *dead* where its share stays below `DEAD_SHARE` at every noise level: its weights are still
+multiplied, and nothing would change without them.
+
+A dead part does not show in the loss: the parts that live learn what they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from anomaly.cdm.density import log_ratio
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.errors import ConfigError
+
+__all__ = [
+    "DEAD_SHARE",
+    "HasParts",
+    "NetworkHealth",
+    "PartHealth",
+    "Use",
+    "measure_use",
+    "network_health",
+    "rung_levels",
+    "weight_norms",
+]
+
+DEAD_SHARE = 0.01
+"""A part with less than this share of gradient times activation, at every level, is dead."""
+
+LIVE_UNIT = 1e-6
+
+RUNGS = 10
+"""Levels looked at: the middles of so many equal pieces of the ladder."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A network that says where its parts are."""
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules within it whose outputs are features, by name, fine to coarse or in order."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """How one number of a network uses one of its parts.
+
+    Attributes
+    ----------
+    activation : float
+        Mean absolute feature.
+    share : float in [0, 1]
+        Of gradient times activation, over all parts.
+    live : float in [0, 1]
+        Share of its units that are live.
+    underflow : float in [0, 1]
+        Share of its gradient that is zero or smaller than the smallest normal number.
+    """
+
+    activation: float
+    share: float
+    live: float
+    underflow: float
+
+
+@dataclass(frozen=True)
+class PartHealth:
+    """One part of a network over the ladder of noise levels.
+
+    Attributes
+    ----------
+    name : str
+    weight_norm : float
+        Root mean square of its weights.
+    by_level : tuple of Use
+        One a level of `NetworkHealth.noise_to_signal`.
+    """
+
+    name: str
+    weight_norm: float
+    by_level: tuple[Use, ...]
+
+    @property
+    def share(self) -> float:
+        """Largest share over the levels."""
+        return max(use.share for use in self.by_level)
+
+    @property
+    def dead(self) -> bool:
+        """Whether it takes part at no level."""
+        return not self.share >= DEAD_SHARE  # NaN is dead too
+
+
+@dataclass(frozen=True)
+class NetworkHealth:
+    """All parts of a network.
+
+    Attributes
+    ----------
+    noise_to_signal : tuple of float
+        ``sigma / alpha`` of the levels that were looked at.
+    parts : tuple of PartHealth
+    """
+
+    noise_to_signal: tuple[float, ...]
+    parts: tuple[PartHealth, ...]
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Names of the dead parts."""
+        return tuple(part.name for part in self.parts if part.dead)
+
+    def record(self) -> dict[str, Any]:
+        """Return plain numbers for JSON: a list a level, by part."""
+        return {
+            "noise_to_signal": list(self.noise_to_signal),
+            "dead": list(self.dead),
+            "parts": {
+                part.name: {
+                    "weight_norm": part.weight_norm,
+                    "activation": [use.activation for use in part.by_level],
+                    "share": [use.share for use in part.by_level],
+                    "live": [use.live for use in part.by_level],
+                    "underflow": [use.underflow for use in part.by_level],
+                }
+                for part in self.parts
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """Return a table for a person, a line a part."""
+        head = f"{'part':<10} {'share':>7} {'at sigma/alpha':>15} {'live':>6} {'activation':>11} "
+        rows = [head + f"{'weights':>8} {'underflow':>10}"]
+        for part in self.parts:
+            best = max(range(len(part.by_level)), key=lambda i: part.by_level[i].share)
+            use = part.by_level[best]
+            rows.append(
+                f"{part.name:<10} {use.share:>7.1%} {self.noise_to_signal[best]:>15.3g} "
+                f"{use.live:>6.0%} {use.activation:>11.3g} {part.weight_norm:>8.3g} "
+                f"{use.underflow:>10.1%}{'  DEAD' if part.dead else ''}"
+            )
+        return rows
+
+
+def network_health(
+    network: nn.Module, parts: Mapping[str, nn.Module], levels: NoiseLevels, x_0: Tensor
+) -> NetworkHealth:
+    """Look at every part of a noise-level classifier, over the ladder.
+
+    Parameters
+    ----------
+    network : Module
+        ``(B, C, H, W) -> logits (B, T + 2)``; looked at in evaluation mode, left in its own.
+    parts : mapping of str to Module
+        Modules within it whose outputs are looked at, by name.
+    levels : NoiseLevels
+    x_0 : Tensor (B, C, H, W) in [-1, 1]
+        Some clean images, on the network's device; their noise is the same every time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    chosen = rung_levels(levels)
+    uses: dict[str, list[Use]] = {name: [] for name in parts}
+    mode = network.training
+    network.eval()
+    try:
+        for level in chosen:
+            eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+            t = torch.full((len(x_0),), level, device=x_0.device)
+            x_t = levels.perturb(x_0, t, eps)
+
+            def ratio(x_t: Tensor = x_t, t: Tensor = t) -> Tensor:
+                return log_ratio(network(x_t.requires_grad_()), t).sum()
+
+            for name, use in measure_use(parts, ratio).items():
+                uses[name].append(use)
+    finally:
+        network.train(mode)
+    norms = weight_norms(parts)
+    return NetworkHealth(
+        tuple(float(levels.sigma[t] / levels.alpha[t]) for t in chosen),
+        tuple(PartHealth(name, norms[name], tuple(uses[name])) for name in parts),
+    )
+
+
+def rung_levels(levels: NoiseLevels) -> Sequence[int]:
+    """Return the middles of `RUNGS` equal pieces of the levels between clean and pure noise."""
+    inner = levels.last - 1
+    return sorted({1 + int(inner * (k + 0.5) / RUNGS) for k in range(RUNGS)})
+
+
+def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -> dict[str, Use]:
+    """Say how a number that is computed through parts uses each of them.
+
+    Parameters
+    ----------
+    parts : mapping of str to Module
+    compute : callable
+        Runs the network and returns a scalar with a graph.
+
+    Raises
+    ------
+    ConfigError
+        If a part takes no part in the computation at all.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    try:
+        with torch.enable_grad():
+            value = compute()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := sorted(parts.keys() - outputs.keys()):
+        raise ConfigError(f"{missing} ran not once: expected parts that the network calls")
+    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+    pairs = {
+        name: (h.detach().float(), torch.zeros_like(h) if g is None else g.float())
+        for (name, h), g in zip(outputs.items(), gradients, strict=True)
+    }
+    products = {name: (h * g).abs() for name, (h, g) in pairs.items()}
+    total = sum(float(p.sum(dtype=torch.float64)) for p in products.values())
+    floor = LIVE_UNIT * total / sum(p.numel() for p in products.values())
+    tiny = torch.finfo(torch.float32).tiny
+    return {
+        name: Use(
+            activation=float(pairs[name][0].abs().mean()),
+            share=float(products[name].sum(dtype=torch.float64)) / total if total else 0.0,
+            live=float((products[name] > floor).float().mean()),
+            underflow=float((pairs[name][1].abs() < tiny).float().mean()),
+        )
+        for name in parts
+    }
+
+
+def weight_norms(parts: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Root mean square of the weights of every part; 0 for a part without any."""
+    norms = {}
+    for name, part in parts.items():
+        squares = [p.detach().double().square().sum() for p in part.parameters()]
+        count = sum(p.numel() for p in part.parameters())
+        norms[name] = float(torch.stack(squares).sum() / count) ** 0.5 if count else 0.0
+    return norms
