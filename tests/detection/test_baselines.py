@@ -24,6 +24,7 @@ from anomaly.detection.baselines import (
     TotalVariation,
     default_baselines,
 )
+from anomaly.detection.baselines.base import Budget, train_network
 from anomaly.errors import CalibrationError, ConfigError, TrainingError
 
 LEVELS = NoiseLevels.from_name("log_snr", 40)
@@ -93,6 +94,31 @@ def fitted(seed: int, again: int = 0) -> dict[str, Baseline]:
 
 def test_the_default_baselines_come_in_the_stated_order() -> None:
     assert list(build()) == NAMES
+
+
+def test_a_part_that_died_in_training_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+
+        @property
+        def parts(self) -> dict[str, nn.Module]:
+            return {"used": self.used, "unused": self.unused}
+
+    def loss(x: Tensor, noise: torch.Generator) -> Tensor:
+        return (network.used(x) + 0 * network.unused(x) - x).square().mean()
+
+    network = Half()
+    train_network(network, loss, normals(8, 0), Budget(2, 4, 1e-3), 0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "unused of a baseline's network is dead" in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_part_of_a_baseline_is_dead(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    build()[name].fit(normals(48, 0), normals(24, 1), 0)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", NAMES)

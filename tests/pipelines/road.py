@@ -37,6 +37,7 @@ CONFIG = {
     "training": {
         "steps": STEPS,
         "batch_size": 8,
+        "learning_rate": 0.008,
         "warmup_steps": 2,
         "validate_every": STEPS,
         "checkpoint_every": 10,

@@ -107,6 +107,10 @@ class _Autoencoder(nn.Module):
             norm=AUTOENCODER_NORM,
         )
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"encoder": self.body.encode, "decoder": self.body.decode}
+
     def forward(self, x: Tensor) -> Tensor:
         reconstruction: Tensor = self.body(x)
         return reconstruction
@@ -130,6 +134,10 @@ class _VAE(nn.Module):
             norm=AUTOENCODER_NORM,
             use_sigmoid=False,
         )
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"encoder": self.body.encode, "decoder": self.body.decode}
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, each (B, 64)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from anomaly.cdm.health import DEAD_SHARE, HasParts, measure_use
 from anomaly.errors import ConfigError, NonFiniteLoss, TrainingError
+from anomaly.logs import Public
 
 __all__ = [
     "Baseline",
@@ -28,6 +31,8 @@ __all__ = [
     "seeded_generator",
     "train_network",
 ]
+
+log = logging.getLogger(__name__)
 
 SCORING_BATCH = 64
 
@@ -124,7 +129,28 @@ def train_network(
         schedule.step()
     if not torch.isfinite(error):
         raise NonFiniteLoss(f"a baseline's loss is {float(error)} after {budget.steps} steps")
-    network.eval().requires_grad_(False)
+    network.eval()
+    if isinstance(network, HasParts):
+        _warn_of_dead_parts(network, loss, train[:size], seed)
+    network.requires_grad_(False)
+
+
+def _warn_of_dead_parts(
+    network: HasParts,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    images: Tensor,
+    seed: int,
+) -> None:
+    """Say which parts of a trained network do nothing: a baseline must not lose by dying."""
+    uses = measure_use(network.parts, lambda: loss(images, seeded_generator(seed, 1)))
+    for name, use in uses.items():
+        if not use.share >= DEAD_SHARE:
+            log.warning(
+                "%s of a baseline's network is dead after training: it carries %.2g %% of "
+                "gradient times activation. Its figures are those of a part of it",
+                Public(name),
+                100 * use.share,
+            )
 
 
 def seeded(make: Callable[[], Module], seed: int) -> Module:

@@ -134,6 +134,12 @@ class _Denoiser(nn.Module):
         for weights in self.head.parameters():
             nn.init.zeros_(weights)
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Where to look whether the network lives."""
+        down = {f"down {i}": stage for i, stage in enumerate(self.stages, start=1)}
+        return {**down, **{f"up {i}": stage for i, stage in enumerate(self.up_stages, start=1)}}
+
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return ``eps_hat`` (B, 1, S, S) of images noised to levels ``t`` (B,)."""
         level = self.level(self.embedding[t])
