@@ -68,7 +68,12 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def measure(name: str, data: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Train one row and look at held-out normals, altered ones and abnormal scans."""
-    overrides = [f"training.steps={steps}", f"training.validate_every={steps}", *DETECTOR]
+    overrides = [
+        f"training.steps={steps}",
+        f"training.validate_every={steps}",
+        f"training.warmup_steps={steps // 10}",
+        *DETECTOR,
+    ]
     config = benchmark_config("zhanglab", data, None, None, [*overrides, *ROWS[name]])
     run, device = RunFolder(folder / _slug(name)), torch.device("cpu")
     run.path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,87 @@
+"""What training costs: steps a second from a trained network on, augmentation included.
+
+    python benchmarks/training.py --bundle zhanglab --steps 60 --threads 1
+
+Begins at the bundle's weights, because a network's speed may depend on them: where gradients run
+below the smallest normal number, some processors compute many times slower. Batches are of 16
+random images of the bundle's size, augmented as its configuration says. Prints the median of the
+steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from anomaly.bundle import find_bundle, read_bundle
+from anomaly.cdm.loss import CDMLoss
+from anomaly.data.loaders import step_batches
+from anomaly.training import Batch, fit
+
+IMAGES, BATCH, WARM = 64, 16, 5
+
+
+def main() -> None:
+    """Parse the options, train and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bundle = read_bundle(find_bundle(options.bundle))
+    config = bundle.config
+    side = 2 * config.preprocessing.size
+    # The bundle's mean image and noise: near what the weights were trained on.
+    mean = torch.nn.functional.interpolate((bundle.reference[None] + 1) / 2, (side, side))
+    noise = torch.randn(IMAGES, 1, side, side, generator=torch.Generator().manual_seed(0))
+    framed = (mean + 0.05 * noise).clamp(0, 1)
+    settings = replace(
+        config.training,
+        steps=options.steps,
+        batch_size=BATCH,
+        learning_rate=1e-9,  # the weights stay where they are
+        validate_every=options.steps,
+        checkpoint_every=options.steps,
+    )
+
+    def batches(start: int) -> Iterator[Batch]:
+        loader = step_batches(
+            framed,
+            [""] * IMAGES,
+            config.augmentation,
+            config.preprocessing,
+            batch_size=BATCH,
+            seed=0,
+            steps=range(start, options.steps),
+        )
+        for images, keys in loader:
+            yield Batch(images, keys)
+
+    at = [time.perf_counter()]
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            CDMLoss(bundle.network.requires_grad_(True), bundle.levels, settings.ce_weight),
+            batches,
+            settings,
+            grey_levels=config.preprocessing.grey_levels,
+            folder=Path(folder),
+            fingerprint="",
+            on_step=lambda step, loss: at.append(time.perf_counter()),
+        )
+    seconds = statistics.median(b - a for a, b in zip(at[WARM:-1], at[WARM + 1 :], strict=True))
+    print(
+        f"{1 / seconds:.2f} steps/s ({BATCH} images of {side // 2}x{side // 2}, "
+        f"{options.threads} threads)"
+    )
+
+
+if __name__ == "__main__":
+    main()
