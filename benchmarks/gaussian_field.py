@@ -26,7 +26,7 @@ from anomaly.cdm.density import bits_per_dim, log_density, predict_noise
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import SCHEDULES, NoiseLevels
-from anomaly.cdm.loss import CDMLoss
+from anomaly.cdm.loss import POWERS, CDMLoss, level_weights
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
 from anomaly.checkpoint import Metrics
 from anomaly.training import Batch, TrainingSettings, fit
@@ -76,6 +76,12 @@ def denoising_errors(classifier: nn.Module, fields: Tensor, levels: NoiseLevels)
     return errors
 
 
+def best_errors(truth: Tensor, levels: NoiseLevels) -> Tensor:
+    """Mean squared error of eps that the best denoiser leaves, at every level: (T + 2,) float64."""
+    signal = levels.alpha.square()[:, None] * torch.linalg.eigvalsh(truth)
+    return (signal / (signal + levels.sigma.square()[:, None])).mean(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="log_snr")
@@ -85,6 +91,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--ce-weight", type=float, default=3e-4)
     parser.add_argument("--ce-from", type=float, default=0.0)
+    parser.add_argument("--level-weights", choices=sorted(POWERS), default="uniform")
     parser.add_argument("--widths", type=int, nargs="+", default=[24, 32, 48])
     parser.add_argument("--spectral-base", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -152,8 +159,10 @@ def main() -> None:
         checkpoint_every=options.steps,
     )
     with tempfile.TemporaryDirectory() as folder:
+        # By the error that the best denoiser leaves, which is known here and linear.
+        weights = level_weights(best_errors(truth, levels), POWERS[options.level_weights])
         fit(
-            CDMLoss(classifier, levels, options.ce_weight),
+            CDMLoss(classifier, levels, options.ce_weight, weights),
             batches,
             training,
             grey_levels=None,

@@ -19,13 +19,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+import torch
 import yaml
 from PIL import Image
 from road import STEPS, Road, anomaly, copy, done, refused
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anomaly.bundle import read_bundle
-from anomaly.checkpoint import read_checkpoint
+from anomaly.bundle import read_bundle, write_bundle
+from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.config import load_config
 from anomaly.data.manifest import Manifest
 from anomaly.detection.features import feature_groups
@@ -498,6 +500,35 @@ def test_the_doctor_knows_an_intact_bundle_from_a_damaged_one(run: RunFolder) ->
     assert "weights.safetensors has changed" in said.out
     assert "intact" not in said.out
     assert "is no bundle" in refused("doctor", "--bundle", run.path / "nowhere")
+
+
+def test_the_doctor_shows_which_parts_of_a_network_live(run: RunFolder) -> None:
+    said = done("doctor", "--bundle", run.bundle)
+    assert "scale 1" in said.out
+    assert "scale 2" in said.out
+    assert "DEAD" not in said.out
+    bundle = read_bundle(run.bundle)
+    torch.nn.init.zeros_(bundle.network.network.reads[1].weight)  # its features reach no sum
+    write_bundle(bundle, run.bundle)
+    said = done("doctor", "--bundle", run.bundle)
+    assert "scale 2: dead, with less than 1% at every noise level" in said.out
+
+
+def test_training_records_the_health_of_its_network(road: Road) -> None:
+    first, last = read_metrics(road.run.training_metrics)
+    for record in (first, last):
+        parts = record["health"]["parts"]
+        assert set(parts) == {"scale 1", "scale 2"}
+        shares = np.array([part["share"] for part in parts.values()])
+        np.testing.assert_allclose(shares.sum(0), 1)
+        assert record["health"]["dead"] == []
+    assert set(last["update_to_weight"]) == {"scale 1", "scale 2"}
+    assert all(0 < ratio < 1 for ratio in last["update_to_weight"].values())
+    events = EventAccumulator(str(road.run.path / "tensorboard")).Reload()
+    drawn = events.Scalars("health/parts/scale 2/share/0")
+    assert [event.step for event in drawn] == [first["step"], last["step"]]
+    expected = [record["health"]["parts"]["scale 2"]["share"][0] for record in (first, last)]
+    assert [event.value for event in drawn] == pytest.approx(expected)
 
 
 def test_the_doctor_needs_no_bundle() -> None:
