@@ -1,0 +1,137 @@
+"""What the network adds to statistics of the plain image, and what it sees of single lesions.
+
+    python benchmarks/network_part.py --data DIR --bundle zhanglab
+
+Ledoit-Wolf distances over `texture` (no network), over `energy` (the network's residuals) and over
+both, and the largest evidence of the heatmap (`evidence_peak`), all fitted on the training and
+validation normals of the bundle's split as the benchmark fits them, each with its own conformal
+threshold at alpha from the calibration normals. On pneumonia (or whatever is abnormal) of the test
+split, and on lesions drawn into its normals. `gain`: AUROC of both less that of texture alone,
+with the 95 % interval of 1,000 paired bootstrap draws of patients. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from anomaly.bundle import find_bundle, read_bundle
+from anomaly.data.alterations import LESIONS
+from anomaly.data.manifest import ManifestRow
+from anomaly.detection.calibration import Calibration
+from anomaly.detection.detector import DetectorSettings
+from anomaly.detection.scoring import fit_on, normal_table
+from anomaly.evaluation import patient_weights
+from pipelines.benchmark import benchmark_config
+from pipelines.benchmark_robustness import altered_by
+from pipelines.benchmark_scans import Judge, Looked
+from pipelines.fit import Watcher, calibration_change, fitting_set
+from pipelines.prepare import prepare
+from pipelines.run import RunFolder
+
+USES = {"texture": ("texture",), "energy": ("energy",), "both": ("energy", "texture")}
+PEAK = "evidence_peak"
+DRAWS = 1000
+
+Array = NDArray[np.float64]
+
+
+def paired_gain(
+    better: tuple[Array, Array], plain: tuple[Array, Array], patients: tuple[list[str], list[str]]
+) -> dict[str, float]:
+    """AUROC of one score less that of another on the same scans, resampled by patient."""
+    abnormal = np.repeat([False, True], [len(part) for part in better])
+    scores = [np.concatenate(score) for score in (better, plain)]
+    drawn, of = patient_weights(patients[0] + patients[1], DRAWS, 0)
+
+    def gain(weights: NDArray[np.int64]) -> float:
+        one, other = (roc_auc_score(abnormal, score, sample_weight=weights) for score in scores)
+        return float(one - other)
+
+    held = [w for w in drawn[:, of] if abnormal[w > 0].any() and not abnormal[w > 0].all()]
+    low, high = np.quantile([gain(weights) for weights in held], (0.025, 0.975))
+    return {"value": gain(np.ones_like(of)), "low": float(low), "high": float(high)}
+
+
+def main() -> None:
+    """Parse the options, fit, look and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    options = parser.parse_args()
+    folder = find_bundle(options.bundle)
+    config = benchmark_config("bundle", options.data, None, folder, [])
+    bundle = read_bundle(folder)
+    with tempfile.TemporaryDirectory() as place:
+        manifest = prepare(RunFolder(Path(place)), config)
+    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
+    judge = Judge(watcher, bundle, bundle.heatmap)
+
+    def split(name: str, *, normal: bool) -> Sequence[ManifestRow]:
+        rows = [row for row in manifest.select(split=name) if row.label]
+        return [row for row in rows if (row.label == config.data.normal) == normal]
+
+    fitted_on = [*split("train", normal=True), *split("validation", normal=True)]
+    observed, scans = fitting_set(watcher, fitted_on)
+    table = normal_table(observed, config.features, config.heatmap, scans)
+    detectors = {name: fit_on(table, DetectorSettings(use), scans) for name, use in USES.items()}
+    peak = table.names.index(PEAK)
+
+    def scores(looked: Looked) -> dict[str, Array]:
+        found = {
+            name: detector.score(looked.table.use(detector.names).values)
+            for name, detector in detectors.items()
+        }
+        return {**found, "peak": looked.table.values[:, peak]}
+
+    change = calibration_change(config)
+    calibration = scores(judge.look(split("calibration", normal=True), "calibration", change))
+    normals = judge.look(split("test", normal=True), "normals")
+    others = {"abnormal": judge.look(split("test", normal=False), "abnormal")}
+    for lesion in LESIONS:
+        others[lesion.name] = judge.look(normals.rows, lesion.name, partial(altered_by, lesion))
+    calm = scores(normals)
+    flags = {name: Calibration.from_scores(found) for name, found in calibration.items()}
+    result: dict[str, object] = {
+        "bundle": bundle.hash,
+        "false_alarms": {
+            name: float((flags[name].p_values(found) <= config.alpha).mean())
+            for name, found in calm.items()
+        },
+    }
+    print(f"false alarms {result['false_alarms']}")
+    print(f"{'':<22}{'AUROC and sensitivity: texture, energy, both, peak':<56}gain of both")
+    for name, looked in others.items():
+        found = scores(looked)
+        kinds = np.repeat([False, True], [len(normals.rows), len(looked.rows)])
+        auroc = {
+            key: float(roc_auc_score(kinds, np.concatenate([calm[key], found[key]])))
+            for key in found
+        }
+        sensitivity = {
+            key: float((flags[key].p_values(found[key]) <= config.alpha).mean()) for key in found
+        }
+        patients = (normals.patients, looked.patients)
+        gain = paired_gain(
+            (calm["both"], found["both"]), (calm["texture"], found["texture"]), patients
+        )
+        result[name] = {"auroc": auroc, "sensitivity": sensitivity, "gain": gain}
+        cells = "  ".join(f"{auroc[key]:.3f} {sensitivity[key]:.2f}" for key in found)
+        print(
+            f"{name:<22}{cells:<56}{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
+            flush=True,
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
