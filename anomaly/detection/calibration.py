@@ -24,6 +24,9 @@ from anomaly.errors import CalibrationError, TooFewCalibrationScans
 
 __all__ = ["Calibration", "Spread", "allowed_rank", "false_alarm_interval"]
 
+TINY = float(np.finfo(np.float64).tiny)
+"""Smallest normal number. Those below it count as zero: a processor that flushes them does so."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -50,12 +53,12 @@ class Calibration:
                 f"{len(scores)} calibration scores, {int((~np.isfinite(scores)).sum())} not "
                 "finite: expected at least one, all finite"
             )
-        return cls(np.sort(np.asarray(scores, dtype=np.float64)))
+        return cls(np.sort(_flushed(np.asarray(scores, dtype=np.float64))))
 
     def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Conformal p-values in ``[1 / (n + 1), 1]``; a tie counts as at least as unusual."""
         n = len(self.scores)
-        at_least = n - np.searchsorted(self.scores, scores, side="left")
+        at_least = n - np.searchsorted(self.scores, _flushed(scores), side="left")
         return np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
 
     def threshold(self, alpha: float) -> float:
@@ -71,7 +74,12 @@ class Calibration:
         rank = allowed_rank(len(self.scores), alpha)
         # p <= alpha needs fewer than `rank` calibration scores at or above the score, hence a
         # score strictly above the rank-th largest.
-        return float(np.nextafter(self.scores[len(self.scores) - rank], np.inf))
+        held = float(self.scores[len(self.scores) - rank])
+        return TINY if held == 0 else float(np.nextafter(held, np.inf))
+
+
+def _flushed(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(scores) < TINY, 0.0, scores)
 
 
 @dataclass(frozen=True)

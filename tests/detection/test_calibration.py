@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from crepes import ConformalClassifier  # type: ignore[import-untyped]
 from hypothesis import example, given
 from numpy.testing import assert_allclose, assert_array_equal
@@ -81,6 +82,23 @@ def test_flag_by_p_value_is_flag_by_threshold(
         assert not by_p.any()
         return
     assert_array_equal(by_p, scores >= threshold)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_flags_near_zero_do_not_depend_on_what_the_processor_flushes(flush: bool) -> None:
+    """Evidence of 0 is common; the float above it is one that a flushing processor takes for 0."""
+    tiny = float(np.finfo(np.float64).tiny)
+    scores = np.array([-1.0, -tiny, -5e-324, 0.0, 5e-324, tiny, 1.0])
+    try:
+        torch.set_flush_denormal(flush)
+        zeros, below = calibration(*[0.0] * 9), calibration(*[-tiny] * 9)
+        assert zeros.threshold(0.1) == tiny
+        for made, flagged in ((zeros, 2), (below, 5)):
+            expected = [False] * (len(scores) - flagged) + [True] * flagged
+            assert_array_equal(made.p_values(scores) <= 0.1, expected)
+            assert_array_equal(scores >= made.threshold(0.1), expected)
+    finally:
+        torch.set_flush_denormal(True)
 
 
 @given(n=st.integers(1, 2000), alpha=alphas)
