@@ -95,8 +95,9 @@ class TrainingSettings:
         Share of the steps after which the cross-entropy joins. Early on its gradient, a sum over
         the whole image, drowns what the denoising error has to teach.
     level_weights : {"uniform", "balanced", "relative"}
-        "uniform" is the paper's loss; the others weigh each level's denoising error by what the
-        best linear denoiser leaves there, or its root (`anomaly.cdm.loss.level_weights`).
+        "uniform" is the paper's loss; the others weigh each level's denoising error by a power,
+        0.7 or 1, of the inverse of the error that the best linear denoiser leaves there
+        (`anomaly.cdm.loss.inverse_error_weights`).
     precision : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 autocast on a GPU that has it, float32 elsewhere.
     seed : int
@@ -163,6 +164,7 @@ def fit(
     fingerprint: str,
     device: torch.device | str = "cpu",
     validate: Callable[[nn.Module, int], Metrics] | None = None,
+    on_metrics: Callable[[Metrics], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> FitResult:
@@ -185,6 +187,8 @@ def fit(
     device : torch.device or str
     validate : callable, optional
         ``validate(averaged network, step)`` -> numbers to record.
+    on_metrics : callable, optional
+        ``on_metrics(record)`` after each validation, with all that is recorded.
     on_step : callable, optional
         ``on_step(step, loss)`` after each step, for a progress bar.
     should_stop : callable, optional
@@ -205,7 +209,7 @@ def fit(
             f"processes: choose a multiple of {world}"
         )
     state = _TrainingState(loss.to(device), settings, torch.device(device))
-    record = _Record(folder, fingerprint, rank, validate)
+    record = _Record(folder, fingerprint, rank, validate, on_metrics)
     record.resume(state)
     if state.step == 0:
         record.measure(state)  # where the curve starts: what the closed-form base knows
@@ -234,6 +238,7 @@ class _Record:
     fingerprint: str
     rank: int
     validate: Callable[[nn.Module, int], Metrics] | None
+    on_metrics: Callable[[Metrics], None] | None
 
     @property
     def checkpoint(self) -> Path:
@@ -254,10 +259,12 @@ class _Record:
 
     def measure(self, state: _TrainingState) -> None:
         if self.rank == 0 and self.validate is not None:
-            measured = self.validate(state.averaged, state.step)
+            measured = {"step": state.step, **self.validate(state.averaged, state.step)}
             if state.update_to_weight:
-                measured = {**measured, "update_to_weight": state.update_to_weight}
-            append_metrics(self.metrics, {"step": state.step, **measured})
+                measured["update_to_weight"] = state.update_to_weight
+            append_metrics(self.metrics, measured)
+            if self.on_metrics is not None:
+                self.on_metrics(measured)
 
     def save(self, state: _TrainingState) -> None:
         if self.rank == 0:
@@ -280,7 +287,7 @@ class _TrainingState:
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
         network = loss.network
         self.parts = network.parts if isinstance(network, HasParts) else {}
-        self.dead: tuple[str, ...] = ()
+        self.dead: set[str] = set()  # what was warned of
         self.update_to_weight: dict[str, float] = {}
 
     def train_on(
@@ -313,8 +320,8 @@ class _TrainingState:
 
     def _update(self) -> None:
         """Take the optimiser's step; where it will be recorded, measure how far it moves a part."""
-        every, steps = self.settings.validate_every, self.settings.steps
-        if (self.step + 1) % every and self.step + 1 != steps:
+        after, every = self.step + 1, self.settings.validate_every
+        if after % every and after != self.settings.steps:
             self.optimizer.step()
             return
         before = {
@@ -328,7 +335,7 @@ class _TrainingState:
         }
 
     def examine(self, batch: Batch) -> None:
-        """Warn where a part of the network takes part no longer, once for each."""
+        """Warn of parts of the network that are dead, once of each."""
         if not self.parts:
             return
         images = batch.images[:EXAMINED].to(self.device)
@@ -336,16 +343,16 @@ class _TrainingState:
         for part in health.parts:
             if part.dead and part.name not in self.dead:
                 log.warning(
-                    "%s of the network died by step %d: at no noise level does it carry more than "
-                    "%.2g %% of gradient times activation. Lower training.learning_rate (%g), "
-                    "train with network.normalize: true where it is false, and begin anew: what "
-                    "is dead does not come back",
+                    "%s of the network is dead at step %d: at no noise level does it carry more "
+                    "than %.2g %% of gradient times activation, and the rest learns without it. "
+                    "Train anew with a lower training.learning_rate (%g); an encoder needs "
+                    "network.normalize: true",
                     Public(part.name),
                     self.step,
                     100 * part.share,
                     self.settings.learning_rate,
                 )
-        self.dead = health.dead
+        self.dead |= set(health.dead)
 
     def _draw(self, shape: torch.Size, start: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noise of this process's rows, drawn as one process would draw the whole batch."""

@@ -107,7 +107,7 @@ def measure(name: str, data: Path, folder: Path, steps: int) -> dict[str, Any]:
         "name": name,
         "overrides": list(ROWS[name]),
         "steps": steps,
-        "bits_per_dim": last["bits_per_dim_bound"],
+        "bits_per_dim_bound": last["bits_per_dim_bound"],
         "denoising": last["denoising_by_level"][4:7],
         "shares": {part: max(found["share"]) for part, found in last["health"]["parts"].items()},
         "seconds": seconds,
@@ -132,8 +132,9 @@ def show(row: dict[str, Any]) -> None:
     errors = [f"{error:.3g}" for error in row["denoising"]]
     shares = row["shares"].values()
     print(
-        f"| {row['name']} | {row['bits_per_dim']:.2f} | {' '.join(errors)} | {min(shares):.2f} | "
-        f"{cell('auroc')} | {cell('auroc_against_nuisance')} | {cell('nuisance')} |",
+        f"| {row['name']} | {row['bits_per_dim_bound']:.2f} | {' '.join(errors)} | "
+        f"{min(shares):.2f} | {cell('auroc')} | {cell('auroc_against_nuisance')} | "
+        f"{cell('nuisance')} |",
         flush=True,
     )
 

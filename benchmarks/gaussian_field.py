@@ -26,7 +26,7 @@ from anomaly.cdm.density import bits_per_dim, log_density, predict_noise
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import SCHEDULES, NoiseLevels
-from anomaly.cdm.loss import POWERS, CDMLoss, level_weights
+from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
 from anomaly.checkpoint import Metrics
 from anomaly.training import Batch, TrainingSettings, fit
@@ -160,7 +160,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         # By the error that the best denoiser leaves, which is known here and linear.
-        weights = level_weights(best_errors(truth, levels), POWERS[options.level_weights])
+        weights = inverse_error_weights(best_errors(truth, levels), POWERS[options.level_weights])
         fit(
             CDMLoss(classifier, levels, options.ce_weight, weights),
             batches,

@@ -31,7 +31,7 @@ from anomaly.bundle import Bundle, read_bundle
 from anomaly.cdm.network import EncoderSettings
 from anomaly.config import Config, load_config, override
 from anomaly.data.alterations import ALTERATIONS, Alteration
-from anomaly.data.augmentation import RandomChange
+from anomaly.data.augmentation import RandomAugmentation
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.network_images import framed_images, network_images
 from anomaly.detection.baselines import default_baselines
@@ -461,7 +461,7 @@ def _baseline_images(watcher: Watcher, normals: _Normals) -> tuple[Tensor, Tenso
     """Training images with one augmented copy of each, and validation images as they are."""
     config = watcher.config
     framed = framed_images(watcher.reader(), normals.train, config.data.workers)
-    change = RandomChange(config.augmentation, config.preprocessing)
+    change = RandomAugmentation(config.augmentation, config.preprocessing)
     change.set_random_state(seed=BASELINE_SEED)
     copies = torch.stack([change(image) for image in framed])
     train = torch.cat([network_images(framed, config.preprocessing), copies])

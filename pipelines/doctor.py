@@ -92,7 +92,7 @@ def _intact(folder: Path) -> list[str]:
     if health.dead:
         lines.append(
             f"  {', '.join(health.dead)}: dead, with less than {DEAD_SHARE:.0%} at every noise "
-            "level. The bundle scores as it was calibrated to; a network that lives sees more: "
-            "train one with network.normalize: true"
+            "level. Scores are those that it was calibrated with; a network without dead parts "
+            "may see more. Train one at a lower rate; an encoder needs network.normalize: true"
         )
     return lines

@@ -28,7 +28,7 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.health import network_health
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import POWERS, CDMLoss, level_weights
+from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
@@ -196,7 +196,6 @@ def _fit(
         shown = images["validation"][:HEALTH_IMAGES].to(device)
         health = network_health(averaged, averaged.parts, levels, shown)
         metrics["health"] = health.record()
-        _write_board(board, metrics, step)
         sheet = _sample_sheet(averaged, levels, images["train"].shape[1:], device)
         _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
         bar.write(
@@ -206,6 +205,11 @@ def _fit(
             + (f"DEAD: {', '.join(health.dead)}" if health.dead else "every part lives")
         )
         return metrics
+
+    def on_metrics(record: Metrics) -> None:
+        assert board is not None
+        numbers = {name: value for name, value in record.items() if name != "step"}
+        _write_board(board, numbers, record["step"])
 
     def on_step(step: int, value: float) -> None:
         bar.update(step - bar.n)
@@ -221,6 +225,7 @@ def _fit(
             fingerprint=fingerprint,
             device=device,
             validate=validate,
+            on_metrics=on_metrics,
             on_step=on_step,
             should_stop=stop,
         )
@@ -238,7 +243,7 @@ def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None
             f"training.level_weights is {name!r}, which needs network.spectral_base: true; use "
             "'uniform' without a base"
         )
-    return level_weights(classifier.base.denoising_error(), POWERS[name])
+    return inverse_error_weights(classifier.base.denoising_error(), POWERS[name])
 
 
 def _fit_intercepts(

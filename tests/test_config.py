@@ -88,6 +88,7 @@ def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> 
         ("preprocessing.grey_levels=1", "preprocessing.grey_levels"),
         ("augmentation.rotate=-1", "augmentation.rotate"),
         ("augmentation.gamma=.nan", "augmentation.gamma"),
+        ("augmentation.zoom=1", "augmentation.zoom"),
         ("augmentation.shift=.inf", "augmentation.shift"),
         ("training.steps=0", "training.steps"),
         ("training.ema_decay=1", "training.ema_decay"),

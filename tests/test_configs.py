@@ -13,7 +13,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
 from anomaly.cdm.network import LevelClassifier, UNetSettings, build_network
 from anomaly.config import Config, load_config
-from anomaly.data.augmentation import RandomChange
+from anomaly.data.augmentation import RandomAugmentation
 from anomaly.data.splits import SPLITS
 from anomaly.data.transforms import network_image
 
@@ -69,7 +69,7 @@ def test_augmentation_gives_images_of_the_network(path: Path) -> None:
     config = load_config(path)
     how = config.preprocessing
     framed = torch.rand(1, 2 * how.size, 2 * how.size, generator=torch.Generator().manual_seed(0))
-    change = RandomChange(config.augmentation, how)
+    change = RandomAugmentation(config.augmentation, how)
     change.set_random_state(seed=1)
     image = change(framed)
     assert image.shape == (config.network.channels, how.size, how.size)

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.bundle import SHIPPED, Bundle, find_bundle, read_bundle
+from anomaly.cdm.health import network_health
 from anomaly.detection.features import observe
 from anomaly.detection.scoring import Scores, score_observation
 
-SCORES, PEAKS, LIMIT = [32.3598, 11.3706], [4.38656, 4.33776], 5.53043652
+SCORES, PEAKS, LIMIT = [28.3087, 8.57915], [4.47389, 4.51227], 5.71561479
 
 NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
@@ -43,6 +44,16 @@ def test_it_is_intact_small_and_described(name: str) -> None:
     assert bundle.hash in card
     for said in ("Research use only. Not a diagnosis.", "Licence", "Intended use", "cannot see"):
         assert said in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_of_its_network_lives(name: str) -> None:
+    bundle = read_bundle(SHIPPED / name)
+    mean = bundle.reference[None].expand(4, -1, -1, -1)
+    health = network_health(bundle.network, bundle.network.parts, bundle.levels, mean)
+    for part in health.parts:
+        assert part.share >= 0.05, part.name
+        assert max(use.live for use in part.by_level) > 0.99, part.name
 
 
 def look(bundle: Bundle, blank: NDArray[np.bool_] | None = None) -> Scores:

@@ -143,18 +143,21 @@ def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
 def denoising_bits_per_dim(
     errors: Tensor, t: Tensor, levels: NoiseLevels, grey_levels: int
 ) -> float:
-    r"""Code length in bits per pixel value that a denoiser proves, without any density.
+    r"""Upper bound on the code length, bits per pixel value, from denoising errors alone.
 
-    By the relation of Guo, Shamai and Verdu (2005, eq. 12; as a code length: Kong et al. 2023,
-    arXiv 2302.03792, eq. 9) the entropy of images is an integral over the error of the best
-    denoiser, with :math:`\gamma = \alpha_t^2 / \sigma_t^2`,
+    By the relation of mutual information and denoising error (Guo, Shamai and Verdu 2005, IEEE
+    Trans. Inf. Theory 51; for diffusion models Kong et al. 2023, arXiv 2302.03792) the entropy of
+    images is an integral over the error of the best denoiser, with
+    :math:`\gamma = \alpha_t^2 / \sigma_t^2`,
 
     .. math:: \frac{h(x_0)}{d} = \frac12 \ln(2 \pi e) - \frac12 \int
               \Big( \frac{\gamma}{1 + \gamma} - \frac{E \|\varepsilon -
               \hat\varepsilon\|^2}{d} \Big) \, d \ln \gamma .
 
-    Any other denoiser has a larger error, and what lies beyond the ladder only lowers it: an upper
-    bound. A `bits_per_dim` well below it is no code length: that density is not normalised.
+    Any other denoiser has a larger error, and for images in [-1, 1] what lies beyond the ladder
+    only lowers it: an upper bound, up to the draw of images and noise and to the trapezoids
+    between levels. `bits_per_dim` of a trained network is an estimate:
+    nothing normalises its density but the cross-entropy, and it can err to either side.
 
     Parameters
     ----------
@@ -173,7 +176,8 @@ def denoising_bits_per_dim(
     width[2:-1] += steps / 2
     signal = torch.zeros_like(width)
     signal[1:-1] = snr / (1 + snr)
-    gain = width[t] * (signal[t] - errors.to(torch.float64))
+    t = t.cpu()
+    gain = width[t] * (signal[t] - errors.cpu().to(torch.float64))
     nats = 0.5 * math.log(2 * math.pi * math.e) - 0.5 * len(levels) * float(gain.mean())
     return float(bits_per_dim(torch.tensor(-nats, dtype=torch.float64), 1, grey_levels))
 

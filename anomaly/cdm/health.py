@@ -8,15 +8,15 @@ level, and the features :math:`h` that a part of it gives, gradient times activa
 says how much of :math:`F` goes through the part. Its *share* is :math:`A` over the sum of all
 parts'. A unit (one feature at one place of one image) is *live* where its own
 :math:`| h \cdot \partial F / \partial h |` is more than a millionth of the mean over all units of
-all parts; a gradient *underflows* where it is zero or smaller than the smallest normal number. A
-part is *dead* where its share stays below `DEAD_SHARE` at every noise level: its weights are still
-multiplied, and nothing would change without them.
+all parts. A gradient counts as zero where it is smaller than the smallest normal number. A part is
+*dead* where its share stays below `DEAD_SHARE` at every noise level: it is computed for nothing.
 
 A dead part does not show in the loss: the parts that live learn what they can.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -37,7 +37,7 @@ __all__ = [
     "measure_use",
     "network_health",
     "rung_levels",
-    "weight_norms",
+    "weight_rms",
 ]
 
 DEAD_SHARE = 0.01
@@ -70,14 +70,14 @@ class Use:
         Of gradient times activation, over all parts.
     live : float in [0, 1]
         Share of its units that are live.
-    underflow : float in [0, 1]
-        Share of its gradient that is zero or smaller than the smallest normal number.
+    zero_gradient : float in [0, 1]
+        Share of its gradient that is zero, or smaller than the smallest normal number.
     """
 
     activation: float
     share: float
     live: float
-    underflow: float
+    zero_gradient: float
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,26 @@ class PartHealth:
     Attributes
     ----------
     name : str
-    weight_norm : float
+    weight_rms : float
         Root mean square of its weights.
     by_level : tuple of Use
         One a level of `NetworkHealth.noise_to_signal`.
     """
 
     name: str
-    weight_norm: float
+    weight_rms: float
     by_level: tuple[Use, ...]
 
     @property
     def share(self) -> float:
-        """Largest share over the levels."""
-        return max(use.share for use in self.by_level)
+        """Largest share over the levels; NaN where one is not finite."""
+        shares = [use.share for use in self.by_level]
+        return math.nan if any(map(math.isnan, shares)) else max(shares)
 
     @property
     def dead(self) -> bool:
-        """Whether it takes part at no level."""
-        return not self.share >= DEAD_SHARE  # NaN is dead too
+        """Whether its share is below `DEAD_SHARE` at every level, or not finite."""
+        return not self.share >= DEAD_SHARE
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ class NetworkHealth:
             "dead": list(self.dead),
             "parts": {
                 part.name: {
-                    "weight_norm": part.weight_norm,
+                    "weight_rms": part.weight_rms,
                     "activation": [use.activation for use in part.by_level],
                     "share": [use.share for use in part.by_level],
                     "live": [use.live for use in part.by_level],
-                    "underflow": [use.underflow for use in part.by_level],
+                    "zero_gradient": [use.zero_gradient for use in part.by_level],
                 }
                 for part in self.parts
             },
@@ -147,14 +148,14 @@ class NetworkHealth:
     def lines(self) -> list[str]:
         """Return a table for a person, a line a part."""
         head = f"{'part':<10} {'share':>7} {'at sigma/alpha':>15} {'live':>6} {'activation':>11} "
-        rows = [head + f"{'weights':>8} {'underflow':>10}"]
+        rows = [head + f"{'weights':>8} {'zero gradient':>14}"]
         for part in self.parts:
             best = max(range(len(part.by_level)), key=lambda i: part.by_level[i].share)
             use = part.by_level[best]
             rows.append(
                 f"{part.name:<10} {use.share:>7.1%} {self.noise_to_signal[best]:>15.3g} "
-                f"{use.live:>6.0%} {use.activation:>11.3g} {part.weight_norm:>8.3g} "
-                f"{use.underflow:>10.1%}{'  DEAD' if part.dead else ''}"
+                f"{use.live:>6.0%} {use.activation:>11.3g} {part.weight_rms:>8.3g} "
+                f"{use.zero_gradient:>14.1%}{'  DEAD' if part.dead else ''}"
             )
         return rows
 
@@ -177,7 +178,7 @@ def network_health(
     generator = torch.Generator().manual_seed(0)
     chosen = rung_levels(levels)
     uses: dict[str, list[Use]] = {name: [] for name in parts}
-    mode = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         for level in chosen:
@@ -191,8 +192,9 @@ def network_health(
             for name, use in measure_use(parts, ratio).items():
                 uses[name].append(use)
     finally:
-        network.train(mode)
-    norms = weight_norms(parts)
+        for module, training in modes.items():
+            module.training = training
+    norms = weight_rms(parts)
     return NetworkHealth(
         tuple(float(levels.sigma[t] / levels.alpha[t]) for t in chosen),
         tuple(PartHealth(name, norms[name], tuple(uses[name])) for name in parts),
@@ -206,7 +208,7 @@ def rung_levels(levels: NoiseLevels) -> Sequence[int]:
 
 
 def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -> dict[str, Use]:
-    """Say how a number that is computed through parts uses each of them.
+    """Say how a number that is computed through parts uses each of them, called once each.
 
     Parameters
     ----------
@@ -217,7 +219,7 @@ def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -
     Raises
     ------
     ConfigError
-        If a part takes no part in the computation at all.
+        If a part is not called.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -235,7 +237,7 @@ def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -
         for hook in hooks:
             hook.remove()
     if missing := sorted(parts.keys() - outputs.keys()):
-        raise ConfigError(f"{missing} ran not once: expected parts that the network calls")
+        raise ConfigError(f"{missing} never ran: expected modules that the network calls")
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     pairs = {
         name: (h.detach().float(), torch.zeros_like(h) if g is None else g.float())
@@ -250,13 +252,13 @@ def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -
             activation=float(pairs[name][0].abs().mean()),
             share=float(products[name].sum(dtype=torch.float64)) / total if total else 0.0,
             live=float((products[name] > floor).float().mean()),
-            underflow=float((pairs[name][1].abs() < tiny).float().mean()),
+            zero_gradient=float((pairs[name][1].abs() < tiny).float().mean()),
         )
         for name in parts
     }
 
 
-def weight_norms(parts: Mapping[str, nn.Module]) -> dict[str, float]:
+def weight_rms(parts: Mapping[str, nn.Module]) -> dict[str, float]:
     """Root mean square of the weights of every part; 0 for a part without any."""
     norms = {}
     for name, part in parts.items():

@@ -4,8 +4,8 @@ r"""The training loss: classify the level, and denoise through the input gradien
           + w_t \, \| \varepsilon - \hat\varepsilon(x_t, t) \|^2 / d
 
 with :math:`w_t = 1` in the paper. The error of the noise shrinks by orders of magnitude up the
-ladder, and with it the share that anatomy, seen at high noise, has in the loss; `level_weights`
-lets every level count by how much of its own error is left, or by the root of that.
+ladder, and with it the share that anatomy, seen at high noise, has in the loss;
+`inverse_error_weights` make up for it, wholly or in part.
 
 Both terms are needed: cross-entropy alone denoises badly, denoising alone leaves the constant of
 each level's log density free (Table 1).
@@ -22,10 +22,10 @@ from torch.nn import functional
 from anomaly.cdm.density import predict_noise
 from anomaly.cdm.levels import NoiseLevels
 
-__all__ = ["POWERS", "CDMLoss", "LossTerms", "level_weights", "stratified_levels"]
+__all__ = ["POWERS", "CDMLoss", "LossTerms", "inverse_error_weights", "stratified_levels"]
 
 POWERS = {"uniform": 0.0, "balanced": 0.7, "relative": 1.0}
-"""How level weights follow the inverse error of a reference denoiser, by name."""
+"""Power of the inverse error of a reference denoiser by which a level counts, by name."""
 
 
 class LossTerms(NamedTuple):
@@ -82,8 +82,8 @@ class CDMLoss(nn.Module):
         return LossTerms(total, cross_entropy.detach(), denoising.detach())
 
 
-def level_weights(errors: Tensor, power: float) -> Tensor:
-    """Weights that follow the inverse of a reference denoising error of every level, with mean 1.
+def inverse_error_weights(errors: Tensor, power: float) -> Tensor:
+    """Weights ``errors ** -power`` of the levels, scaled to a mean of 1.
 
     Parameters
     ----------
@@ -91,9 +91,8 @@ def level_weights(errors: Tensor, power: float) -> Tensor:
         Mean squared error of eps that a simple denoiser leaves, such as the best linear one
         (`anomaly.cdm.gaussian.CosineGaussianCDM.denoising_error`).
     power : float
-        One of `POWERS`: 0 weighs every level alike, as the paper does, which is the weighting of a
-        likelihood on a schedule uniform in log-SNR; 1 weighs it by how much of its own error is
-        left, for what is seen at high noise; 0.7 keeps most of both.
+        One of `POWERS`. With 0 every level counts alike, as in the paper and, on a schedule
+        uniform in log-SNR, in a likelihood. With 1 it is relative errors that count alike.
 
     Returns
     -------

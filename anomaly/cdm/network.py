@@ -8,9 +8,10 @@ r"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. They see ``x
   A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` where noise is
   low, and its difference from pure noise's fades as :math:`1 - \sigma_t^2` where noise is high
   (for centred data: `anomaly.cdm.gaussian` near sigma = 1): the head has both built in. There is no
-  decoder; the input gradient runs the encoder backwards and is one. Features are brought to a root
-  mean square of 1 over the channels of every place, and what is summed keeps a slope everywhere:
-  without either the coarse scales die within a few hundred steps (decision 14).
+  decoder; the input gradient runs the encoder backwards and is one. Features of every scale but
+  the finest are brought to a root mean square of 1 over the channels of every place, and what is
+  summed is never flat: without these the coarse scales die within a few hundred steps
+  (docs/decisions/0014-live-network.md).
 - `PaperUNet`: the paper's DDPM U-Net without time embedding, mean-pooled, cumulative-sum head.
 - `LevelClassifier`: either of them, with an intercept for every level, and optionally on top of a
   closed-form Gaussian classifier, so that the network learns what the mean image and the power
@@ -59,8 +60,9 @@ class EncoderSettings:
     features : int
         Features summed over the image, a resolution.
     normalize : bool
-        Bring features to a root mean square of 1 at every place, and give what is summed a slope
-        everywhere. False is the network of bundles up to format 5, whose coarse scales die.
+        Bring features of all scales but the finest to a root mean square of 1 at every place, and
+        sum what is never flat. False is the network of bundles up to format 5, whose coarse scales
+        die in training.
     spectral_base : bool
         Start from the mean and the power spectrum of the training images (`LevelClassifier`).
     """
@@ -107,7 +109,7 @@ class UNetSettings:
 NetworkSettings = EncoderSettings | UNetSettings
 
 READ_SLOPE = 0.1
-"""Slope, at least, of what an `Encoder` sums where SiLU has none."""
+"""Weight of the linear part of what an `Encoder` sums: the slope far below zero."""
 
 _ENDS = 2
 """Last columns of the level embedding, which mark clean images and pure noise."""
@@ -194,6 +196,7 @@ class Encoder(nn.Module):
         hidden = 64
         first, last = nn.Linear(self.embedding.shape[1], hidden), nn.Linear(hidden, sums + 1)
         # No denoising error teaches the clean level: it begins as what its neighbour would be.
+        # (Pure noise reads with a gain of 0.)
         nn.init.zeros_(first.weight[:, -_ENDS:])
         # Small, not zero: every level starts near "all noise levels are equally likely".
         nn.init.normal_(last.weight, std=0.01)
@@ -245,7 +248,7 @@ class Encoder(nn.Module):
         return normalized
 
     def _summed(self, h: Tensor, scale: int) -> Tensor:
-        """Sum of SiLU over the image, with a slope where SiLU would be flat: (B, features)."""
+        """Sum of SiLU over the image, with a linear part against saturation: (B, features)."""
         if not self.normalize:
             return functional.silu(h).sum((2, 3), dtype=torch.float32)
         active = (1 - READ_SLOPE) * functional.silu(h) + READ_SLOPE * h

@@ -11,17 +11,17 @@ from torch.nn import functional
 
 from anomaly.data.transforms import Augmentation, Preprocessing, network_image
 
-__all__ = ["RandomChange"]
+__all__ = ["RandomAugmentation"]
 
 
-class RandomChange(Randomizable, Transform):
+class RandomAugmentation(Randomizable, Transform):
     """MONAI transform from a framed scan to an augmented network image.
 
-    ``(1, 2 size, 2 size)`` in [0, 1] -> ``(1, size, size)`` in [-1, 1]: rotation, zoom a side,
+    ``(1, 2 size, 2 size)`` in [0, 1] -> ``(1, size, size)`` in [-1, 1]: rotation, zoom per axis,
     shift and gamma, then `network_image`. Its randomness is set by ``set_random_state`` alone.
 
-    The sampling is PyTorch's own: through MONAI's `RandAffine`, whose grids and metadata cost
-    more than the interpolation, augmentation was a third of a training step on a CPU.
+    The sampling is PyTorch's own: the grids and metadata of MONAI's `RandAffine` cost several
+    times the interpolation (docs/benchmarks.md).
     """
 
     def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing) -> None:
@@ -40,7 +40,7 @@ class RandomChange(Randomizable, Transform):
         return network_image(image, self.preprocessing)
 
     def _moved(self, image: Tensor) -> Tensor:
-        """Turn, zoom and shift; what comes in at the edges repeats them."""
+        """Turn, zoom and shift; padding repeats the border."""
         wanted = self.augmentation
         angle = math.radians(wanted.rotate) * self.R.uniform(-1, 1)
         rows, columns = 1 + wanted.zoom * self.R.uniform(-1, 1, 2)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from anomaly.data.augmentation import RandomChange
+from anomaly.data.augmentation import RandomAugmentation
 from anomaly.data.transforms import Augmentation, Preprocessing
 
 __all__ = ["step_batches"]
@@ -27,7 +27,7 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
         self,
         framed: Tensor,
         keys: Sequence[str],
-        change: RandomChange,
+        change: RandomAugmentation,
         batch_size: int,
         seed: int,
         rank: int,
@@ -91,6 +91,6 @@ def step_batches(
         Of (images (B, 1, size, size) in [-1, 1], keys).
     """
     dataset = _Steps(
-        framed, keys, RandomChange(augmentation, preprocessing), batch_size, seed, rank, world
+        framed, keys, RandomAugmentation(augmentation, preprocessing), batch_size, seed, rank, world
     )
     return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=workers)

@@ -80,8 +80,8 @@ class Augmentation:
     ----------
     rotate : float
         Largest rotation, degrees.
-    zoom : float
-        Largest relative change of size.
+    zoom : float < 1
+        Largest relative change of size, along each axis by itself.
     shift : float
         Largest translation, as a share of the side.
     gamma : float
@@ -94,10 +94,12 @@ class Augmentation:
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse negative ranges."""
+        """Refuse negative ranges, and a zoom that would mirror."""
         for name in ("rotate", "zoom", "shift", "gamma"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"augmentation.{name} is {getattr(self, name)}: expected >= 0")
+        if self.zoom >= 1:
+            raise ConfigError(f"augmentation.zoom is {self.zoom}: expected less than 1")
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from anomaly.errors import CalibrationError, TooFewCalibrationScans
 
 __all__ = ["Calibration", "Spread", "allowed_rank", "false_alarm_interval"]
 
-TINY = float(np.finfo(np.float64).tiny)
-"""Smallest normal number. Those below it count as zero: a processor that flushes them does so."""
+TINY = float(np.finfo(np.float32).tiny)
+"""Smallest normal float32. Smaller scores count as zero, as they do where maps are compared."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Calibration:
         # p <= alpha needs fewer than `rank` calibration scores at or above the score, hence a
         # score strictly above the rank-th largest.
         held = float(self.scores[len(self.scores) - rank])
+        # Not the next float64: maps are float32, and processors may flush what is smaller.
         return TINY if held == 0 else float(np.nextafter(held, np.inf))
 
 

@@ -312,6 +312,7 @@ def training_plot(records: Sequence[Mapping[str, Any]], note: str) -> Figure:
     """
     names = {
         "bits_per_dim": "bits/dim",
+        "bits_per_dim_bound": "bits/dim, bound",
         "cross_entropy": "cross-entropy (nats)",
         "denoising": "denoising error",
     }

@@ -133,7 +133,7 @@ def test_the_errors_of_the_best_denoiser_prove_the_entropy() -> None:
     entropy = 0.5 * float(torch.log(2 * math.pi * math.e * eigen).mean()) / math.log(2)
     expected = entropy + math.log2(255 / 2)
     assert denoising_bits_per_dim(best, t, levels, 256) == pytest.approx(expected, abs=1e-3)
-    # Another denoiser proves less: 1 % more error over the whole ladder.
+    # Another denoiser proves less: 0.01 more error over the whole ladder.
     worse = denoising_bits_per_dim(best + 0.01, t, levels, 256)
     width = 2 * math.log(100 / 0.005)
     assert worse - expected == pytest.approx(0.01 * width / 2 / math.log(2), rel=0.01)

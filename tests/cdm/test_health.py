@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch.nn import functional
 from anomaly.cdm.health import (
     DEAD_SHARE,
     HasParts,
+    PartHealth,
+    Use,
     measure_use,
     network_health,
     rung_levels,
-    weight_norms,
+    weight_rms,
 )
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import (
@@ -59,29 +62,29 @@ def test_use_by_hand() -> None:
     assert use["linear"].share == pytest.approx(24 / 33)
     assert use["bent"].share == pytest.approx(9 / 33)
     assert (use["linear"].live, use["bent"].live) == (1.0, 0.5)
-    assert (use["linear"].underflow, use["bent"].underflow) == (0.0, 0.5)
+    assert (use["linear"].zero_gradient, use["bent"].zero_gradient) == (0.0, 0.5)
 
 
 def test_a_part_that_moves_nothing_has_no_share() -> None:
     network = TwoParts()
     x = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
     use = measure_use(network.parts, lambda: network(x))
-    assert (use["bent"].share, use["bent"].live, use["bent"].underflow) == (0.0, 0.0, 1.0)
+    assert (use["bent"].share, use["bent"].live, use["bent"].zero_gradient) == (0.0, 0.0, 1.0)
     assert use["linear"].share == 1.0
 
 
-def test_a_gradient_below_the_smallest_normal_number_underflows() -> None:
+def test_a_gradient_below_the_smallest_normal_number_zero_gradients() -> None:
     network = TwoParts()
     nn.init.constant_(network.linear.weight, 1.0)
     x = torch.ones(1, 1, 2, 2, requires_grad=True)
     use = measure_use({"linear": network.linear}, lambda: network.linear(x).sum() * 1e-30 * 1e-9)
-    assert use["linear"].underflow == 1.0
+    assert use["linear"].zero_gradient == 1.0
 
 
 def test_a_part_that_is_not_called_is_named() -> None:
     network = TwoParts()
     x = torch.ones(1, 1, 2, 2, requires_grad=True)
-    with pytest.raises(ConfigError, match="'bent'"):
+    with pytest.raises(ConfigError, match=r"'bent'.*never ran"):
         measure_use(network.parts, lambda: network.linear(x).sum())
 
 
@@ -96,11 +99,11 @@ def test_hooks_are_taken_away_whatever_happens() -> None:
     assert not network.linear._forward_hooks
 
 
-def test_weight_norms_are_root_mean_squares() -> None:
+def test_weight_rms_are_root_mean_squares() -> None:
     network = TwoParts()
     network.linear.weight.data = torch.tensor([3.0, 4.0]).reshape(2, 1, 1, 1)
-    assert weight_norms(network.parts)["linear"] == pytest.approx(math.sqrt(12.5))
-    assert weight_norms({"none": nn.SiLU()}) == {"none": 0.0}
+    assert weight_rms(network.parts)["linear"] == pytest.approx(math.sqrt(12.5))
+    assert weight_rms({"none": nn.SiLU()}) == {"none": 0.0}
 
 
 def test_rungs_are_the_middles_of_equal_pieces() -> None:
@@ -138,6 +141,31 @@ def test_looking_changes_nothing_and_is_the_same_each_time() -> None:
     assert first == second
     assert torch.equal(network(x_0), before)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_looking_leaves_a_network_in_training_as_it_is() -> None:
+    torch.manual_seed(0)
+    network = build_network(UNetSettings(widths=(64, 64), blocks=1, dropout=0.5), LEVELS)
+    network.middle.eval()  # a part may be in another mode than the whole
+    modes = [module.training for module in network.modules()]
+    x_0 = torch.rand(2, 1, 16, 16) * 2 - 1
+    state = torch.random.get_rng_state()
+    network_health(network, network.parts, LEVELS, x_0)
+    assert [module.training for module in network.modules()] == modes
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(ConfigError):
+        network_health(network, network.parts, LEVELS, torch.zeros(2, 1, 15, 16))
+    assert [module.training for module in network.modules()] == modes
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_share_that_is_no_number_is_dead_at_whatever_level(level: int) -> None:
+    uses = [Use(1.0, 0.5, 1.0, 0.0), Use(1.0, 0.5, 1.0, 0.0)]
+    uses[level] = replace(uses[level], share=math.nan)
+    part = PartHealth("scale 1", 1.0, tuple(uses))
+    assert math.isnan(part.share)
+    assert part.dead
 
 
 def test_a_dead_part_is_named_in_record_and_table() -> None:

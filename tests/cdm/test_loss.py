@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomaly.cdm.gaussian import GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.loss import POWERS, CDMLoss, LossTerms, level_weights, stratified_levels
+from anomaly.cdm.loss import POWERS, CDMLoss, LossTerms, inverse_error_weights, stratified_levels
 
 # Standard normal data, one pixel, one level between: alpha = 1, 1/2, 0 and sigma = 0, 1/2, 1, so
 # the variances v = alpha^2 + sigma^2 are 1, 1/2, 1 and exp(logit_t) is proportional to
@@ -131,7 +131,7 @@ def test_levels_are_a_function_of_the_generator() -> None:
     ],
 )
 def test_level_weights_by_hand(name: str, weights: list[float]) -> None:
-    found = level_weights(torch.tensor([1.0, 0.25, 0.001]), POWERS[name])
+    found = inverse_error_weights(torch.tensor([1.0, 0.25, 0.001]), POWERS[name])
     torch.testing.assert_close(found, 3 * torch.tensor(weights) / sum(weights))
 
 

@@ -254,3 +254,27 @@ def test_weights_survive_a_round_trip_through_the_state() -> None:
     assert not torch.equal(one(x), other(x))
     other.load_state_dict(one.state_dict())
     assert torch.equal(log_density(one(x), x), log_density(other(x), x))
+
+
+def test_the_network_of_old_bundles_says_what_it_said() -> None:
+    """Logits of these weights under the version that wrote bundles of format 5."""
+    levels = NoiseLevels.from_name("log_snr", 5)
+    settings = EncoderSettings(widths=(4, 6), features=3, normalize=False)
+    network = build_network(settings, levels)
+    state = {
+        name: 0.3 * torch.cos(torch.arange(value.numel()) * 1.7 + place).reshape(value.shape)
+        for place, (name, value) in enumerate(network.state_dict().items())
+    }
+    network.load_state_dict(state)
+    logits = network(torch.sin(torch.arange(64.0)).reshape(1, 1, 8, 8))
+    expected = [-6.859566, -19.287302, 11.459629, 16.621197, -16.829891, -12.032207, 19.165989]
+    torch.testing.assert_close(logits, torch.tensor([expected]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_clean_level_reads_as_its_neighbour_until_it_is_taught() -> None:
+    levels = NoiseLevels.from_name("log_snr", 400)
+    torch.manual_seed(0)
+    network = build_network(EncoderSettings(widths=(8, 16), features=4), levels)
+    logits = network(images(4, 1, 16, 16)).detach()
+    steps = (logits[:, :-2] - logits[:, 1:-1]).abs().mean(0)  # from each level to the next
+    assert float(steps[0]) < 2 * float(steps[1:5].mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomaly.data.augmentation import RandomChange
+from anomaly.data.augmentation import RandomAugmentation
 from anomaly.data.transforms import (
     SUPERSAMPLING,
     Augmentation,
@@ -237,7 +237,7 @@ def test_network_images_lie_on_the_grid(levels: int) -> None:
 def test_training_without_augmentation_is_evaluation(geometry: Geometry) -> None:
     how = Preprocessing(16, geometry)
     framed, _ = frame_scan(scan(noise((50, 37))), how)
-    change = RandomChange(Augmentation(), how)
+    change = RandomAugmentation(Augmentation(), how)
     change.set_random_state(seed=3)
     assert torch.equal(change(framed), network_image(framed, how))
 
@@ -255,7 +255,7 @@ def test_training_without_augmentation_is_evaluation(geometry: Geometry) -> None
 def test_each_augmentation_does_something_and_is_seeded(one: Augmentation) -> None:
     how = Preprocessing(16)
     framed, _ = frame_scan(scan(noise((40, 40))), how)
-    change = RandomChange(one, how)
+    change = RandomAugmentation(one, how)
     plain = network_image(framed, how)
 
     def draw(seed: int) -> torch.Tensor:
@@ -270,10 +270,54 @@ def test_each_augmentation_does_something_and_is_seeded(one: Augmentation) -> No
     assert draw(1).abs().max() <= 1
 
 
+def moved_dots(one: Augmentation, place: tuple[float, float], draws: int = 300) -> NDArray[Any]:
+    """Where a dot at a place, (row, column) from the centre in sides, lies after each draw."""
+    how = Preprocessing(64, "stretch", "full", 1 << 16)
+    rows, columns = (np.indices((128, 128)) + 0.5) / 128 - 0.5
+    distance = (rows - place[0]) ** 2 + (columns - place[1]) ** 2
+    framed = torch.from_numpy(np.exp(-distance / (2 * 0.03**2)).astype(np.float32))[None]
+    change = RandomAugmentation(one, how)
+    found = []
+    for seed in range(draws):
+        change.set_random_state(seed=seed)
+        unit = (change(framed)[0].numpy() + 1) / 2
+        found.append([(c + 0.5) / 64 - 0.5 for c in centroid(unit)])
+    return np.array(found)
+
+
+def test_shift_moves_both_ways_along_both_axes_as_far_as_said() -> None:
+    moved = moved_dots(Augmentation(shift=0.1), (0.0, 0.0))
+    for axis in (0, 1):
+        assert -0.101 < moved[:, axis].min() < -0.09
+        assert 0.09 < moved[:, axis].max() < 0.101
+    assert abs(np.corrcoef(moved.T)[0, 1]) < 0.2
+
+
+def test_rotation_keeps_the_radius_and_turns_as_far_as_said() -> None:
+    moved = moved_dots(Augmentation(rotate=10), (0.0, 0.3))
+    np.testing.assert_allclose(np.hypot(*moved.T), 0.3, atol=2e-3)
+    angle = np.rad2deg(np.arctan2(moved[:, 0], moved[:, 1]))
+    assert -10.2 < angle.min() < -9
+    assert 9 < angle.max() < 10.2
+
+
+def test_zoom_is_a_factor_of_its_own_for_each_axis_about_the_centre() -> None:
+    moved = moved_dots(Augmentation(zoom=0.1), (0.2, 0.2))
+    factor = moved / 0.2
+    # What is sampled at 1.1 times the distance lies at 1 / 1.1 of it.
+    assert np.all(factor > 1 / 1.1 - 0.01)
+    assert np.all(factor < 1 / 0.9 + 0.01)
+    assert np.all(factor.min(0) < 0.93)
+    assert np.all(factor.max(0) > 1.08)
+    assert abs(np.corrcoef(factor.T)[0, 1]) < 0.2
+    centre = moved_dots(Augmentation(zoom=0.1), (0.0, 0.0), draws=20)
+    np.testing.assert_allclose(centre, 0, atol=1e-3)
+
+
 def test_the_global_seed_has_no_say() -> None:
     how = Preprocessing(16)
     framed, _ = frame_scan(scan(noise((40, 40))), how)
-    change = RandomChange(ALL, how)
+    change = RandomAugmentation(ALL, how)
     drawn = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -287,7 +331,7 @@ def test_gamma_stays_in_its_range() -> None:
     # gamma in [1 / 1.5, 1.5]: of a ramp 0..1, the middle 0.5 becomes 0.5**gamma
     how = Preprocessing(16, "stretch", "full", 1 << 16)
     ramp = torch.linspace(0, 1, 32).expand(1, 32, 32).contiguous()
-    change = RandomChange(Augmentation(gamma=0.5), how)
+    change = RandomAugmentation(Augmentation(gamma=0.5), how)
     middle = []
     for seed in range(60):
         change.set_random_state(seed=seed)
@@ -301,7 +345,7 @@ def test_a_turned_image_is_nearly_as_sharp_as_an_unturned_one() -> None:
     """Interpolation at twice the size: training images are not smoother than those judged."""
     how = Preprocessing(32, "stretch", "full", 256)
     framed, _ = frame_scan(scan(noise((256, 256))), how)
-    change = RandomChange(Augmentation(rotate=4, shift=0.03), how)
+    change = RandomAugmentation(Augmentation(rotate=4, shift=0.03), how)
 
     def roughness(image: torch.Tensor) -> float:
         return float(image[:, 2:-2, 2:-2].diff(dim=2).square().mean())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
+from anomaly.detection.heatmap import find_regions
 from anomaly.errors import CalibrationError, TooFewCalibrationScans
 
 alphas = st.one_of(
@@ -87,7 +88,7 @@ def test_flag_by_p_value_is_flag_by_threshold(
 @pytest.mark.parametrize("flush", [False, True])
 def test_flags_near_zero_do_not_depend_on_what_the_processor_flushes(flush: bool) -> None:
     """Evidence of 0 is common; the float above it is one that a flushing processor takes for 0."""
-    tiny = float(np.finfo(np.float64).tiny)
+    tiny = float(np.finfo(np.float32).tiny)
     scores = np.array([-1.0, -tiny, -5e-324, 0.0, 5e-324, tiny, 1.0])
     try:
         torch.set_flush_denormal(flush)
@@ -97,6 +98,8 @@ def test_flags_near_zero_do_not_depend_on_what_the_processor_flushes(flush: bool
             expected = [False] * (len(scores) - flagged) + [True] * flagged
             assert_array_equal(made.p_values(scores) <= 0.1, expected)
             assert_array_equal(scores >= made.threshold(0.1), expected)
+        nothing = np.zeros((4, 4), np.float32)
+        assert find_regions(nothing, zeros.threshold(0.1), None) == ()
     finally:
         torch.set_flush_denormal(True)
 

@@ -141,13 +141,13 @@ def _warn_of_dead_parts(
     images: Tensor,
     seed: int,
 ) -> None:
-    """Say which parts of a trained network do nothing: a baseline must not lose by dying."""
+    """Warn of dead parts: a baseline that lost because its network died is no comparison."""
     uses = measure_use(network.parts, lambda: loss(images, seeded_generator(seed, 1)))
     for name, use in uses.items():
         if not use.share >= DEAD_SHARE:
             log.warning(
                 "%s of a baseline's network is dead after training: it carries %.2g %% of "
-                "gradient times activation. Its figures are those of a part of it",
+                "gradient times activation. The baseline's figures are not those of the whole",
                 Public(name),
                 100 * use.share,
             )
