@@ -2,9 +2,10 @@
 
     python benchmarks/samples.py --data DIR --bundle zhanglab --features zhanglab --sheet OUT.png
 
-Draws 256 images (DDIM, 50 steps, noise of seed 0, none left out) and compares them with the
-normals of the test split by the squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13,
-eq. 3, unbiased) under a Gaussian kernel as wide as the median distance among those normals:
+Draws 256 images (DDIM or, with ``--eta 1``, DDPM; 50 steps, noise of seed 0, none left out) and
+compares them with the normals of the test split by the squared maximum mean discrepancy (Gretton
+et al. 2012, JMLR 13, eq. 3, unbiased) under a Gaussian kernel as wide as the median distance among
+those normals:
 
 - on pixels;
 - on features: means over the image of what every part of the network of ``--features`` gives for
@@ -44,13 +45,13 @@ BOOTSTRAPS = 1000
 SHEET = 8
 
 
-def draw_samples(bundle: Bundle) -> Tensor:
+def draw_samples(bundle: Bundle, eta: float) -> Tensor:
     """Draw `COUNT` images (COUNT, 1, S, S) in [-1, 1]."""
-    shape = bundle.reference.shape
-    noise = torch.randn(COUNT, *shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(COUNT, *bundle.reference.shape, generator=generator)
     return torch.cat(
         [
-            sample(bundle.network, bundle.levels, part, steps=STEPS, eta=0.0)
+            sample(bundle.network, bundle.levels, part, steps=STEPS, eta=eta, generator=generator)
             for part in noise.split(BATCH)
         ]
     )
@@ -145,13 +146,17 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--eta", type=float, default=0.0)
     options = parser.parse_args()
     bundle = read_bundle(find_bundle(options.bundle))
     eye = read_bundle(find_bundle(options.features))
     normals = read_normals(bundle, options.data)
     real = normals["test"]
     order = torch.randperm(len(normals["train"]), generator=torch.Generator().manual_seed(0))
-    sets = {"samples": draw_samples(bundle), "training normals": normals["train"][order[:COUNT]]}
+    sets = {
+        "samples": draw_samples(bundle, options.eta),
+        "training normals": normals["train"][order[:COUNT]],
+    }
     if options.sheet is not None:
         write_sheet(sets["samples"], options.sheet)
     reference = network_features(eye, real)
