@@ -341,7 +341,7 @@ class _TrainingState:
         images = batch.images[:EXAMINED].to(self.device)
         health = network_health(self.loss.network, self.parts, self.loss.levels, images)
         for part in health.parts:
-            if part.dead and part.name not in self.dead:
+            if part.name in health.dead and part.name not in self.dead:
                 log.warning(
                     "%s of the network is dead at step %d: at no noise level does it carry more "
                     "than %.2g %% of gradient times activation, and the rest learns without it. "

@@ -11,7 +11,7 @@ import torch
 
 import anomaly
 from anomaly.bundle import bundle_problems, read_bundle
-from anomaly.cdm.health import DEAD_SHARE, network_health
+from anomaly.cdm.health import DEAD, network_health
 from anomaly.data.dicom import decodable_transfer_syntaxes
 from pipelines.run import NOTICE
 
@@ -91,8 +91,9 @@ def _intact(folder: Path) -> list[str]:
     lines += [f"  {line}" for line in health.lines()]
     if health.dead:
         lines.append(
-            f"  {', '.join(health.dead)}: dead, with less than {DEAD_SHARE:.0%} at every noise "
-            "level. Scores are those that it was calibrated with; a network without dead parts "
-            "may see more. Train one at a lower rate; an encoder needs network.normalize: true"
+            f"  {', '.join(health.dead)}: dead, with less than {DEAD:.0%} of an even share at "
+            "every noise level. Scores are those that it was calibrated with; a network without "
+            "dead parts may see more. Train one at a lower rate; an encoder needs "
+            "network.normalize: true"
         )
     return lines

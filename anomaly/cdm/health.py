@@ -9,7 +9,8 @@ says how much of :math:`F` goes through the part. Its *share* is :math:`A` over 
 parts'. A unit (one feature at one place of one image) is *live* where its own
 :math:`| h \cdot \partial F / \partial h |` is more than a millionth of the mean over all units of
 all parts. A gradient counts as zero where it is smaller than the smallest normal number. A part is
-*dead* where its share stays below `DEAD_SHARE` at every noise level: it is computed for nothing.
+*dead* where its share stays below `DEAD` times an even one at every noise level: it is computed for
+nothing.
 
 A dead part does not show in the loss: the parts that live learn what they can.
 """
@@ -29,19 +30,20 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.errors import ConfigError
 
 __all__ = [
-    "DEAD_SHARE",
+    "DEAD",
     "HasParts",
     "NetworkHealth",
     "PartHealth",
     "Use",
+    "dead_parts",
     "measure_use",
     "network_health",
     "rung_levels",
     "weight_rms",
 ]
 
-DEAD_SHARE = 0.01
-"""A part with less than this share of gradient times activation, at every level, is dead."""
+DEAD = 0.04
+"""A part with less than this much of an even share, at every level, is dead: 1 % of four parts."""
 
 LIVE_UNIT = 1e-6
 
@@ -103,11 +105,6 @@ class PartHealth:
         shares = [use.share for use in self.by_level]
         return math.nan if any(map(math.isnan, shares)) else max(shares)
 
-    @property
-    def dead(self) -> bool:
-        """Whether its share is below `DEAD_SHARE` at every level, or not finite."""
-        return not self.share >= DEAD_SHARE
-
 
 @dataclass(frozen=True)
 class NetworkHealth:
@@ -126,7 +123,7 @@ class NetworkHealth:
     @property
     def dead(self) -> tuple[str, ...]:
         """Names of the dead parts."""
-        return tuple(part.name for part in self.parts if part.dead)
+        return dead_parts({part.name: part.share for part in self.parts})
 
     def record(self) -> dict[str, Any]:
         """Return plain numbers for JSON: a list a level, by part."""
@@ -155,7 +152,7 @@ class NetworkHealth:
             rows.append(
                 f"{part.name:<10} {use.share:>7.1%} {self.noise_to_signal[best]:>15.3g} "
                 f"{use.live:>6.0%} {use.activation:>11.3g} {part.weight_rms:>8.3g} "
-                f"{use.zero_gradient:>14.1%}{'  DEAD' if part.dead else ''}"
+                f"{use.zero_gradient:>14.1%}{'  DEAD' if part.name in self.dead else ''}"
             )
         return rows
 
@@ -199,6 +196,11 @@ def network_health(
         tuple(float(levels.sigma[t] / levels.alpha[t]) for t in chosen),
         tuple(PartHealth(name, norms[name], tuple(uses[name])) for name in parts),
     )
+
+
+def dead_parts(shares: Mapping[str, float]) -> tuple[str, ...]:
+    """Names of the parts whose share is below `DEAD` times an even one, or not finite."""
+    return tuple(name for name, share in shares.items() if not share * len(shares) >= DEAD)
 
 
 def rung_levels(levels: NoiseLevels) -> Sequence[int]:

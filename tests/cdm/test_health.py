@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.cdm.health import (
-    DEAD_SHARE,
     HasParts,
     PartHealth,
     Use,
+    dead_parts,
     measure_use,
     network_health,
     rung_levels,
@@ -128,7 +128,6 @@ def test_every_part_lives_at_birth(settings: NetworkSettings) -> None:
     assert health.dead == ()
     for use in zip(*(part.by_level for part in health.parts), strict=True):
         assert sum(part.share for part in use) == pytest.approx(1)
-    assert all(part.share > DEAD_SHARE for part in health.parts)
 
 
 def test_looking_changes_nothing_and_is_the_same_each_time() -> None:
@@ -165,7 +164,14 @@ def test_a_share_that_is_no_number_is_dead_at_whatever_level(level: int) -> None
     uses[level] = replace(uses[level], share=math.nan)
     part = PartHealth("scale 1", 1.0, tuple(uses))
     assert math.isnan(part.share)
-    assert part.dead
+    assert dead_parts({"scale 1": part.share, "scale 2": 0.5}) == ("scale 1",)
+
+
+def test_dead_is_relative_to_an_even_share() -> None:
+    few = {"one": 0.009, "two": 0.5, "three": 0.2, "four": 0.291}
+    assert dead_parts(few) == ("one",)
+    many = {**few, **{f"part {i}": 0.0 for i in range(4)}}
+    assert "one" not in dead_parts(many)
 
 
 def test_a_dead_part_is_named_in_record_and_table() -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly.cdm.health import DEAD_SHARE, HasParts, measure_use
+from anomaly.cdm.health import HasParts, dead_parts, measure_use
 from anomaly.errors import ConfigError, NonFiniteLoss, TrainingError
 from anomaly.logs import Public
 
@@ -143,14 +143,13 @@ def _warn_of_dead_parts(
 ) -> None:
     """Warn of dead parts: a baseline that lost because its network died is no comparison."""
     uses = measure_use(network.parts, lambda: loss(images, seeded_generator(seed, 1)))
-    for name, use in uses.items():
-        if not use.share >= DEAD_SHARE:
-            log.warning(
-                "%s of a baseline's network is dead after training: it carries %.2g %% of "
-                "gradient times activation. The baseline's figures are not those of the whole",
-                Public(name),
-                100 * use.share,
-            )
+    for name in dead_parts({name: use.share for name, use in uses.items()}):
+        log.warning(
+            "%s of a baseline's network is dead after training: it carries %.2g %% of "
+            "gradient times activation. The baseline's figures are not those of the whole",
+            Public(name),
+            100 * uses[name].share,
+        )
 
 
 def seeded(make: Callable[[], Module], seed: int) -> Module:
