@@ -73,7 +73,7 @@ def test_a_part_that_moves_nothing_has_no_share() -> None:
     assert use["linear"].share == 1.0
 
 
-def test_a_gradient_below_the_smallest_normal_number_zero_gradients() -> None:
+def test_a_gradient_below_the_smallest_normal_number_counts_as_zero() -> None:
     network = TwoParts()
     nn.init.constant_(network.linear.weight, 1.0)
     x = torch.ones(1, 1, 2, 2, requires_grad=True)
