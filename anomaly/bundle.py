@@ -7,7 +7,7 @@
     detector.safetensors       density over features, heatmap statistics, mean normal image
     look_alikes.safetensors    normal training images that may be shown (where the settings say so)
     calibration.safetensors    what held-out normals scored and showed (once calibrated)
-    seen.json                  hashes of the scans that network and detector have seen
+    seen.json                  hashes of the scans that it was trained and calibrated on
 
 Tensors and JSON only: nothing is unpickled or executed. Loading compares every file with its
 recorded hash and says which one differs. Preprocessing travels with the weights, so scoring cannot
@@ -39,6 +39,7 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, dump, parse_config
+from anomaly.data.manifest import ManifestRow, scan_marks
 from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
@@ -50,6 +51,7 @@ __all__ = [
     "FORMAT",
     "Bundle",
     "Calibrated",
+    "bundle_hash",
     "bundle_problems",
     "find_bundle",
     "read_bundle",
@@ -59,9 +61,10 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 6
-READABLE = (5, FORMAT)
-"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none."""
+FORMAT = 7
+READABLE = (5, 6, FORMAT)
+"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none. Before 7,
+the operating point was the configuration's, and calibration scans were not recorded."""
 
 _MAIN = "bundle.json"
 _LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
@@ -78,22 +81,30 @@ class Calibrated:
         Of whole scans.
     peaks : Calibration
         Largest evidence of each heatmap: the region threshold that few normals reach.
-    evidence_ceiling : float
-        Top of the colour scale: twice the region threshold at the configured alpha.
+    alpha : float
+        Stated false-alarm rate: the operating point, at which scoring flags unless it is told
+        another.
     manifest_hash : str
         Of the manifest that they came from.
     features : mapping of str to Spread
         Of each reported feature.
     under_nuisance : bool
         They were scored under random mild acquisition changes, not as they are.
+    seen : frozenset of str
+        `anomaly.data.manifest.scan_marks` of every one of them; empty before format 7.
     """
 
     scores: Calibration
     peaks: Calibration
-    evidence_ceiling: float
+    alpha: float
     manifest_hash: str
     features: Mapping[str, Spread]
     under_nuisance: bool = False
+    seen: frozenset[str] = frozenset()
+
+    def evidence_ceiling(self, alpha: float) -> float:
+        """Top of the colour scale: twice the evidence at which a region begins."""
+        return 2 * self.peaks.threshold(alpha)
 
     def __str__(self) -> str:
         """Say what it was made of."""
@@ -119,7 +130,8 @@ class Bundle:
     manifest_hash : str
         Of the manifest that it was trained on.
     seen : frozenset of str
-        `scan_hash` of every scan that network or detector has seen.
+        `anomaly.data.manifest.scan_marks` of every scan that network or detector has seen; before
+        format 7 of its file alone.
     chosen : str
         Name of the candidate that `detector` is.
     margins : mapping of str to float
@@ -145,6 +157,11 @@ class Bundle:
     look_alikes: LookAlikes | None = None
     calibrated: Calibrated | None = None
     hash: str = ""
+
+    def has_seen(self, row: ManifestRow) -> bool:
+        """Whether a scan took part in training or calibration: its score says nothing of others."""
+        calibrated = self.calibrated.seen if self.calibrated is not None else frozenset()
+        return not scan_marks(row).isdisjoint(self.seen | calibrated)
 
     def calibration(self) -> Calibrated:
         """Return the calibration.
@@ -185,7 +202,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "detector.safetensors": save_arrays(
             _contiguous({**detector, **heatmap, "reference": reference})
         ),
-        "seen.json": json.dumps(sorted(bundle.seen)).encode(),
+        "seen.json": json.dumps(_seen_by(bundle)).encode(),
     }
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -211,7 +228,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
             }
         )
         record["calibration"] = {
-            "evidence_ceiling": calibrated.evidence_ceiling,
+            "alpha": calibrated.alpha,
             "manifest_hash": calibrated.manifest_hash,
             "under_nuisance": calibrated.under_nuisance,
             "scans": len(calibrated.scores.scores),
@@ -222,6 +239,17 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     for name in _OPTIONAL - files.keys():  # an earlier bundle's: images that may no longer be shown
         (folder / name).unlink(missing_ok=True)
     return replace(bundle, hash=hashlib.sha256(main).hexdigest())
+
+
+def bundle_hash(folder: Path) -> str:
+    """SHA-256 of a bundle's ``bundle.json``, which names the hashes of all its other files.
+
+    Raises
+    ------
+    BundleError
+        If there is no readable one.
+    """
+    return hashlib.sha256(_read_main(folder)[0]).hexdigest()
 
 
 def find_bundle(name: Path) -> Path:
@@ -244,6 +272,9 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
     try:
         config = parse_config(record["config"])
+        seen = json.loads((folder / "seen.json").read_text())
+        if isinstance(seen, list):  # before format 7
+            seen = {"training": seen, "calibration": []}
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
         state = load_tensors((folder / "weights.safetensors").read_bytes())
         arrays = load_arrays((folder / "detector.safetensors").read_bytes())
@@ -264,9 +295,11 @@ def read_bundle(folder: Path) -> Bundle:
             manifest_hash=record["manifest_hash"],
             chosen=record["chosen"],
             margins=record["margins"],
-            seen=frozenset(json.loads((folder / "seen.json").read_text())),
+            seen=frozenset(seen["training"]),
             look_alikes=_read_look_alikes(folder, record["files"], config.preprocessing.size),
-            calibrated=_read_calibration(folder, record.get("calibration")),
+            calibrated=_read_calibration(
+                folder, record.get("calibration"), config.alpha, seen["calibration"]
+            ),
             hash=hashlib.sha256(main).hexdigest(),
         )
     except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
@@ -326,9 +359,9 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _seal(record: Mapping[str, Any]) -> bytes:
     """Encode the record of a bundle with its own hash: a flipped byte in it shows too."""
-    plain = json.dumps(record, sort_keys=True).encode()
+    plain = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
-    return json.dumps(sealed, indent=1, sort_keys=True).encode()
+    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def _read_look_alikes(folder: Path, files: Mapping[str, str], size: int) -> LookAlikes | None:
@@ -343,17 +376,25 @@ def _read_look_alikes(folder: Path, files: Mapping[str, str], size: int) -> Look
     return read
 
 
-def _read_calibration(folder: Path, record: Mapping[str, Any] | None) -> Calibrated | None:
+def _seen_by(bundle: Bundle) -> dict[str, list[str]]:
+    calibrated = bundle.calibrated.seen if bundle.calibrated is not None else ()
+    return {"training": sorted(bundle.seen), "calibration": sorted(calibrated)}
+
+
+def _read_calibration(
+    folder: Path, record: Mapping[str, Any] | None, configured: float, seen: list[str]
+) -> Calibrated | None:
     if record is None:
         return None
     arrays = load_arrays((folder / _CALIBRATION).read_bytes())
     return Calibrated(
         Calibration(arrays["scores"]),
         Calibration(arrays["peaks"]),
-        float(record["evidence_ceiling"]),
+        float(record.get("alpha", configured)),  # before format 7, that of the configuration
         record["manifest_hash"],
         {name: Spread(array) for name, array in _under("feature.", arrays).items()},
         bool(record["under_nuisance"]),
+        frozenset(seen),
     )
 
 

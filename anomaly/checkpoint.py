@@ -46,9 +46,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
     except Exception as error:  # torch raises many kinds for a damaged archive
         raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
-    wanted = {"fingerprint", "step", "network", "averaged", "optimizer"}
+    wanted = {"conditions", "step", "network", "averaged", "optimizer"}
     if not isinstance(saved, dict) or not wanted <= saved.keys():
-        raise CheckpointError(f"{path} is not a training checkpoint: expected {sorted(wanted)}")
+        raise CheckpointError(
+            f"{path} is not a training checkpoint of this version: expected {sorted(wanted)}"
+        )
     return saved
 
 
@@ -80,14 +82,16 @@ def read_metrics(path: Path) -> list[Metrics]:
     if not path.exists():
         return []
     # What follows the last line end is a record that a killed run did not finish.
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    # Records of earlier versions may hold NaN, which is not JSON: it stands for "no figure".
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line, parse_constant=lambda _: None) for line in lines]
 
 
 def append_metrics(path: Path, record: Metrics) -> None:
     """Add a record to ``metrics.jsonl``."""
     try:
         with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -98,7 +102,8 @@ def keep_metrics_until(path: Path, step: int) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         temporary = path.with_suffix(".tmp-metrics")
         try:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            lines = [json.dumps(record, allow_nan=False) + "\n" for record in kept]
+            temporary.write_text("".join(lines))
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.errors import ConfigError
+from anomaly.strict_yaml import read_yaml
 from anomaly.training import TrainingSettings
 
 __all__ = [
@@ -108,8 +110,6 @@ class DataSettings:
             raise ConfigError(f"data.workers is {self.workers}: expected 0 processes or more")
         if not self.seconds > 0:
             raise ConfigError(f"data.seconds is {self.seconds}: expected a time above 0")
-        if self.seed < 0:
-            raise ConfigError(f"data.seed is {self.seed}: expected 0 or more")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -251,8 +251,12 @@ class Config:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
         if self.look_alikes < 0:
             raise ConfigError(f"look_alikes is {self.look_alikes}: expected 0 images or more")
-        if self.training.seed < 0:
-            raise ConfigError(f"training.seed is {self.training.seed}: expected 0 or more")
+        stride = self.network.stride
+        if self.preprocessing.size % stride:
+            raise ConfigError(
+                f"preprocessing.size is {self.preprocessing.size}: this network needs a multiple "
+                f"of {stride}"
+            )
         of = {n: group for group, names in feature_groups(self.features).items() for n in names}
         names = list(of)
         for candidate in self.detector.candidates:
@@ -303,10 +307,12 @@ def read_keys(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"configuration {path} is not UTF-8 (byte {error.start} is "
+            f"{error.object[error.start]:#x}): save it as UTF-8"
+        ) from error
+    raw = read_yaml(text, f"configuration {path}")
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {path} holds no keys: expected `key: value` lines")
     return raw
@@ -315,12 +321,42 @@ def read_keys(path: Path) -> dict[str, Any]:
 def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
     """Check plain values against a class of settings; see `load_config` for errors."""
     _refuse_unknown(raw, settings, "")
+    _refuse_mistaken(raw, "")
     try:
-        return TypeAdapter(settings).validate_python(raw)
+        checked: _Settings = TypeAdapter(settings).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where} is {first['input']!r}: {first['msg']}") from error
+    _refuse_converted(raw, checked, "")
+    return checked
+
+
+def _refuse_mistaken(raw: Any, where: str) -> None:
+    """Refuse NaN, which passes every comparison, and seeds that no generator takes."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            _refuse_mistaken(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(raw, list | tuple):
+        for index, value in enumerate(raw):
+            _refuse_mistaken(value, f"{where}[{index}]")
+    elif isinstance(raw, float) and not math.isfinite(raw):
+        raise ConfigError(f"{where} is {raw}: expected a finite number")
+    elif where.rpartition(".")[2] == "seed" and isinstance(raw, int) and not 0 <= raw < 2**63:
+        raise ConfigError(f"{where} is {raw}: expected 0 to 2^63 - 1")
+
+
+def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
+    """Refuse true and false where a number or a text was made of them: 1 epoch is not "true"."""
+    if isinstance(raw, bool) and not isinstance(checked, bool):
+        raise ConfigError(f"{where} is {str(raw).lower()}: expected a {type(checked).__name__}")
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            inner = checked.get(key) if isinstance(checked, Mapping) else getattr(checked, key)
+            _refuse_converted(value, inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(raw, list | tuple) and isinstance(checked, list | tuple):
+        for index, (value, inner) in enumerate(zip(raw, checked, strict=True)):
+            _refuse_converted(value, inner, f"{where}[{index}]")
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -347,10 +383,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
-    try:
-        raw[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+    raw[last] = read_yaml(text, f"--set {override}")
 
 
 def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:

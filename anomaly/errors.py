@@ -117,6 +117,10 @@ class ArchiveUnreachable(ArchiveError):
     """An archive did not answer or is too busy; asking again may help."""
 
 
+class ArchiveBusy(ArchiveUnreachable):
+    """An archive answers, and has no room for some of what it was sent."""
+
+
 class CalibrationError(AnomalyError):
     """A false-alarm rate cannot be promised."""
 

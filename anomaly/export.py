@@ -21,7 +21,7 @@ from openpyxl.utils.escape import escape  # type: ignore[import-untyped, unused-
 
 from anomaly.data.manifest import ManifestRow
 from anomaly.errors import AnomalyError
-from anomaly.results import Results
+from anomaly.results import Results, plain_cell
 
 __all__ = ["IDENTIFIERS", "export"]
 
@@ -90,7 +90,7 @@ def _identified(
 
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(lines)
+        csv.writer(file).writerows([plain_cell(value) for value in line] for line in lines)
 
 
 def _write_xlsx(path: Path, lines: Iterable[Sequence[Any]]) -> None:

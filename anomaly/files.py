@@ -9,6 +9,7 @@ Whoever is killed in between leaves a hidden file of a name of its own and distu
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["TEMPORARY", "sync_folder", "temporary_name", "whole"]
+from anomaly.errors import AnomalyError
+
+__all__ = [
+    "TEMPORARY",
+    "holds_results",
+    "make_results_folder",
+    "strict_json",
+    "sync_folder",
+    "temporary_name",
+    "whole",
+    "writing",
+]
 
 TEMPORARY = ".tmp"
 """Ending of what is being written."""
@@ -25,6 +37,39 @@ TEMPORARY = ".tmp"
 def temporary_name(path: Path) -> Path:
     """Name under which to write what is to become `path`: hidden, and nobody else's."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where the system refuses to write it, which a full disk does not.
+
+    Raises
+    ------
+    AnomalyError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AnomalyError(
+            f"{path} could not be written ({error.strerror or error}): make room for it, or mend "
+            "the folder, and run again"
+        ) from error
+
+
+def strict_json(value: object, *, indent: int | None = None) -> str:
+    """Write JSON that every reader of JSON can read: no NaN and no infinity.
+
+    Raises
+    ------
+    AnomalyError
+        If there is one.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise AnomalyError(
+            f"a figure is not finite and has no place in JSON ({error}): it is nothing to be kept"
+        ) from error
 
 
 @contextmanager
@@ -53,6 +98,33 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_MARK = ".anomaly-results"
+# Runs and bundles made before folders were marked.
+_OLDER_MARKS = ("site.key", "bundle.json")
+
+
+def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
+    """Make a folder for results, and mark it as one; return it.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    mark = path / _MARK
+    if not mark.exists():
+        mark.write_text(
+            "Results of anomaly. No scans are read from this folder.\n", encoding="ascii"
+        )
+    return path
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a folder was made for results: whatever looks like a scan in it is none."""
+    return any((folder / name).exists() for name in (_MARK, *_OLDER_MARKS))
 
 
 def sync_folder(path: Path) -> None:

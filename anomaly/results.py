@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import temporary_name, whole
 
-__all__ = ["Provenance", "Results", "ScoreRow"]
+__all__ = ["Provenance", "Results", "ScoreRow", "plain_cell"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class ScoreRow:
         Pseudonyms; empty where the source says nothing.
     map_part : int or None
         Shard whose maps hold this scan's; None where no map is kept.
+    seen : bool
+        The scan took part in training or calibration: it counts in no figure.
     features : mapping of str to float
     """
 
@@ -83,6 +85,7 @@ class ScoreRow:
     study: str = ""
     patient: str = ""
     map_part: int | None = None
+    seen: bool = False
     features: Mapping[str, float] | None = None
 
 
@@ -101,12 +104,30 @@ SCHEMA = pa.schema(
         ("study", pa.string()),
         ("patient", pa.string()),
         ("map_part", pa.int64()),
+        ("seen", pa.bool_()),
         ("features", pa.map_(pa.string(), pa.float32())),
     ]
 )
 """Columns of a part, as in `ScoreRow`."""
 
 _TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
+
+_FORMULA = "=+-@\t\r\n"
+"""A text that begins so is a formula to a spreadsheet (OWASP, "CSV injection")."""
+
+
+def plain_cell(value: object) -> object:
+    """Return what a spreadsheet shows as this value: text that it would compute gets a quote."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA and value else value
+
+
+_CSV_TABLE = ", ".join(
+    f"CASE WHEN contains('{_FORMULA}', left({name}, 1)) AND {name} != '' "
+    f"THEN chr(39) || {name} ELSE {name} END AS {name}"
+    if pa.types.is_string(SCHEMA.field(name).type)
+    else name
+    for name in _TABLE.split(", ")
+)
 
 _GROUPS = """
 CREATE VIEW {name} AS
@@ -301,6 +322,10 @@ class Results:
             )
         return [row for index in done for row in self.rows(index)], provenance
 
+    def restate(self, index: int, rows: Sequence[ScoreRow], provenance: Provenance) -> None:
+        """Write a shard's rows anew, beside the maps that are there; errors as of `write`."""
+        self.write(index, rows, {}, provenance)
+
     def rows(self, index: int) -> list[ScoreRow]:
         """Read the rows of one shard.
 
@@ -364,7 +389,7 @@ class Results:
             If there is no part yet or the file cannot be written.
         """
         with self._asked(path) as (connection, temporary):
-            rows = connection.sql(f"SELECT {_TABLE} FROM scores")  # noqa: S608
+            rows = connection.sql(f"SELECT {_CSV_TABLE} FROM scores")  # noqa: S608
             rows.write_csv(temporary)
             return int(rows.shape[0])
 
@@ -391,10 +416,12 @@ class Results:
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
         """Ask the finished parts in SQL.
 
+        Nothing but the parts can be read, and nothing can be written.
+
         Parameters
         ----------
         sql : str
-            Over ``scores``, the rows; ``worklist``, the same without features, and quicker;
+            One SELECT over ``scores``, the rows; ``worklist``, the same without features, quicker;
             ``studies`` and ``patients``, one row each (`_GROUPS`); and the tables given.
         **tables : pyarrow.Table
 
@@ -403,14 +430,25 @@ class Results:
         AnomalyError
             If there is no part yet, or DuckDB refuses the query.
         """
+        if any("\ud800" <= letter <= "\udfff" for letter in sql):
+            raise AnomalyError(
+                "the query holds bytes that are no text here: set a locale of UTF-8, such as "
+                "LC_ALL=C.UTF-8"
+            )
         try:
             with self._open() as connection:
                 for name, table in tables.items():
                     connection.register(name, table)
-                found = connection.sql(sql)
-                if found is None:
-                    raise AnomalyError(f"{sql!r} gives no table: expected a SELECT over `scores`")
-                return found.to_arrow_table()
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
+                statements = connection.extract_statements(sql)
+                kinds = [statement.type for statement in statements]
+                if kinds != [duckdb.StatementType.SELECT]:
+                    names = ", ".join(kind.name for kind in kinds) or "nothing"
+                    raise AnomalyError(
+                        f"the query holds {names}: expected one SELECT over `scores`"
+                    )
+                return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             said = str(error).splitlines()[0]  # below it the query is drawn again
             raise AnomalyError(f"the query is refused: {said}") from error
@@ -423,15 +461,20 @@ class Results:
         everything = [*map(self.part, range(provenance.parts)), self.worklist]
         complete = self.is_finished(provenance) and all(path.exists() for path in everything)
         done = range(provenance.parts) if complete else self.done(provenance)
-        parts = [_plain(self.part(index)) for index in done]
+        parts = [_plain(self.part(index).absolute()) for index in done]
         if not parts:
             raise AnomalyError(f"{self.folder} holds no finished part yet: run `anomaly score`")
         with duckdb.connect() as connection:
+            # What `query` may read when it shuts out everything else.
+            folder = self.folder.absolute()
+            names = (name.replace("'", "''") for name in (str(folder), _plain(folder)))
+            allowed = ", ".join(f"'{name}'" for name in names)
+            connection.execute(f"SET allowed_directories = [{allowed}]")
             # A folder named "a=b" is a folder, not a column.
             connection.read_parquet(parts, hive_partitioning=False).create_view("scores")
             if complete:
                 sorted_rows = connection.read_parquet(
-                    _plain(self.worklist), hive_partitioning=False
+                    _plain(self.worklist.absolute()), hive_partitioning=False
                 )
                 sorted_rows.create_view("worklist")
             else:

@@ -161,7 +161,7 @@ def fit(
     *,
     grey_levels: int | None,
     folder: Path,
-    fingerprint: str,
+    conditions: Mapping[str, str],
     device: torch.device | str = "cpu",
     validate: Callable[[nn.Module, int], Metrics] | None = None,
     on_metrics: Callable[[Metrics], None] | None = None,
@@ -181,9 +181,10 @@ def fit(
         Grey values of the images, for dequantisation; None where they are continuous.
     folder : Path
         Holds ``checkpoint.pt`` and ``metrics.jsonl``; written by rank 0 alone.
-    fingerprint : str
-        Says what is trained on what (hash of data and configuration); a checkpoint with another
-        one is refused.
+    conditions : mapping of str to str
+        What is trained on what, by name; `TrainingSettings` are added to it. A checkpoint of others
+        is refused, and the names that differ are said. Only how often something is looked at or
+        kept (``..._every``) may differ, and the number of steps where it is not yet reached.
     device : torch.device or str
     validate : callable, optional
         ``validate(averaged network, step)`` -> numbers to record.
@@ -209,7 +210,8 @@ def fit(
             f"processes: choose a multiple of {world}"
         )
     state = _TrainingState(loss.to(device), settings, torch.device(device))
-    record = _Record(folder, fingerprint, rank, validate, on_metrics)
+    named = {f"training.{name}": repr(value) for name, value in asdict(settings).items()}
+    record = _Record(folder, {**conditions, **named}, rank, validate, on_metrics)
     record.resume(state)
     if state.step == 0:
         record.measure(state)  # where the curve starts: what the closed-form base knows
@@ -235,7 +237,7 @@ class _Record:
     """The run on disk; only rank 0 writes."""
 
     folder: Path
-    fingerprint: str
+    conditions: Mapping[str, str]
     rank: int
     validate: Callable[[nn.Module, int], Metrics] | None
     on_metrics: Callable[[Metrics], None] | None
@@ -251,7 +253,7 @@ class _Record:
     def resume(self, state: _TrainingState) -> None:
         resumed = self.checkpoint.exists()
         if resumed:
-            state.load(read_checkpoint(self.checkpoint), self.fingerprint, self.checkpoint)
+            state.load(read_checkpoint(self.checkpoint), self.conditions, self.checkpoint)
             log.info("resumed at step %d of %d", state.step, state.settings.steps)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +270,7 @@ class _Record:
 
     def save(self, state: _TrainingState) -> None:
         if self.rank == 0:
-            write_checkpoint(self.checkpoint, state.dump(self.fingerprint))
+            write_checkpoint(self.checkpoint, state.dump(self.conditions))
 
 
 class _TrainingState:
@@ -386,22 +388,39 @@ class _TrainingState:
         """Whether something done every so many steps, and at the end, is to be done now."""
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def dump(self, fingerprint: str) -> dict[str, Any]:
+    def dump(self, conditions: Mapping[str, str]) -> dict[str, Any]:
         return {
-            "fingerprint": fingerprint,
+            "conditions": dict(conditions),
             "step": self.step,
-            "settings": asdict(self.settings),
             "network": self.loss.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def load(self, saved: Mapping[str, Any], fingerprint: str, path: Path) -> None:
-        if saved["fingerprint"] != fingerprint:
+    def load(self, saved: Mapping[str, Any], conditions: Mapping[str, str], path: Path) -> None:
+        before: Mapping[str, str] = saved["conditions"]
+        differ = {
+            name: (before.get(name, "absent"), conditions.get(name, "absent"))
+            for name in sorted(before.keys() | conditions.keys())
+            if before.get(name) != conditions.get(name) and not name.endswith("_every")
+        }
+        steps = differ.pop("training.steps", None)
+        if differ:
+            changes = [f"{name} was {was} and is {now}" for name, (was, now) in differ.items()]
             raise CheckpointError(
-                f"{path} belongs to another run (fingerprint {saved['fingerprint'][:12]}, this run "
-                f"is {fingerprint[:12]}): the data or the configuration differ. Train into an "
-                "empty folder, or restore what was changed"
+                f"{path} belongs to another training: {'; '.join(changes)}. Train into an empty "
+                "folder, or restore what was changed"
+            )
+        if self.settings.steps < int(saved["step"]):
+            raise CheckpointError(
+                f"training.steps is {self.settings.steps}, and {path} is at step {saved['step']} "
+                "already: ask for more steps, or train into an empty folder"
+            )
+        if steps is not None:
+            log.info(
+                "training.steps was %s and is %s: the learning rate goes on along the new length",
+                Public(steps[0]),
+                Public(steps[1]),
             )
         self.loss.network.load_state_dict(saved["network"])
         self.averaged.load_state_dict(saved["averaged"])
@@ -432,7 +451,8 @@ def validation_metrics(
     dict
         ``bits_per_dim`` (dequantised, of the density), ``bits_per_dim_bound`` (what the denoising
         errors prove, `anomaly.cdm.density.denoising_bits_per_dim`), ``cross_entropy`` (nats),
-        ``denoising`` (mean squared error of eps), ``denoising_by_level`` (ten rungs of the ladder).
+        ``denoising`` (mean squared error of eps), ``denoising_by_level`` (ten rungs of the ladder;
+        None for one that no image was noised to).
     """
     levels = loss.levels
     generator = torch.Generator().manual_seed(seed)
@@ -457,7 +477,9 @@ def validation_metrics(
         "bits_per_dim_bound": denoising_bits_per_dim(error, t, levels, grey_levels),
         "cross_entropy": float(torch.cat(cross_entropy).mean()),
         "denoising": float(error.mean()),
-        "denoising_by_level": [float(error[rungs == r].mean()) for r in range(10)],
+        "denoising_by_level": [
+            float(error[rungs == r].mean()) if bool((rungs == r).any()) else None for r in range(10)
+        ],
     }
 
 

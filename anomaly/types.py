@@ -17,6 +17,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.grey import GreyCurve, percentile_curve
+
 __all__ = [
     "DETECTOR_MODEL",
     "NOTICE",
@@ -126,6 +128,10 @@ class Scan:
         The source says that a computer made the image (DICOM SyntheticData).
     orientation : Orientation
         How the stored pixels were turned into `pixels`; `spacing` is that of `pixels`.
+    voi : GreyCurve or None
+        Display of `pixels` that the source or the configuration asks for; None where neither says.
+    notes : tuple of str
+        What the source says beside its pixels and could not be used.
     """
 
     pixels: NDArray[np.float32]
@@ -141,6 +147,13 @@ class Scan:
     burned_in: bool = False
     synthetic: bool = False
     orientation: Orientation = Orientation()
+    voi: GreyCurve | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def display(self) -> GreyCurve:
+        """How `pixels` are shown to people: by `voi`, or else by the image's own percentiles."""
+        return self.voi if self.voi is not None else percentile_curve(self.pixels)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def main() -> None:
             training,
             grey_levels=None,
             folder=Path(folder),
-            fingerprint="gaussian field",
+            conditions={"data": "gaussian field"},
             validate=measure,
         )
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()

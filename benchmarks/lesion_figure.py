@@ -43,11 +43,11 @@ def draw(data: Path, run: RunFolder, out: Path, seed: int) -> None:
     config = replace(config, data=replace(config.data, root=data, workers=0))
     watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
     judge = Judge(watcher, bundle, bundle.heatmap)
-    ceiling = bundle.calibration().evidence_ceiling
+    ceiling = bundle.calibration().evidence_ceiling(config.alpha)
     figure, axes = plt.subplots(3, COUNT, figsize=(2 * COUNT, 6.6))
     for column, (row, lesion) in enumerate(zip(rows, lesions, strict=True)):
         seen = judge.look([row], lesion.name, partial(altered_by, lesion), maps=True)
-        source = read_scan(data / row.path, row.frame, config.intensity).pixels
+        source = read_scan(data / row.path, row.frame, config.intensity, sha256=row.sha256).pixels
         altered = alter(source, lesion, row.sha256, ALTERATION_SEED)
         assert altered.mask is not None
         how = config.preprocessing

@@ -61,6 +61,7 @@ def main() -> None:
             batch_size=BATCH,
             seed=0,
             steps=range(start, options.steps),
+            total=options.steps,
         )
         for images, keys in loader:
             yield Batch(images, keys)
@@ -73,7 +74,7 @@ def main() -> None:
             settings,
             grey_levels=config.preprocessing.grey_levels,
             folder=Path(folder),
-            fingerprint="",
+            conditions={},
             on_step=lambda step, loss: at.append(time.perf_counter()),
         )
     seconds = statistics.median(b - a for a, b in zip(at[WARM:-1], at[WARM + 1 :], strict=True))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -36,7 +42,26 @@ SetOption = Annotated[
 PrintOption = Annotated[
     bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+CallingOption = Annotated[
+    str,
+    typer.Option(metavar="TITLE", help="Our own AE title, for --send AET@host:port."),
+]
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="DIR",
+        help="Where the scans are now; default: where they were when `prepare` listed them.",
+    ),
+]
+AlphaOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        metavar="RATE",
+        help="Flag at this false-alarm rate; default: the one that the bundle was calibrated for. "
+        "Of what is scored already, the flags alone are raised anew.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 BundleOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
@@ -80,6 +105,7 @@ def prepare(
 @app.command()
 def train(
     run: RunArgument,
+    data: DataOption = None,
     set_: SetOption = None,
     print_config: PrintOption = False,
     device: DeviceOption = "auto",
@@ -90,10 +116,12 @@ def train(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    resolved = run_config(folder, set_ or [])
+    resolved = run_config(folder, set_ or [], data)
     if not _printed(resolved, print_config):
         with stage.processes():
-            stage.train(folder, resolved, pick_device(device))
+            result = stage.train(folder, resolved, pick_device(device))
+        if result.finished:
+            typer.echo(f"bundle written to {folder.bundle}; next: anomaly calibrate {run}")
 
 
 @app.command()
@@ -101,6 +129,7 @@ def calibrate(
     run: RunArgument,
     bundle: BundleOption = None,
     split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "calibration",
+    data: DataOption = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -110,9 +139,10 @@ def calibrate(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    resolved = run_config(folder, set_ or [])
+    resolved = run_config(folder, set_ or [], data)
     source = _found(bundle) or folder.bundle
     stage.calibrate(folder, resolved, source, split, pick_device(device))
+    typer.echo(f"bundle written to {folder.bundle}; next: anomaly score {run}")
 
 
 @app.command()
@@ -150,6 +180,9 @@ def score(
         ),
     ] = None,
     send: SendOption = None,
+    calling: CallingOption = "ANOMALY",
+    data: DataOption = None,
+    alpha: AlphaOption = None,
     ray: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -170,7 +203,7 @@ def score(
     from pipelines.shards import Turn
 
     folder = RunFolder(run)
-    target = None if send is None else _destination(send)
+    target = None if send is None else _destination(send, calling)
     lacking = 0
     if dicomweb is not None:
         if scans is not None or not query_:
@@ -181,8 +214,11 @@ def score(
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
     fetches = dicomweb is not None
+    if data is not None and scans is not None:
+        raise ConfigError("--data says where the own scans of the run are: leave --scans away")
+    overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
     resolved, manifest = stage.choose_scans(
-        folder, scans, source, set_ or [], may_have_grown=fetches
+        folder, scans, source, overrides, data=data, may_have_grown=fetches
     )
     if ray is not None and shard is not None:
         raise ConfigError("--ray deals out all shards itself: leave --shard away")
@@ -220,6 +256,8 @@ def dicom(
         typer.Option(metavar="FOLDER", help="Default: RUN/dicom."),
     ] = None,
     send: SendOption = None,
+    calling: CallingOption = "ANOMALY",
+    data: DataOption = None,
 ) -> None:
     """Write the verdicts as DICOM objects: a report a scan, images of flagged scans alone."""
     from pipelines import dicom as stage
@@ -227,9 +265,9 @@ def dicom(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    target = None if send is None else _destination(send)
+    target = None if send is None else _destination(send, calling)
     kinds = stage.kinds_of(objects)
-    written = stage.write_dicom(folder, run_config(folder, []), kinds, out)
+    written = stage.write_dicom(folder, run_config(folder, [], data), kinds, out)
     typer.echo(f"{len(written.paths)} objects in {out or folder.dicom}: they name patients.")
     if target is not None:
         from pipelines.pacs import store_results
@@ -262,6 +300,7 @@ def query(
     import sys
 
     from anomaly.feedback import Feedback
+    from anomaly.results import plain_cell
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
@@ -270,9 +309,11 @@ def query(
     tables = {"feedback": Feedback.table(folder.feedback)} if asked else {}
     answer = folder.results.query(sql, **tables)
     lines = csv.writer(sys.stdout, lineterminator="\n")  # for a shell to read
-    lines.writerow(answer.column_names)
+    lines.writerow(map(plain_cell, answer.column_names))
     for batch in answer.to_batches():
-        lines.writerows(row.values() for row in batch.to_pylist())
+        # By place: two columns may have one name.
+        columns = [column.to_pylist() for column in batch.columns]
+        lines.writerows(map(plain_cell, line) for line in zip(*columns, strict=True))
 
 
 @app.command()
@@ -352,14 +393,14 @@ def retry(
 
 
 @app.command()
-def evaluate(run: RunArgument) -> None:
+def evaluate(run: RunArgument, data: DataOption = None) -> None:
     """Compare the scores with the labels: figures with intervals."""
     from pipelines import evaluate as stage
     from pipelines.context import run_config
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    stage.evaluate(folder, run_config(folder, []))
+    stage.evaluate(folder, run_config(folder, [], data))
 
 
 @app.command()
@@ -367,7 +408,7 @@ def report(
     run: RunArgument,
     images: Annotated[bool, typer.Option(help="Show the images.")] = True,
     max_images: Annotated[
-        int, typer.Option(help="Of at most so many scans, most unusual first.")
+        int, typer.Option(min=0, help="Of at most so many scans, most unusual first.")
     ] = 500,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the images into the page, to copy it alone.")
@@ -380,6 +421,7 @@ def report(
             "of a scan in it.",
         ),
     ] = None,
+    data: DataOption = None,
 ) -> None:
     """Write the worklist with heatmaps as an HTML page with its images beside it."""
     from pipelines import report as stage
@@ -387,7 +429,7 @@ def report(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    config = run_config(folder, [])
+    config = run_config(folder, [], data)
     if pdf is not None:
         from pipelines.study import study_pdf
 
@@ -412,6 +454,7 @@ def figures(
         int, typer.Option(min=2, max=64, help="On the overlay sheet, half of them flagged.")
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Draws those scans, and bootstraps.")] = 0,
+    data: DataOption = None,
 ) -> None:
     """Make figures for a paper: overlays, ROC, scores, p-values, training; PDF and PNG."""
     from pipelines import figures as stage
@@ -419,7 +462,7 @@ def figures(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    config = run_config(folder, [])
+    config = run_config(folder, [], data)
     written, left_out = stage.make_figures(folder, config, out, scans=scans, seed=seed)
     for path in written:
         typer.echo(f"{path}")
@@ -505,7 +548,9 @@ def node(
         objects=lambda run, config, processes: list(
             write_dicom(run, config, settings.objects, processes=processes).paths
         ),
-        destination=destination(settings.destination) if settings.destination else None,
+        destination=destination(settings.destination, calling=settings.calling or settings.ae_title)
+        if settings.destination
+        else None,
     )
 
 
@@ -527,10 +572,10 @@ def _found(bundle: Path | None) -> Path | None:
     return None if bundle is None else find_bundle(bundle)
 
 
-def _destination(text: str) -> Destination:
+def _destination(text: str, calling: str) -> Destination:
     from anomaly.pacs.destinations import destination
 
-    return destination(text)
+    return destination(text, calling=calling)
 
 
 def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
@@ -556,12 +601,50 @@ def _printed(config: Config, wanted: bool) -> bool:
 
 def main() -> None:
     """Run a command; an error made for a person is one sentence and exit code 1."""
-    log_what_is_allowed()
+    with _outputs_that_take_all(), _terminating_tidily():
+        log_what_is_allowed()
+        try:
+            app()
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads has read enough: `anomaly query ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours
+            typer.secho(f"error: {error}", err=True, fg="red")
+            raise SystemExit(1) from error
+
+
+@contextmanager
+def _outputs_that_take_all() -> Iterator[None]:
+    """Let nothing that is printed end a command: an output that is closed, or knows ASCII alone."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream is not nowhere:
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _terminating_tidily() -> Iterator[None]:
+    """Have SIGTERM end a command as an interrupt does, so that what it has unpacked is removed."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise SystemExit(143)
+
     try:
-        app()
-    except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-        typer.secho(f"error: {error}", err=True, fg="red")
-        raise SystemExit(1) from error
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

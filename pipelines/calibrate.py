@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly.bundle import Bundle, Calibrated, read_bundle, write_bundle
+from anomaly.bundle import Bundle, Calibrated, bundle_hash, read_bundle, write_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.data.network_images import ImageReader
 from anomaly.detection.calibration import Calibration, Spread, allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError
@@ -19,7 +19,6 @@ from anomaly.logs import Public
 from pipelines.batches import ScoredScan, Scorer
 from pipelines.fit import calibration_change
 from pipelines.run import RunFolder, progress_bar
-from pipelines.train import scan_hash
 
 __all__ = ["calibrate"]
 
@@ -43,6 +42,10 @@ def calibrate(
     rows = manifest.select(split=split)
     _refuse_unfit(rows, bundle, config)
     allowed_rank(len(rows), config.alpha)  # before the work, not after
+    marks = frozenset(mark for row in rows for mark in scan_marks(row))
+    if _is_calibrated(run, bundle, config, marks):
+        log.info("the bundle is calibrated on these scans at this alpha already: nothing to do")
+        return bundle
     settings = bundle.config
     reader = ImageReader(
         config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
@@ -59,14 +62,14 @@ def calibrate(
             scored.append((item.score, item.peak, item.features))
             bar.update()
     scores, peaks, features = zip(*scored, strict=True)
-    calibrated_peaks = Calibration.from_scores(np.array(peaks))
     calibrated = Calibrated(
         Calibration.from_scores(np.array(scores)),
-        calibrated_peaks,
-        2 * calibrated_peaks.threshold(config.alpha),
+        Calibration.from_scores(np.array(peaks)),
+        config.alpha,
         manifest.hash,
         {name: Spread.of(np.array([scan[name] for scan in features])) for name in features[0]},
         config.detector.calibrate_under_nuisance,
+        marks,
     )
     written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)
     low, high = false_alarm_interval(len(rows), config.alpha, 0.95)
@@ -82,6 +85,15 @@ def calibrate(
     return written
 
 
+def _is_calibrated(run: RunFolder, bundle: Bundle, config: Config, marks: frozenset[str]) -> bool:
+    """Whether to calibrate again would only repeat what the run's own bundle holds."""
+    known = bundle.calibrated
+    if known is None or not run.bundle.exists() or bundle_hash(run.bundle) != bundle.hash:
+        return False
+    wanted = (config.alpha, config.detector.calibrate_under_nuisance, marks)
+    return (known.alpha, known.under_nuisance, known.seen) == wanted
+
+
 def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config) -> None:
     abnormal = [row for row in rows if row.label != config.data.normal]
     if abnormal:
@@ -89,7 +101,7 @@ def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config)
             f"{len(abnormal)} of {len(rows)} scans are not labelled {config.data.normal!r} (the "
             f"first is {abnormal[0].key}, {abnormal[0].label!r}): calibrate on normal scans alone"
         )
-    seen = [row for row in rows if scan_hash(row) in bundle.seen]
+    seen = [row for row in rows if not scan_marks(row).isdisjoint(bundle.seen)]
     if seen:
         raise CalibrationError(
             f"{len(seen)} of {len(rows)} scans were used to train the network or the detector (the "

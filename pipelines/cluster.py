@@ -113,6 +113,6 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise AnomalyError(
-            "--ray needs Ray, which is not installed: pip install 'anomaly[ray]'"
+            "--ray needs Ray, which is not installed: pip install 'ray[data]'"
         ) from error
     return ray

@@ -24,6 +24,7 @@ from anomaly.data.processes import Lost, Workers
 from anomaly.data.readers import read_scan
 from anomaly.data.zips import on_disk
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
+from anomaly.files import make_results_folder
 from anomaly.logs import Public
 from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
 from anomaly.results import Results, ScoreRow
@@ -101,7 +102,7 @@ def write_dicom(
     rows, provenance = matching_scores(run, manifest, bundle)
     by_key = {row.key: row for row in manifest.select()}
     target = folder or run.dicom
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_results_folder(target, mode=0o700)
     scored = [row for row in rows if row.status == "scored"]
     todo = (
         _Todo(
@@ -172,12 +173,13 @@ class _Writing:
         if evidence is None:
             raise UnsupportedScan("no map kept", "score with results.maps = all")
         norm = self.norm
-        shown = read_scan(source, todo.scan.frame, self.intensity)
+        scan = read_scan(source, todo.scan.frame, self.intensity, sha256=todo.scan.sha256)
+        shown = scan.display(scan.pixels)
         return DicomCase(
             source=source,
             frame=todo.scan.frame,
             verdict=norm.verdict(todo.row, todo.scan, evidence, stored=True),
-            image=np.ascontiguousarray(shown.orientation.store(shown.pixels)),
+            image=np.ascontiguousarray(scan.orientation.store(shown)),
             evidence_threshold=norm.evidence_threshold,
             evidence_ceiling=norm.evidence_ceiling,
             calibration_scans=norm.calibration_scans,

@@ -23,7 +23,7 @@ def drift_warnings(rows: Sequence[ScoreRow], calibrated: Calibrated) -> list[str
     Parameters
     ----------
     rows : sequence of ScoreRow
-        Of one run, those that were not scored among them.
+        Of one run, those that were not scored among them; what the bundle has seen does not count.
     calibrated : Calibrated
         What the run is calibrated on.
     """
@@ -31,7 +31,7 @@ def drift_warnings(rows: Sequence[ScoreRow], calibrated: Calibrated) -> list[str
         return []
     return [
         f"P-values may not hold for {name} ({len(group):,}): {reason}"
-        for name, group in _groups([row for row in rows if row.status == "scored"])
+        for name, group in _groups([row for row in rows if row.status == "scored" and not row.seen])
         if len(group) >= FEWEST
         for reason in _reasons(group, calibrated)
     ]

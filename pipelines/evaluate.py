@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
 from anomaly.evaluation import Estimate, Rate, auroc, exact_rate, image_metrics, pixel_metrics
+from anomaly.files import strict_json, writing
 from anomaly.logs import Public
 from anomaly.results import ScoreRow
 from anomaly.types import Orientation
@@ -44,9 +44,15 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     rows, provenance = matching_scores(run, manifest, bundle)
     alpha = provenance.alpha  # the one that the flags were raised at
     by_key = {row.key: row for row in manifest.select()}
-    pairs = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
-    if not pairs:
+    labelled = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
+    pairs = [(row, scan) for row, scan in labelled if not row.seen]
+    if not labelled:
         raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
+    if not pairs:
+        raise AnomalyError(
+            f"all {len(labelled)} scored scans with a label took part in training or calibration: "
+            "figures need scans that the bundle has not seen"
+        )
     abnormal = np.array([scan.label != config.data.normal for _, scan in pairs])
     patients = [scan.patient for _, scan in pairs]
     scores = np.array([row.score for row, _ in pairs], dtype=np.float64)
@@ -57,6 +63,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "notice": NOTICE,
         "scans": {"normal": int((~abnormal).sum()), "abnormal": int(abnormal.sum())},
+        "seen": len(labelled) - len(pairs),
         "not_scored": sum(row.status != "scored" for row in rows),
         "alpha": alpha,
         "calibration_scans": n,
@@ -73,7 +80,9 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     }
     if config.data.masks:
         metrics["pixels"] = _pixels(run, config, bundle, pairs)
-    run.metrics.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    text = strict_json(metrics, indent=1)
+    with writing(run.metrics):
+        run.metrics.write_text(text, encoding="utf-8")
     _say(metrics)
     run.record("evaluate", {"auroc": metrics["auroc"]["value"]})
     return metrics
@@ -145,6 +154,11 @@ def _say(metrics: dict[str, Any]) -> None:
         metrics["scans"]["abnormal"],
         metrics["not_scored"],
     )
+    if metrics["seen"]:
+        log.warning(
+            "left out of every figure: %d scans that took part in training or calibration",
+            metrics["seen"],
+        )
     log.info("image AUROC         %s", Public(Estimate(**metrics["auroc"])))
     log.info(
         "average precision   %.3f (prevalence %.3f)",

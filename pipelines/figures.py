@@ -23,13 +23,13 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError, ScanError
 from anomaly.evaluation import auroc
+from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
 from anomaly.reporting import plots
 from anomaly.results import Provenance, ScoreRow
 from anomaly.roc import roc
 from anomaly.types import Verdict
 from pipelines.run import RunFolder
-from pipelines.train import scan_hash
 from pipelines.verdicts import Norm, matching_scores, scan_again
 
 __all__ = ["draw_figures", "make_figures"]
@@ -63,21 +63,21 @@ def make_figures(
     ------
     AnomalyError
         If not a single figure can be made.
-    OSError
-        If the folder cannot be written.
+        Or if the folder cannot be written.
     """
     drawn, left_out = draw_figures(run, config, scans=scans, seed=seed)
     if not drawn:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise AnomalyError(f"no figure of {run.path} can be made: {reasons}")
     folder = run.figures if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    make_results_folder(folder)
     for name in left_out:
         for old in (folder / f"{name}.pdf", folder / f"{name}.png"):
             old.unlink(missing_ok=True)  # beside new figures it would pass for one of them
-    written = [
-        path for name, figure in drawn.items() for path in plots.write_figure(figure, folder, name)
-    ]
+    written: list[Path] = []
+    for name, figure in drawn.items():
+        with writing(folder / name):
+            written += plots.write_figure(figure, folder, name)
     log.info("%d of %d figures made", len(drawn), len(_FIGURES))
     run.record("figures", {"figures": len(drawn), "seed": seed})
     return written, left_out
@@ -120,6 +120,7 @@ class _Source:
     config: Config
     scans: int
     seed: int
+    left_out: str = ""
 
     @cached_property
     def bundle(self) -> Bundle:
@@ -139,12 +140,22 @@ class _Source:
 
     @cached_property
     def pairs(self) -> list[tuple[ScoreRow, ManifestRow]]:
-        """Scored rows with their scans."""
+        """Scored rows that the bundle has not seen, with their scans."""
         by_key = {row.key: row for row in self.manifest.select()}
         pairs = [(r, by_key[r.key]) for r in self.results[0] if r.status == "scored"]
         if not pairs:
             raise AnomalyError("no scan of the run was scored: see `anomaly status`")
-        return pairs
+        unseen = [pair for pair in pairs if not pair[0].seen]
+        if not unseen:
+            raise AnomalyError(
+                f"all {len(pairs)} scored scans took part in training or calibration: p-values and "
+                "rates keep their promise on held-out scans alone, score some"
+            )
+        if len(unseen) < len(pairs):
+            seen = len(pairs) - len(unseen)
+            log.warning("left out: %d scans that took part in training or calibration", seen)
+            self.left_out = f"\nLeft out: {seen} scans that the bundle has seen."
+        return unseen
 
     @property
     def labelled(self) -> list[tuple[ScoreRow, ManifestRow]]:
@@ -215,7 +226,7 @@ def _drawn(
 
 
 def _case(source: _Source, row: ScoreRow, scan: ManifestRow) -> tuple[Verdict, NDArray[np.float32]]:
-    """Verdict and pixels.
+    """Verdict, and pixels as displayed.
 
     Raises
     ------
@@ -223,8 +234,8 @@ def _case(source: _Source, row: ScoreRow, scan: ManifestRow) -> tuple[Verdict, N
         The image or its evidence map can no longer be read.
     """
     evidence = source.run.results.evidence(row)
-    pixels = np.asarray(scan_again(source.config, scan).pixels)
-    return source.norm.verdict(row, scan, evidence), pixels
+    again = scan_again(source.config, scan)
+    return source.norm.verdict(row, scan, evidence), again.display(again.pixels)
 
 
 def _counted(lost: Counter[str]) -> str:
@@ -247,7 +258,7 @@ def _roc(source: _Source) -> plots.Figure:
         str(area),
         (source.norm.alpha, float(flagged[~abnormal].mean()), float(flagged[abnormal].mean())),
         f"{int((~abnormal).sum())} normal and {int(abnormal.sum())} abnormal scans.\n"
-        "Bootstrap by patient, band pointwise.",
+        f"Bootstrap by patient, band pointwise.{source.left_out}",
     )
 
 
@@ -263,21 +274,16 @@ def _scores(source: _Source) -> plots.Figure:
         {name: np.array(scores) for name, scores in sorted(groups.items(), reverse=True)},
         source.norm.threshold,
         source.norm.alpha,
-        f"Calibrated on {source.calibrated}.",
+        f"Calibrated on {source.calibrated}.{source.left_out}",
     )
 
 
 def _uniformity(source: _Source) -> plots.Figure:
     labelled = bool(source.labelled)
     normals = [(r, s) for r, s in source.pairs if not labelled or not source.abnormal(s)]
-    unseen = [r.p_value for r, s in normals if scan_hash(s) not in source.bundle.seen]
-    p_values = np.array(unseen, dtype=np.float64)
+    p_values = np.array([row.p_value for row, _ in normals], dtype=np.float64)
     if not len(p_values):
-        raise AnomalyError(
-            f"{len(normals)} scored scans are {'normal' if labelled else 'there'}, and the bundle "
-            "has learned from every one: p-values keep their promise on held-out normals alone, "
-            "score some"
-        )
+        raise AnomalyError("no held-out normal scan was scored: score some")
     n, m = len(source.calibrated.scores.scores), len(p_values)
     # The band changes at multiples of 1 / (n + 1), and is fixed at both ends.
     ranks = np.unique(np.linspace(1, n, min(n, _BAND_STEPS)).round())
@@ -289,14 +295,12 @@ def _uniformity(source: _Source) -> plots.Figure:
             low
         )  # set on changed scans, a low rate on unchanged ones is as promised
     note = "" if labelled else "No labels: all scans are drawn, not normal ones alone.\n"
-    if m < len(normals):
-        note += f"Left out: {len(normals) - m} scans that the bundle has learned from.\n"
     return plots.uniformity_plot(
         p_values,
         (alphas, low, high),
         "held-out normals" if labelled else "all scans",
         source.norm.alpha,
-        f"{note}Calibrated on {source.calibrated}.",
+        f"{note}Calibrated on {source.calibrated}.{source.left_out}",
     )
 
 

@@ -8,6 +8,7 @@ again. While a part is being written, the next shard is being scored.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,14 +34,17 @@ from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key, pseudonym
 from anomaly.data.zips import file_of
 from anomaly.detection.heatmap import find_regions
-from anomaly.errors import AnomalyError, ConfigError, ManifestError
+from anomaly.errors import AnomalyError, ConfigError, ManifestError, ScanError
 from anomaly.results import Provenance, Results, ScoreRow
 from pipelines.batches import Outcome, ScoredScan, Scorer
 from pipelines.leases import Lease, Leases
 from pipelines.run import RunFolder
 from pipelines.shards import Shard, cut
+from pipelines.verdicts import on_source
 
 __all__ = ["Job", "score_shard", "wanted"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Job:
         """What these results are made of."""
         config, versions = self.config, {"anomaly": anomaly.__version__}
         versions["torch"] = torch.__version__.split("+")[0]
-        depends = f"{config.alpha!r} {config.results!r} {config.intensity!r} {self.device.type}"
+        depends = f"{config.results!r} {config.intensity!r} {self.device.type}"
         inputs = "".join(shard.inputs for shard in self.shards)
         return Provenance(
             bundle=self.bundle.hash,
@@ -140,7 +144,53 @@ class Job:
                 f"at alpha = {current.alpha:g}, this one with {wanted.bundle[:12]} at "
                 f"{wanted.alpha:g}: name a new folder, or wait until it is done"
             )
+        before = results.done(current)
         results.begin(wanted)
+        if replace(current, alpha=wanted.alpha) == wanted:
+            self._restate(before)
+
+    def _restate(self, shards: Sequence[int]) -> None:
+        """Raise the flags of finished shards at another alpha, from their p-values and maps.
+
+        A shard of which a map is missing that the new flags ask for is left to be scored again.
+        """
+        restated = 0
+        for index in shards:
+            rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
+            if all(row is not None for row in rows):
+                self.results.restate(index, [row for row in rows if row], self.provenance)
+                restated += 1
+        if restated:
+            log.info(
+                "%d of %d finished shards are flagged anew at alpha = %g, from their p-values",
+                restated,
+                len(shards),
+                self.config.alpha,
+            )
+
+    def _with_sources(self, index: int) -> Iterator[tuple[ScoreRow, ManifestRow]]:
+        return zip(self.results.rows(index), self.shards[index].rows, strict=True)
+
+    def _at_alpha(self, row: ScoreRow, source: ManifestRow) -> ScoreRow | None:
+        """Return a row with flag and regions at the job's alpha; None where a map is lacking."""
+        calibrated, alpha = self.bundle.calibrated, self.config.alpha
+        if calibrated is None or row.score is None or row.evidence_peak is None:
+            return row
+        flagged = row.score >= calibrated.scores.threshold(alpha)
+        limit, regions = calibrated.peaks.threshold(alpha), 0
+        if row.map_part is None:
+            wanted = self.config.results.keeps_map(row.key, flagged=flagged)
+            if wanted or row.evidence_peak >= limit:
+                return None
+        elif row.evidence_peak >= limit:
+            try:
+                kept = self.results.evidence(row)
+            except ScanError:
+                return None
+            assert kept is not None
+            shown = on_source(kept, source, self.bundle.config.preprocessing)
+            regions = len(find_regions(shown, limit, None))
+        return replace(row, flagged=flagged, regions=regions)
 
     def work(
         self, shards: Sequence[Shard], bar: tqdm[NoReturn], workers: Workers | None = None
@@ -275,7 +325,8 @@ def score_shard(
             name and pseudonym(site_key, f"{kind} {name}")
             for kind, name in (("study", source.study), ("patient", source.patient))
         )
-        rows.append(replace(row, study=study, patient=patient, site=source.site))
+        seen = job.bundle.has_seen(source)
+        rows.append(replace(row, study=study, patient=patient, site=source.site, seen=seen))
     readable = (source for source in shard.rows if source.status == "ok")
     if any(not _is_there(root, source) for source in readable) and not any(
         _is_there(root, row) for row in job.manifest.rows

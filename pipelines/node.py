@@ -38,6 +38,7 @@ from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
+from anomaly.files import make_results_folder
 from anomaly.logs import Public
 from anomaly.pacs.batches import PASSING, Batch
 from anomaly.pacs.destinations import Destination
@@ -94,6 +95,8 @@ class NodeSettings:
         Size of scans and results that may be held; more are refused.
     destination : str
         Where the results go; empty: they are kept in the folder, and so are the scans.
+    calling : str
+        AE title by which it calls a destination; empty: its own, `ae_title`.
     objects : tuple of str
         Kinds of DICOM objects to write (`anomaly.reporting.dicom.KINDS`); of a scan that is not
         flagged, the report alone.
@@ -111,6 +114,7 @@ class NodeSettings:
     max_instances: int = 10_000
     max_bytes: int = 50_000_000_000
     destination: str = ""
+    calling: str = ""
     objects: tuple[Kind, ...] = DEFAULT_KINDS
     alpha: float | None = None
 
@@ -194,7 +198,7 @@ def _fit_bundle(settings: NodeSettings) -> Bundle:
     if settings.objects:
         bundle.calibration()
     if bundle.calibrated is not None:
-        alpha = bundle.config.alpha if settings.alpha is None else settings.alpha
+        alpha = bundle.calibrated.alpha if settings.alpha is None else settings.alpha
         bundle.calibrated.scores.threshold(alpha)
         bundle.calibrated.peaks.threshold(alpha)
     return bundle
@@ -205,7 +209,7 @@ def _listener(spool: Spool, settings: NodeSettings) -> Listener:
         from anomaly.pacs.listener import Listener
     except ImportError as error:
         raise AnomalyError(
-            "a node needs pynetdicom, which is not installed: pip install 'anomaly[pacs]'"
+            "a node needs pynetdicom, which is not installed: pip install pynetdicom"
         ) from error
     if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.allowed:
         log.warning("other machines can reach this node, and no AE title is refused: see `allowed`")
@@ -353,7 +357,7 @@ class Work:
 
     def _furnish(self, run: RunFolder) -> None:
         """Give a run the node's key and bundle, instead of a key of its own and a copy."""
-        run.path.mkdir(mode=0o700, exist_ok=True)
+        make_results_folder(run.path, mode=0o700)
         if not run.site_key.exists():
             run.site_key.hardlink_to(self._site_key)
         run.bundle.unlink(missing_ok=True)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from anomaly.config import Config, dump
-from anomaly.data.archive import build_manifest
+from anomaly.data.archive import build_manifest, matches
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
-from anomaly.data.splits import assign_splits
-from anomaly.errors import ManifestError
+from anomaly.data.splits import SPLITS, assign_splits
+from anomaly.data.transforms import Preprocessing
+from anomaly.detection.calibration import allowed_rank
+from anomaly.detection.detector import FEWEST_NORMALS
+from anomaly.errors import CalibrationError, ManifestError
+from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
 from pipelines.run import RunFolder, progress_bar
 
@@ -28,9 +35,15 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
     ManifestError
         If there is no usable normal scan.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
+    if _made_later(run) and not run.site_key.exists():
+        raise ManifestError(
+            f"{run.path} holds results, and its site.key is gone: under a new one every scan would "
+            "have another pseudonym. Restore it, or name a new folder"
+        )
+    make_results_folder(run.path)
+    config = replace(config, data=replace(config.data, root=config.data.root.absolute()))
     manifest = assign_splits(
-        scan_folder(run, config),
+        scan_folder(run, config, preprocessing=config.preprocessing),
         config.data.splits,
         normal_label=config.data.normal,
         seed=config.data.seed,
@@ -41,13 +54,97 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
             f"no usable scan under {config.data.root} has the label {config.data.normal!r}: check "
             f"data.labels ({config.data.labels}) and the reasons above"
         )
-    run.config.write_text(dump(config), encoding="utf-8")
-    manifest.write(run.manifest)
+    _refuse_other_scans(run, manifest)
+    with writing(run.path):
+        run.config.write_text(dump(config), encoding="utf-8")
+        manifest.write(run.manifest)
+    _say_splits(manifest, config)
     run.record("prepare", {"manifest_hash": manifest.hash, "config_hash": config.hash})
     return manifest
 
 
-def scan_folder(run: RunFolder, config: Config, processes: Workers | None = None) -> Manifest:
+def _made_later(run: RunFolder) -> list[Path]:
+    """Return what later stages have made from the table of scans."""
+    return [path for path in (run.checkpoint, run.bundle, run.results.job) if path.exists()]
+
+
+def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
+    """Refuse to pull the table of scans from under what was made with it."""
+    later = _made_later(run)
+    if not later or not run.manifest.exists():
+        return
+    known = Manifest.read(run.manifest)
+    if known.hash != manifest.hash or {r.key for r in known.rows} != {r.key for r in manifest.rows}:
+        raise ManifestError(
+            f"{run.path} holds {later[0].name}, made with another table of scans than the one "
+            "that these settings give: name a new folder, or remove that one"
+        )
+
+
+def _say_splits(manifest: Manifest, config: Config) -> None:
+    """Say how many scans and patients of each label are in each split, and what will not do."""
+    rows = manifest.select()
+    log.info("%-24s %12s %12s", Public("label, split"), Public("scans"), Public("patients"))
+    for label in sorted({row.label for row in rows}):
+        for split in SPLITS:
+            cell = [row for row in rows if (row.label, row.split) == (label, split)]
+            if cell:
+                log.info(
+                    "%-24s %12d %12d",
+                    Public(f"{label or '(none)'}, {split}"),
+                    len(cell),
+                    len({row.patient for row in cell}),
+                )
+    unlabelled = sum(not row.label for row in rows)
+    if unlabelled:
+        log.warning(
+            "%d scans have no label: no pattern of data.labels matches them. They are in the test "
+            "split and count in no figure",
+            unlabelled,
+        )
+    for what, patterns in _idle_patterns(manifest, config):
+        log.warning("%s: no file matches %s", Public(what), Public(", ".join(patterns)))
+    normals = Counter(row.split for row in rows if row.label == config.data.normal)
+    for split in ("train", "validation"):
+        if not normals[split]:
+            log.warning(
+                "the %s split holds no normal scan, and training needs some: add scans, or raise "
+                "data.splits.%s",
+                Public(split),
+                Public(split),
+            )
+    fitted = sum(normals[split] for split in config.detector.fit_on)
+    if fitted < FEWEST_NORMALS:
+        log.warning(
+            "the detector is fitted on %d normal scans (%s), and needs %d: add scans, or raise "
+            "data.splits",
+            fitted,
+            Public(" and ".join(config.detector.fit_on)),
+            FEWEST_NORMALS,
+        )
+    try:
+        allowed_rank(normals["calibration"], config.alpha)
+    except CalibrationError as error:
+        log.warning("%s (data.splits.calibration)", Public(str(error)))
+
+
+def _idle_patterns(manifest: Manifest, config: Config) -> Iterator[tuple[str, list[str]]]:
+    """Patterns of labels and sites that no file of the folder matches."""
+    paths = [row.path for row in manifest.rows]
+    for section, named in (("labels", config.data.labels), ("sites", config.data.sites)):
+        for name, patterns in named.items():
+            idle = [p for p in patterns if not any(matches(path, [p]) for path in paths)]
+            if idle:
+                yield f"data.{section}.{name}", idle
+
+
+def scan_folder(
+    run: RunFolder,
+    config: Config,
+    processes: Workers | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> Manifest:
     """Inspect ``config.data.root``; say what was found, and what was not used and why.
 
     Parameters
@@ -56,6 +153,8 @@ def scan_folder(run: RunFolder, config: Config, processes: Workers | None = None
     config : Config
     processes : Workers, optional
         Processes that are there already.
+    preprocessing : Preprocessing, optional
+        Leave out what a network could not see, as `anomaly.data.archive.build_manifest` does.
     """
     exclude = [f"{config.data.masks}/*"] if config.data.masks else []
     with progress_bar(0, "reading scans", "file") as bar:
@@ -72,6 +171,7 @@ def scan_folder(run: RunFolder, config: Config, processes: Workers | None = None
             patient_pattern=config.data.patient_pattern,
             policy=config.intensity,
             gate=config.gate,
+            preprocessing=preprocessing,
             site_key=load_site_key(run.site_key),
             workers=config.data.workers,
             seconds=config.data.seconds,

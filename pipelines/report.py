@@ -16,6 +16,7 @@ from anomaly.bundle import Bundle, Calibrated, read_bundle
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.errors import ScanError
+from anomaly.files import make_results_folder, writing
 from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.results import Provenance, ScoreRow
 from pipelines.companions import Companions
@@ -26,6 +27,8 @@ from pipelines.verdicts import Norm, matching_scores, scan_again
 __all__ = ["ScoredRun", "report"]
 
 log = logging.getLogger(__name__)
+
+SEEN = "This scan took part in training or calibration: its score is too low, and counts nowhere."
 
 
 def report(
@@ -55,9 +58,11 @@ def report(
         If the bundle is not calibrated: a page of scores without meaning helps nobody.
     """
     source = ScoredRun.open(run, config)
-    run.report.parent.mkdir(exist_ok=True)
+    with writing(run.report):
+        make_results_folder(run.report.parent)
     data = source.report_data(source.rows, max_images=max_images if images else 0)
-    write_report(data, run.report, single_file=single_file)
+    with writing(run.report):
+        write_report(data, run.report, single_file=single_file)
     scored = sum(row.status == "scored" for row in source.rows)
     log.info("report written, %d scans shown", scored)
     run.record("report", {"cases": scored})
@@ -177,7 +182,7 @@ def _case(
     scan = source.scans[row.key]
     evidence, note = _evidence(source.run, row)
     verdict = norm.verdict(row, scan, evidence)
-    pixels, expected, look_alike = None, None, None
+    pixels, expected, look_alike, grey = None, None, None, ""
     if row.map_part is None:
         shown = False  # its map was not to be kept: neither is its image shown
         note += " Its image is not shown either."
@@ -191,10 +196,15 @@ def _case(
     if shown:
         try:
             image = scan_again(source.config, scan)
-            pixels = np.asarray(image.pixels)
+            display = image.display
+            pixels, grey = display(image.pixels), display.source
             look_alike = companions.look_alike(image, verdict.scan.evidence)
             if row.flagged and verdict.scan.evidence is not None:
-                expected = companions.expected(image, verdict.scan.evidence)
+                healthy = companions.expected(image, verdict.scan.evidence)
+                expected = None if healthy is None else display(healthy)
+            if row.seen:
+                note += f" {SEEN}"
+            note = " ".join([note, *(f"{remark}." for remark in image.notes)])
         except ScanError as error:
             note += f" The image can no longer be read ({error.reason}), so it is not shown."
     return ReportCase(
@@ -206,6 +216,8 @@ def _case(
         expected=expected,
         study=row.study,
         look_alike=look_alike,
+        grey=grey,
+        seen=row.seen,
     )
 
 

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import signal
 import sys
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 import anomaly
 from anomaly.errors import AnomalyError
+from anomaly.files import strict_json, writing
 from anomaly.results import Results
 from anomaly.types import NOTICE
 
@@ -54,6 +54,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """The table of scans; private."""
         return self._at("manifest.parquet")
+
+    @property
+    def checkpoint(self) -> Path:
+        """State of the training."""
+        return self._at("checkpoint.pt")
 
     @property
     def site_key(self) -> Path:
@@ -139,8 +144,9 @@ class RunFolder:
             "python": platform.python_version(),
             **facts,
         }
-        with self._at("run.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self._at("run.jsonl")
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(strict_json(line) + "\n")
 
 
 def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,15 +19,17 @@ import torch
 
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config, dump, load_config, override
-from anomaly.data.archive import list_files
+from anomaly.data.folders import list_files
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.zips import file_of
+from anomaly.detection.calibration import allowed_rank
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.export import export
+from anomaly.files import make_results_folder
 from anomaly.logs import Public
 from anomaly.results import Results
-from pipelines.context import run_config
+from pipelines.context import overrides_name, run_config
 from pipelines.job import Job, wanted
 from pipelines.leases import Leases
 from pipelines.prepare import scan_folder
@@ -99,29 +102,39 @@ def choose_scans(
     overrides: list[str],
     processes: Workers | None = None,
     *,
+    data: Path | None = None,
     may_have_grown: bool = False,
 ) -> tuple[Config, Manifest]:
     """Return the run's own manifest, or one of a folder of new scans made as the bundle asks.
 
     Scoring that was broken off goes on with the list that it had. Where the folder `may_have_grown`
-    since, it is looked whether it has, and then listed anew.
+    since, it is looked whether it has, and then listed anew. `data` is where the scans of the run's
+    own manifest are now, if they have moved.
+
+    Raises
+    ------
+    ConfigError
+        If the run holds a prepared table of scans, or scores of another folder.
     """
     if scans is None:
-        config = run_config(run, overrides)
+        run.need(run.config, "prepare")
+    bundle = read_bundle(bundle_folder)
+    if scans is None:
+        config = _at_operating_point(run_config(run, overrides, data), bundle, overrides)
         return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    scans = scans.absolute()
     if run.manifest.exists() and any(row.split for row in Manifest.read(run.manifest).rows):
         raise ConfigError(
             f"{run.path} holds a prepared run, whose table of scans would be lost: name a new "
             f"folder for these scores, with --bundle {run.bundle}"
         )
-    bundle = read_bundle(bundle_folder)
-    data = replace(
-        bundle.config.data, root=scans, labels={bundle.config.data.normal: []}, masks=None
-    )
-    config = replace(bundle.config, data=replace(data, patient_pattern=None))
-    config = override(config, overrides)
-    run.path.mkdir(parents=True, exist_ok=True)
-    if _is_begun(run, scans) and not (may_have_grown and _has_grown(run, scans)):
+    learned = bundle.config.data
+    listed = replace(learned, root=scans, labels={learned.normal: []}, masks=None)
+    config = replace(bundle.config, data=replace(listed, patient_pattern=None))
+    config = _at_operating_point(override(config, overrides), bundle, overrides)
+    _refuse_other_folder(run, scans)
+    make_results_folder(run.path)
+    if _is_begun(run, config) and not (may_have_grown and _has_grown(run, scans)):
         log.info("going on with the list of scans that the run holds")
         manifest = Manifest.read(run.manifest, scans)
     else:
@@ -134,18 +147,62 @@ def choose_scans(
     return config, manifest
 
 
-def _is_begun(run: RunFolder, scans: Path) -> bool:
-    """Whether scoring of just this folder was begun and is not finished."""
+def _at_operating_point(config: Config, bundle: Bundle, overrides: list[str]) -> Config:
+    """State the rate that the bundle was calibrated for, unless another one is asked for.
+
+    Raises
+    ------
+    NotCalibrated
+        If a rate is asked for and the bundle is not calibrated.
+    TooFewCalibrationScans
+        If it was calibrated on too few scans for that rate.
+    """
+    if overrides_name(overrides, "alpha"):
+        allowed_rank(len(bundle.calibration().scores.scores), config.alpha)
+        return config
+    return config if bundle.calibrated is None else replace(config, alpha=bundle.calibrated.alpha)
+
+
+def _refuse_other_folder(run: RunFolder, scans: Path) -> None:
+    """Refuse to write the scores of one folder over those of another of the same name."""
+    if not run.config.exists() or not run.manifest.exists():
+        return
+    before = Manifest.read(run.manifest).root
+    if before.resolve() != scans.resolve():
+        raise ConfigError(
+            f"{run.path} holds the scores of {before}, not of {scans}: name another folder by --out"
+        )
+
+
+def _is_begun(run: RunFolder, config: Config) -> bool:
+    """Whether scoring was begun of just this folder, listed just so, and is not finished."""
     if not run.manifest.exists() or not run.results.job.exists():
         return False
-    same = load_config(run.config).data.root.resolve() == scans.resolve()
-    return same and not run.results.is_finished(run.results.provenance())
+    differ = _listing(load_config(run.config)).items() ^ _listing(config).items()
+    if differ:
+        names = ", ".join(sorted({name for name, _ in differ}))
+        log.info("%s differ from before: the scans are listed again", Public(names))
+        return False
+    return not run.results.is_finished(run.results.provenance())
+
+
+def _listing(config: Config) -> dict[str, str]:
+    """Return the settings that a list of scans depends on, by name."""
+    data = {name: repr(value) for name, value in asdict(config.data).items()}
+    # Neither how many processes list them, nor who gets which split, matters here.
+    for name in ("workers", "seconds", "splits", "seed"):
+        del data[name]
+    return {
+        **{f"data.{name}": value for name, value in data.items()},
+        "gate": repr(config.gate),
+        "intensity": repr(config.intensity),
+    }
 
 
 def _has_grown(run: RunFolder, scans: Path) -> bool:
     """Whether the folder holds files that the run's list does not know."""
     known = {file_of(scans / row.path) for row in Manifest.read(run.manifest).rows}
-    return not known.issuperset(scans / path for path in list_files(scans))
+    return not known.issuperset(scans / path for path in list_files(scans).files)
 
 
 def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bool) -> int:
@@ -177,18 +234,28 @@ def finish(job: Job) -> None:
         first = not results.is_finished(provenance)
         if first or not run.scores_csv.exists():
             results.finish(provenance, run.scores_csv)
-        counts = _say(results, job.config.alpha, job.bundle)
+        counts = _say(results, provenance.alpha, job.bundle)
         if first:
             run.record("score", {**asdict(provenance), **counts})
 
 
 def _say(results: Results, alpha: float, bundle: Bundle) -> dict[str, int]:
     """Say how many scans were scored, flagged and not scored, and why not."""
-    count = "SELECT status, reason, coalesce(flagged, false) AS flagged, count(*) AS n FROM scores"
+    count = (
+        "SELECT status, reason, seen, coalesce(flagged, false) AS flagged, count(*) AS n "
+        "FROM scores"
+    )
     groups = results.query(f"{count} GROUP BY ALL ORDER BY n DESC, reason").to_pylist()
     scored = sum(g["n"] for g in groups if g["status"] == "scored")
-    flagged = sum(g["n"] for g in groups if g["flagged"])
+    seen = sum(g["n"] for g in groups if g["seen"] and g["status"] == "scored")
+    flagged = sum(g["n"] for g in groups if g["flagged"] and not g["seen"])
     log.info("%d scans scored", scored)
+    if seen:
+        log.warning(
+            "%d of them took part in training or calibration: their scores are too low, and they "
+            "count in no figure",
+            seen,
+        )
     if bundle.calibrated is None:
         log.warning("the bundle is not calibrated: scores only, no p-values and no flags")
     else:
@@ -197,9 +264,12 @@ def _say(results: Results, alpha: float, bundle: Bundle) -> dict[str, int]:
             flagged,
             alpha,
             Public("at most " if bundle.calibrated.under_nuisance else ""),
-            alpha * scored,
+            alpha * (scored - seen),
         )
     failed = [g for g in groups if g["status"] != "scored"]
+    reasons: Counter[str] = Counter()
     for group in failed:
-        log.info("%d not scored: %s", group["n"], Public(group["reason"]))
+        reasons[group["reason"]] += group["n"]
+    for reason, number in reasons.most_common():
+        log.info("%d not scored: %s", number, Public(reason))
     return {"scored": scored, "flagged": flagged, "not_scored": sum(g["n"] for g in failed)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anomaly.config import Config
 from anomaly.errors import AnomalyError
+from anomaly.files import make_results_folder, writing
 from anomaly.reporting.study_pdf import write_study
 from anomaly.results import ScoreRow
 from pipelines.report import ScoredRun
@@ -50,9 +51,11 @@ def study_pdf(
     if strays:  # whose files name no study; one of them may belong here
         said = {"not scored and of no known study": f"{strays:,} of the run's files"}
         data = replace(data, provenance={**said, **data.provenance})
-    run.studies.mkdir(exist_ok=True)
+    with writing(run.studies):
+        make_results_folder(run.studies)
     path = run.studies / f"{name}.pdf"
-    write_study(data, name, path)
+    with writing(path):
+        write_study(data, name, path)
     log.info("a study of %d scan(s) written", len(rows))
     run.record("study", {"scans": len(rows)})
     return path

@@ -5,12 +5,12 @@ Alone, or on several devices by ``torchrun --nproc-per-node N -m pipelines train
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from anomaly.bundle import Bundle, write_bundle
+from anomaly.bundle import Bundle, read_bundle, write_bundle
 from anomaly.cdm.density import grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.health import network_health
@@ -32,21 +32,27 @@ from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
-from anomaly.config import Config, dump
+from anomaly.config import Config, ResultsSettings, dump
 from anomaly.data.loaders import step_batches
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.data.network_images import ImageReader, framed_images, network_images
+from anomaly.data.processes import SECONDS
 from anomaly.detection.look_alikes import LookAlikes
-from anomaly.errors import ConfigError, ManifestError
+from anomaly.errors import AnomalyError, BundleError, ConfigError, ManifestError
+from anomaly.files import writing
 from anomaly.training import Batch, FitResult, fit, validation_metrics
+from pipelines.context import process_place
 from pipelines.fit import Watcher, fit_detector
+from pipelines.leases import Leases
 from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
 
-__all__ = ["look_alikes", "processes", "scan_hash", "train"]
+__all__ = ["look_alikes", "processes", "train", "trained_bundle"]
 
 log = logging.getLogger(__name__)
 
 SCORING_BATCH = 32
+# Steps after which it is said how long training will take.
+SPEED_STEPS = 50
 # Held-out normals that the network's health is judged by.
 HEALTH_IMAGES = 16
 # Draws per level for the intercepts: during training for a curve, at the end for the bundle.
@@ -54,8 +60,48 @@ CURVE_DRAWS, FINAL_DRAWS = 3, 20
 
 
 def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
-    """Fit the network (resuming where a checkpoint is), then the detector; write the bundle."""
+    """Fit the network (resuming where a checkpoint is), then the detector; write the bundle.
+
+    Where the run's bundle is what this would give, nothing is done.
+
+    Raises
+    ------
+    AnomalyError
+        If another training is at work in the run.
+    """
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    rank, _ = process_place()
+    known = trained_bundle(run, config, manifest)
+    if known is not None:
+        log.info("the bundle is trained with these settings on these scans already: nothing to do")
+        return FitResult(known.network, config.training.steps, finished=True)
+    lease = Leases().claim(run.path / "training.lease") if rank == 0 else nullcontext()
+    if lease is None:
+        raise AnomalyError(f"another training is at work in {run.path}: wait, or name a new folder")
+    with lease:
+        return _train(run, config, manifest, device)
+
+
+def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle | None:
+    """Return the run's bundle where training these settings again would only repeat it."""
+    if not run.bundle.exists():
+        return None
+    try:
+        bundle = read_bundle(run.bundle)
+    except BundleError:
+        log.warning("the run's bundle cannot be read: trained or exported again")
+        return None
+    fits = _made_with(bundle.config) == _made_with(config)
+    return bundle if fits and bundle.manifest_hash == manifest.hash else None
+
+
+def _made_with(config: Config) -> Config:
+    """Return the settings that a trained bundle depends on; the others as by default."""
+    data = replace(config.data, root=Path(), workers=1, seconds=SECONDS)
+    return replace(config, data=data, alpha=0.05, results=ResultsSettings())
+
+
+def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.device) -> FitResult:
     normals = {split: _normals(manifest, config, split) for split in ("train", "validation")}
     reader = ImageReader(config.data.root, config.intensity, config.preprocessing)
     framed = {
@@ -69,15 +115,21 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
     if not result.finished:
         log.info("stopped at step %d; the same command resumes", result.step)
         return result
-    if int(os.environ.get("RANK", "0")) == 0:
-        run.config.write_text(dump(config), encoding="utf-8")  # a finished run may be re-exported
+    if process_place()[0] == 0:
+        if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
+            log.warning("the bundle is made anew: calibrate it again")
+        with writing(run.config):
+            run.config.write_text(dump(config), encoding="utf-8")  # it may be re-exported
         assert isinstance(result.network, LevelClassifier)
         network = result.network
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
         reference = images["train"].mean(0)
+        log.info("fitting the detector")
         watcher = Watcher(network, levels, config, reference, device)
         fitted = fit_detector(watcher, normals["train"], normals["validation"])
-        seen = frozenset(scan_hash(row) for rows in normals.values() for row in rows)
+        seen = frozenset(
+            mark for rows in normals.values() for row in rows for mark in scan_marks(row)
+        )
         bundle = write_bundle(
             Bundle(
                 config,
@@ -107,11 +159,6 @@ def look_alikes(rows: Sequence[ManifestRow], images: Tensor, config: Config) -> 
     return LookAlikes.of(images.numpy()[np.sort(drawn[: config.look_alikes])])
 
 
-def scan_hash(row: ManifestRow) -> str:
-    """Name a scan by its content, 16 hex digits: to recognise it, not to find it."""
-    return hashlib.sha256(f"{row.sha256} {row.frame}".encode()).hexdigest()[:16]
-
-
 def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:
     rows = manifest.select(split=split, label=config.data.normal)
     if not rows:
@@ -125,11 +172,6 @@ def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRo
 def _classifier(config: Config, levels: NoiseLevels, images: Tensor) -> LevelClassifier:
     torch.manual_seed(config.training.seed)
     network = build_network(config.network, levels)
-    if config.preprocessing.size % network.stride:
-        raise ConfigError(
-            f"preprocessing.size is {config.preprocessing.size}: this network needs a multiple of "
-            f"{network.stride}"
-        )
     base = None
     if config.network.spectral_base:
         # Dequantisation noise is the least that any pixel value varies.
@@ -150,22 +192,21 @@ def _fit(
     device: torch.device,
 ) -> FitResult:
     settings = config.training
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = process_place()
     loss = CDMLoss(classifier, levels, settings.ce_weight, _level_weights(config, classifier))
-    what = (
-        manifest.hash,
-        config.intensity,
-        config.preprocessing,
-        config.augmentation,
-        config.levels,
-        config.network,
-        settings,
-    )
-    fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()
+    conditions = {
+        "the table of scans": manifest.hash[:16],
+        **{
+            f"{section}.{name}": repr(value)
+            for section in ("intensity", "preprocessing", "augmentation", "levels", "network")
+            for name, value in asdict(getattr(config, section)).items()
+        },
+    }
 
     def batches(start: int) -> Iterator[Batch]:
         if rank == 0:  # not before: a configuration that the checkpoint refuses changes nothing
-            run.config.write_text(dump(config), encoding="utf-8")
+            with writing(run.config):
+                run.config.write_text(dump(config), encoding="utf-8")
         loader = step_batches(
             framed,
             keys,
@@ -174,6 +215,7 @@ def _fit(
             batch_size=settings.batch_size,
             seed=settings.seed,
             steps=range(start, settings.steps),
+            total=settings.steps,
             rank=rank,
             world=world,
         )
@@ -197,7 +239,8 @@ def _fit(
         health = network_health(averaged, averaged.parts, levels, shown)
         metrics["health"] = health.record()
         sheet = _sample_sheet(averaged, levels, images["train"].shape[1:], device)
-        _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
+        with writing(run.path / "samples"):
+            _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
         bar.write(
             f"step {step}: {metrics['bits_per_dim']:.3f} bits/dim ({grey} grey levels, "
             f"dequantised; {metrics['bits_per_dim_bound']:.3f} by denoising), denoising error "
@@ -209,9 +252,17 @@ def _fit(
     def on_metrics(record: Metrics) -> None:
         assert board is not None
         numbers = {name: value for name, value in record.items() if name != "step"}
-        _write_board(board, numbers, record["step"])
+        with writing(run.path / "tensorboard"):
+            _write_board(board, numbers, record["step"])
+
+    began: list[tuple[int, float]] = []
 
     def on_step(step: int, value: float) -> None:
+        began.append((step, time.perf_counter())) if not began else None
+        if step == began[0][0] + SPEED_STEPS and rank == 0:
+            a_step = (time.perf_counter() - began[0][1]) / SPEED_STEPS
+            left = a_step * (settings.steps - step)
+            log.info("%.3g s a step: some %.0f minutes to go", a_step, left / 60)
         bar.update(step - bar.n)
         bar.set_postfix(loss=f"{value:.4f}", refresh=False)
 
@@ -222,7 +273,7 @@ def _fit(
             settings,
             grey_levels=config.preprocessing.grey_levels,
             folder=run.path,
-            fingerprint=fingerprint,
+            conditions=conditions,
             device=device,
             validate=validate,
             on_metrics=on_metrics,
@@ -230,7 +281,8 @@ def _fit(
             should_stop=stop,
         )
     if board is not None:
-        board.close()
+        with writing(run.path / "tensorboard"):
+            board.close()
     return result
 
 
@@ -249,19 +301,24 @@ def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None
 def _fit_intercepts(
     network: LevelClassifier, images: Tensor, levels: NoiseLevels, config: Config, draws: int
 ) -> None:
-    fit_intercepts(
-        network,
-        images,
-        levels,
-        grey_levels=config.preprocessing.grey_levels,
-        draws=draws * len(levels),
-        seed=config.training.seed,
-    )
+    count = draws * len(levels)
+    with progress_bar(count, "fitting the constants of the levels", "draw") as bar:
+        fit_intercepts(
+            network,
+            images,
+            levels,
+            grey_levels=config.preprocessing.grey_levels,
+            draws=count,
+            seed=config.training.seed,
+            on_draws=bar.update,
+        )
 
 
 def _write_board(board: SummaryWriter, metrics: Mapping[str, Any], step: int) -> None:
     """Draw every number under its path of names: ``health/parts/scale 1/share/3``."""
     for name, value in metrics.items():
+        if value is None:
+            continue
         parts = dict(enumerate(value)) if isinstance(value, list) else value
         if isinstance(parts, Mapping):
             _write_board(board, {f"{name}/{key}": part for key, part in parts.items()}, step)
@@ -296,7 +353,7 @@ def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) 
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the other processes where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process_place()[1] == 1:
         yield
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -13,7 +13,7 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.readers import read_scan
 from anomaly.data.transforms import Frame, Preprocessing
 from anomaly.detection.heatmap import find_regions
-from anomaly.errors import AnomalyError, UnreadableScan
+from anomaly.errors import AnomalyError
 from anomaly.results import Provenance, ScoreRow
 from anomaly.types import Orientation, Scan, ScanScore, Verdict
 from pipelines.run import RunFolder
@@ -51,14 +51,8 @@ def scan_again(config: Config, scan: ManifestRow) -> Scan:
     ScanError
         If they can no longer be read, or are not those that were listed.
     """
-    again = read_scan(config.data.root / scan.path, scan.frame, config.intensity)
-    if again.pixels.shape != (scan.rows, scan.columns):
-        raise UnreadableScan(
-            "changed",
-            f"{scan.path} is {again.pixels.shape}, and was {(scan.rows, scan.columns)} when it "
-            "was listed: prepare and score again",
-        )
-    return again
+    path = config.data.root / scan.path
+    return read_scan(path, scan.frame, config.intensity, sha256=scan.sha256)
 
 
 def on_source(
@@ -109,7 +103,7 @@ class Norm:
             alpha,
             calibrated.scores.threshold(alpha),
             calibrated.peaks.threshold(alpha),
-            calibrated.evidence_ceiling,
+            calibrated.evidence_ceiling(alpha),
             len(calibrated.scores.scores),
             bundle.hash,
             bundle.config.preprocessing,

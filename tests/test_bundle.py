@@ -105,9 +105,10 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     calibrated = Calibrated(
         Calibration.from_scores(said.scores),
         peaks,
-        2 * peaks.threshold(0.1),
+        0.1,
         "e" * 64,
         dict(zip(names, map(Spread.of, said.features.T), strict=True)),
+        seen=frozenset({"c"}),
     )
     shown = LookAlikes.of(images(3, 4).numpy())
     return replace(plain, calibrated=calibrated, look_alikes=shown)
@@ -158,7 +159,7 @@ def test_a_bundle_read_back_scores_the_same(
     kept, made = again.calibration(), bundle.calibration()
     np.testing.assert_array_equal(kept.scores.scores, made.scores.scores)
     np.testing.assert_array_equal(kept.peaks.scores, made.peaks.scores)
-    assert kept.evidence_ceiling == made.evidence_ceiling
+    assert (kept.alpha, kept.seen) == (made.alpha, made.seen)
     assert kept.manifest_hash == made.manifest_hash
     assert (
         kept.features.keys() == made.features.keys() == set(reported_names(bundle.config.features))
@@ -224,7 +225,7 @@ def test_one_changed_byte_is_noticed_and_named(name: str, place: float, folder: 
 def test_a_changed_setting_is_noticed(folder: Path) -> None:
     main = folder / "bundle.json"
     text = main.read_text()
-    assert text.count('"alpha": 0.1') == 1
+    assert text.count('"alpha": 0.1') == 2  # of the configuration and of the calibration
     main.write_text(text.replace('"alpha": 0.1', '"alpha": 0.2'))
     with pytest.raises(BundleError, match=r"bundle\.json has changed"):
         read_bundle(folder)
@@ -249,7 +250,7 @@ def test_every_problem_is_listed(folder: Path) -> None:
 def test_another_format_is_refused_by_its_number(folder: Path) -> None:
     record = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(BundleError, match=r"has format 99: this version reads formats \(5, 6\)"):
+    with pytest.raises(BundleError, match=r"has format 99: this version reads formats \(5, 6, 7\)"):
         read_bundle(folder)
 
 

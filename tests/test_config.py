@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
         ("training.steps", "expected section.key=value"),
         ("=5", "expected section.key=value"),
         ("name.first=5", "name is a value, not a section"),
-        ("training.steps=[1", "is not a YAML value"),
+        ("training.steps=[1", "is not YAML"),
         ("training..steps=5", "unknown configuration key"),
         ("=", "expected section.key=value"),
     ],
@@ -266,7 +267,7 @@ def test_a_configuration_is_never_executed(text: str, tmp_path: Path) -> None:
     value = text.format(ran).removeprefix("name: ")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(path)
-    with pytest.raises(ConfigError, match="is not a YAML value"):
+    with pytest.raises(ConfigError, match="is not YAML"):
         load_config(write(tmp_path / "d.yaml", "name: x\n"), [f"name={value}"])
     assert not ran.exists()
 
@@ -321,6 +322,7 @@ def test_every_setting_is_in_the_hash() -> None:
         "gate.body_parts": ["CHEST"],
         "gate.views": ["PA"],
         "levels.schedule": "cosine",
+        "network.patch": 4,
         "intensity.voi": "file",
         "intensity.window": [40, 400],
         "preprocessing.size": 72,
@@ -357,3 +359,51 @@ def test_every_setting_is_in_the_hash() -> None:
             count += 1
     assert count > 40
     assert len(seen) == count
+
+
+# --- what could mean two things ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("training:\n  steps: 5\n  steps: 9", "'steps' twice, the second time on line 4"),
+        ("name: again", "'name' twice"),
+        ("training: {steps: 010}", "010 on line 2"),
+        ("training: {steps: 089}", "089 on line 2"),
+        ("training: {steps: 1:30}", "1:30 on line 2"),
+        ("data: {seconds: 1:30.5}", "1:30.5 on line 2"),
+        ("data: {allow_synthetic: yes}", "yes on line 2"),
+        ("data: {labels: {normal: [a], no: [b]}}", "no on line 2"),
+        ("data: {labels: {normal: [a], 2020-01-02: [b]}}", "2020-01-02 on line 2"),
+        ("training: {steps: true}", "training.steps is true: expected a int"),
+        ("training: {learning_rate: .nan}", "training.learning_rate is nan"),
+        ("data: {seconds: .inf}", "data.seconds is inf"),
+        ("network: {widths: [8, true]}", "network.widths"),
+        ("data: {seed: 9223372036854775808}", "data.seed is 9223372036854775808"),
+        ("detector: {seed: -1}", "detector.seed is -1"),
+        ("preprocessing: {size: 30}", "preprocessing.size is 30"),
+    ],
+)
+def test_what_could_mean_two_things_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"name: a\n{line}\n")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(path)
+
+
+def test_quotes_make_a_text_of_anything(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: '010'\ndata: {labels: {normal: [a], 'no': [b], '2020-01-02': [c]}}\n")
+    config = load_config(path)
+    assert config.name == "010"
+    assert list(config.data.labels) == ["normal", "no", "2020-01-02"]
+    path.write_text(dump(config))
+    assert load_config(path) == config
+
+
+def test_another_encoding_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("name: Überblick\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"not UTF-8 \(byte 6 is 0xdc\)"):
+        load_config(path)

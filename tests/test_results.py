@@ -14,7 +14,7 @@ import pytest
 
 from anomaly import results as module
 from anomaly.errors import AnomalyError, UnreadableScan
-from anomaly.results import Provenance, Results, ScoreRow
+from anomaly.results import Provenance, Results, ScoreRow, plain_cell
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
 FIRST = [
@@ -162,13 +162,27 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.reader(file))
     columns = (
-        "key status reason score p_value flagged evidence_peak regions view site study patient"
+        "key status reason score p_value flagged evidence_peak regions view site study patient seen"
     )
     assert table == [
         columns.split(),
-        ["0a", "scored", "", "1.5", "0.04", "true", "9.25", "2", "PA", "north", "55", "77"],
-        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", ""],
-        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", ""],
+        [
+            "0a",
+            "scored",
+            "",
+            "1.5",
+            "0.04",
+            "true",
+            "9.25",
+            "2",
+            "PA",
+            "north",
+            "55",
+            "77",
+            "false",
+        ],
+        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", "", "false"],
+        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", "", "false"],
     ]
 
 
@@ -181,7 +195,7 @@ def test_a_question_in_sql(store: Results) -> None:
     ]
 
 
-@pytest.mark.parametrize("sql", ["SELECT nothing FROM scores", "SELEC", "DROP TABLE x"])
+@pytest.mark.parametrize("sql", ["SELECT nothing FROM scores", "SELEC"])
 def test_a_question_that_cannot_be_answered_is_said(store: Results, sql: str) -> None:
     with pytest.raises(AnomalyError, match="the query is refused"):
         store.query(sql)
@@ -318,3 +332,54 @@ def test_what_is_no_map_is_refused(store: Results, content: np.ndarray) -> None:
     with pytest.raises(UnreadableScan) as caught:
         store.evidence(FIRST[0])
     assert caught.value.reason == "map damaged"
+
+
+# --- questions and spreadsheets ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT * FROM scores) TO '{0}/out.csv'",
+        "ATTACH '{0}/out.db'",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM glob('/etc/*')",
+        "CREATE TABLE t AS SELECT 1",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+        "EXPLAIN SELECT 1",
+        "PRAGMA version",
+        "",
+    ],
+)
+def test_a_query_is_one_select_and_touches_nothing_else(
+    store: Results, tmp_path: Path, sql: str
+) -> None:
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(AnomalyError, match=r"the query (holds|is refused)"):
+        store.query(sql.format(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_columns_of_one_name_are_all_there(store: Results) -> None:
+    table = store.query("SELECT key, 1 AS a, 2 AS a FROM scores LIMIT 1")
+    assert table.column_names[1:] == ["a", "a"]
+    assert [column.to_pylist() for column in table.columns[1:]] == [[1], [2]]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+def test_a_text_that_a_spreadsheet_would_compute_gets_a_quote(tmp_path: Path, text: str) -> None:
+    results = Results(tmp_path / "parts")
+    made_of = replace(MADE_OF, parts=1)
+    results.begin(made_of)
+    row = ScoreRow("0a", "scored", score=-1.5, site=text, features={})
+    results.write(0, [row], {}, made_of)
+    results.export_csv(tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["site"] for row in rows} == {f"'{text}"}
+    assert all(float(row["score"]) < 0 for row in rows)  # a number stays one
+    assert plain_cell(text) == f"'{text}"
+    assert plain_cell(-1.5) == -1.5
+    assert plain_cell("") == ""

@@ -75,7 +75,7 @@ def batches(start: int, size: int = 4, rows: slice = slice(None)) -> Iterator[Ba
 
 
 def train(folder: Path, settings: TrainingSettings = SETTINGS, **options: Any) -> FitResult:
-    chosen = {"batches": batches, "grey_levels": 256, "fingerprint": "f" * 64, **options}
+    chosen = {"batches": batches, "grey_levels": 256, "conditions": {"data": "f"}, **options}
     if "loss" not in chosen:  # building one moves the global random stream
         chosen["loss"] = cdm_loss()
     return fit(settings=settings, folder=folder, **chosen)
@@ -251,11 +251,29 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 def test_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
     train(tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(
-        CheckpointError, match=r"another run.*ffffffffffff.*this run is eeeeeeeeeeee"
-    ):
-        train(tmp_path, fingerprint="e" * 64)
+    with pytest.raises(CheckpointError, match=r"another training: data was f and is e"):
+        train(tmp_path, conditions={"data": "e"})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_how_often_something_is_looked_at_may_change(tmp_path: Path) -> None:
+    train(tmp_path, should_stop=lambda: True)
+    again = train(tmp_path, settings=replace(SETTINGS, checkpoint_every=1, examine_every=1))
+    assert again.finished
+
+
+def test_another_learning_rate_is_named(tmp_path: Path) -> None:
+    train(tmp_path, should_stop=lambda: True)
+    with pytest.raises(CheckpointError, match=r"training\.learning_rate was .* and is 0\.5"):
+        train(tmp_path, settings=replace(SETTINGS, learning_rate=0.5))
+
+
+def test_more_steps_can_be_asked_for_and_fewer_than_done_not(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    more = train(tmp_path, settings=replace(SETTINGS, steps=SETTINGS.steps + 3))
+    assert (first.step, more.step) == (SETTINGS.steps, SETTINGS.steps + 3)
+    with pytest.raises(CheckpointError, match=f"is at step {more.step} already"):
+        train(tmp_path, settings=SETTINGS)
 
 
 def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -545,7 +563,7 @@ def run_one_of_two(rank: int, folder: Path) -> None:
         PARALLEL,
         grey_levels=256,
         folder=folder / "two",
-        fingerprint="f",
+        conditions={"data": "f"},
     )
     torch.save(loss.network.state_dict(), folder / f"weights{rank}.pt")
 
@@ -563,7 +581,7 @@ def run_one_of_two(rank: int, folder: Path) -> None:
             PARALLEL,
             grey_levels=256,
             folder=folder / "poisoned",
-            fingerprint="f",
+            conditions={"data": "f"},
         )
     except NonFiniteLoss as error:
         message = str(error)
@@ -576,7 +594,7 @@ def run_one_of_two(rank: int, folder: Path) -> None:
         PARALLEL,
         grey_levels=256,
         folder=folder / "stopped",
-        fingerprint="f",
+        conditions={"data": "f"},
         should_stop=lambda: stop_on_one,
     )
     (folder / f"stopped{rank}").write_text(str(stopped.step))
@@ -696,7 +714,7 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
         batch = Batch(torch.zeros(4, 1, 8, 8), list("abcd"))
         result = fit(
             loss, lambda start: iter([batch] * 3), TrainingSettings(steps=3, batch_size=4),
-            grey_levels=256, folder=Path(sys.argv[1]), fingerprint="f",
+            grey_levels=256, folder=Path(sys.argv[1]), conditions={"data": "f"},
         )
         print("steps", result.step, result.finished)
         for name in sys.argv[2:]:
@@ -763,7 +781,7 @@ def train_for_300_steps(folder: Path, *, normalize: bool) -> NetworkHealth:
         replace(shipped, steps=steps, batch_size=batch, warmup_steps=30, ema_decay=0.99),
         grey_levels=256,
         folder=folder,
-        fingerprint="",
+        conditions={},
     )
     assert isinstance(result.network, LevelClassifier)
     return network_health(result.network, result.network.parts, levels, scans[:8])
@@ -811,7 +829,7 @@ def test_updates_are_measured_where_they_are_recorded(tmp_path: Path) -> None:
         settings,
         grey_levels=None,
         folder=tmp_path,
-        fingerprint="",
+        conditions={},
         validate=lambda network, step: {},
     )
     first, last = read_metrics(tmp_path / "metrics.jsonl")

@@ -13,6 +13,8 @@ Chodera 2008, eq. 11), which estimates ratios of normalising constants from samp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,6 +38,7 @@ def fit_intercepts(
     draws: int,
     seed: int,
     batch: int = 64,
+    on_draws: Callable[[int], object] | None = None,
 ) -> None:
     """Set ``classifier.intercept`` to minimise the cross-entropy of noised images, in place.
 
@@ -51,6 +54,8 @@ def fit_intercepts(
         Noised images in all; some 20 a level give constants to a fraction of a nat.
     seed : int
     batch : int
+    on_draws : callable, optional
+        Told the number of draws after each batch.
     """
     generator = torch.Generator().manual_seed(seed)
     device = classifier.intercept.device
@@ -62,6 +67,8 @@ def fit_intercepts(
             x_0 = dequantize(x_0, grey_levels, torch.rand(x_0.shape, generator=generator))
         eps = torch.randn(x_0.shape, generator=generator)
         logits.append(classifier(levels.perturb(x_0, t[part], eps).to(device)).cpu())
+        if on_draws is not None:
+            on_draws(len(part))
     change = solve_intercepts(torch.cat(logits), t)
     classifier.intercept += change.to(classifier.intercept)
 

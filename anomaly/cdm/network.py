@@ -76,6 +76,11 @@ class EncoderSettings:
     normalize: bool = True
     spectral_base: bool = True
 
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this."""
+        return self.patch << (len(self.widths) - 1)
+
 
 @dataclass(frozen=True)
 class UNetSettings:
@@ -104,6 +109,11 @@ class UNetSettings:
     attention_stride: int = 2
     dropout: float = 0.1
     spectral_base: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this."""
+        return 1 << (len(self.widths) - 1)
 
 
 NetworkSettings = EncoderSettings | UNetSettings
@@ -175,7 +185,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch = settings.patch
         self.normalize = settings.normalize
-        self.stride = settings.patch * 2 ** (len(settings.widths) - 1)
+        self.stride = settings.stride
         self.level_count = len(levels)
         inputs = settings.channels * settings.patch**2 + 2
         self.stem = _convolution(inputs, settings.widths[0], 3, padding=1)
@@ -292,7 +302,7 @@ class PaperUNet(nn.Module):
     def __init__(self, settings: UNetSettings, levels: NoiseLevels) -> None:
         super().__init__()
         widths, drop = settings.widths, settings.dropout
-        self.stride = 2 ** (len(widths) - 1)
+        self.stride = settings.stride
         self.level_count = len(levels)
         self.stem = nn.Conv2d(settings.channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

@@ -6,7 +6,6 @@ row too: a scan that was lost on its way is not a scan that was never taken.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,19 +14,23 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
-from anomaly.data.dicom_media import listed_files
+from anomaly.data.dicom_media import ListedFile, listed_files
+from anomaly.data.folders import list_files
 from anomaly.data.gate import OPEN_GATE, Gate
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.manifest import Manifest, ManifestRow, pixel_hash
+from anomaly.data.network_images import view_scan
 from anomaly.data.processes import SECONDS, Lost, Workers
 from anomaly.data.pseudonyms import pseudonym
-from anomaly.data.readers import kind_of, open_frames
+from anomaly.data.readers import content_hash, kind_of, open_frames
+from anomaly.data.transforms import Preprocessing
 from anomaly.data.zips import Listing, is_zip, list_members, on_disk
-from anomaly.errors import ConfigError, ManifestError, ScanError, UnreadableScan
+from anomaly.errors import ConfigError, ManifestError, ScanError
 from anomaly.types import Scan
 
-__all__ = ["build_manifest", "list_files"]
+__all__ = ["build_manifest", "matches"]
 
 
 def build_manifest(
@@ -40,6 +43,7 @@ def build_manifest(
     policy: IntensityPolicy,
     site_key: bytes,
     gate: Gate = OPEN_GATE,
+    preprocessing: Preprocessing | None = None,
     workers: int = 0,
     seconds: float = SECONDS,
     processes: Workers | None = None,
@@ -47,9 +51,10 @@ def build_manifest(
 ) -> Manifest:
     r"""Read every file under a folder once, and write down what it is.
 
-    Hidden files and folders (a leading dot) are left out, and links to folders are not followed.
-    Every other file gives at least one row; one that cannot be used gives a row with status
-    ``"skipped"`` and a reason. Splits are empty until `assign_splits` deals them.
+    Hidden files and folders (a leading dot) are left out, and so are folders of this toolkit's own
+    results; links to folders are followed once (`anomaly.data.folders`). Every other file gives at
+    least one row; what cannot be used, and a folder left out, gives a row with status ``"skipped"``
+    and a reason. Splits are empty until `assign_splits` deals them.
 
     The patient is the DICOM PatientID; where that is empty, what `patient_pattern` finds in the
     file name; without a pattern, the DICOM study; and without that, *each file is a patient of its
@@ -73,6 +78,9 @@ def build_manifest(
         Secret behind the pseudonyms; see `load_site_key`.
     gate : Gate
         Scans to be left out by what their tags say.
+    preprocessing : Preprocessing, optional
+        Look as well whether a network could see each scan; one that it could not is skipped, and
+        training does not find it later.
     workers : int
         Processes that decode. With 1 or more, a file that kills its decoder, or that takes longer
         than `seconds`, costs its own row (``"decoder crashed"``, ``"decoder timed out"``) and not
@@ -100,10 +108,14 @@ def build_manifest(
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
     found: dict[str, list[ManifestRow]] = {}
     with nullcontext(processes) if processes else Workers(workers, seconds) as at_work:
-        files = _named(list_files(root), site_key, found)
+        listing = list_files(root)
+        for left in listing.left_out:
+            row = _unread(left.path, site_key)
+            found[left.path] = [row.skipped(left.reason, left.detail)]
+        files = _named(listing.files, site_key, found)
         paths = _unzipped(root, files, at_work, site_key, found)
-        paths = [path for path in paths if not _matches(path, exclude)]
-        inspect = partial(_inspect, root, pattern, policy, gate, site_key)
+        paths = [path for path in paths if not matches(path, exclude)]
+        inspect = partial(_inspect, root, pattern, policy, (gate, preprocessing), site_key)
         for done, (path, result) in enumerate(at_work.map(inspect, paths), 1):
             found[path] = _lost(path, result, site_key) if isinstance(result, Lost) else result
             if progress is not None:
@@ -113,7 +125,7 @@ def build_manifest(
         for _, listed in sorted(_lacking(found))
         for row in listed
     )
-    rows = tuple(_skip_duplicates(labelled))
+    rows = tuple(_skip_duplicates(labelled, site_key))
     _prove_keys(rows)
     return Manifest(root, rows)
 
@@ -127,30 +139,6 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
         raise ConfigError(
             f"patient_pattern {patient_pattern!r} is not a regular expression: {error}."
         ) from error
-
-
-def list_files(root: Path) -> list[str]:
-    """List all files under a folder: paths relative to it, hidden ones left out, sorted.
-
-    Raises
-    ------
-    ManifestError
-        The folder does not exist or holds no file, or a folder in it cannot be listed.
-    """
-    if not root.is_dir():
-        raise ManifestError(f"{root} is not a folder; expected the folder that holds the scans.")
-
-    def fail(error: OSError) -> None:
-        raise ManifestError(f"{error.filename} cannot be listed: {error}.") from error
-
-    paths = []
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(folder).relative_to(root)
-        paths += [(here / name).as_posix() for name in names if not name.startswith(".")]
-    if not paths:
-        raise ManifestError(f"{root} holds no files; expected scans in it or in its folders.")
-    return sorted(paths)
 
 
 def _named(paths: Iterable[str], site_key: bytes, found: dict[str, list[ManifestRow]]) -> list[str]:
@@ -168,11 +156,18 @@ def _named(paths: Iterable[str], site_key: bytes, found: dict[str, list[Manifest
 
 
 def _name(path: str, names: Mapping[str, Sequence[str]]) -> str:
-    return next((name for name, patterns in names.items() if _matches(path, patterns)), "")
+    return next((name for name, patterns in names.items() if matches(path, patterns)), "")
 
 
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path relative to the root fits one of some glob patterns."""
+    # Some systems store the accents of a name apart from its letters, editors do not.
+    name = normalize("NFC", path)
+    return any(fnmatchcase(name, normalize("NFC", pattern)) for pattern in patterns)
+
+
+_Demands = tuple[Gate, Preprocessing | None]
+"""What a scan must be, beyond being readable."""
 
 
 def _key(site_key: bytes, instance: str, frame: int) -> str:
@@ -198,7 +193,7 @@ def _inspect(
     root: Path,
     pattern: re.Pattern[str] | None,
     policy: IntensityPolicy,
-    gate: Gate,
+    demands: _Demands,
     site_key: bytes,
     relative: str,
 ) -> list[ManifestRow]:
@@ -206,7 +201,7 @@ def _inspect(
     row = _unread(relative, site_key)
     try:
         with on_disk(root / relative) as path:
-            rows = _rows(path, row, pattern, policy, gate, site_key)
+            rows = _rows(path, row, pattern, policy, demands, site_key)
             if any(row.reason == "media directory" for row in rows):
                 rows += _listed(path, relative, site_key)
     except ScanError as error:
@@ -220,20 +215,20 @@ def _rows(
     row: ManifestRow,
     pattern: re.Pattern[str] | None,
     policy: IntensityPolicy,
-    gate: Gate,
+    demands: _Demands,
     site_key: bytes,
 ) -> list[ManifestRow]:
     rows = []
     try:
         kind = kind_of(path)
-        sha256 = _file_hash(path)
+        sha256 = content_hash(path)
         row = replace(row, kind=kind, sha256=sha256, key=_key(site_key, sha256, 0))
         for index, frame in enumerate(open_frames(path, policy)):
             here = replace(row, frame=index, key=_key(site_key, sha256, index))
             if isinstance(frame, ScanError):
                 rows.append(here.skipped(frame.reason, frame.message))
             else:
-                rows.append(_describe(here, frame, pattern, gate, site_key))
+                rows.append(_describe(here, frame, pattern, demands, site_key))
     except ScanError as error:
         return [row.skipped(error.reason, error.message)]
     return rows
@@ -288,23 +283,37 @@ def _listed(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
     except ScanError as error:
         return [_unread(relative, site_key).skipped(error.reason, error.message)]
     folder = PurePosixPath(relative).parent
-    return [
-        _unread((folder / name).as_posix(), site_key).skipped(
-            "missing", f"{relative} lists {name}, which is not there; copy the disc again."
-        )
-        for name in dict.fromkeys(names)
-    ]
+
+    def missing(listed: ListedFile) -> ManifestRow:
+        row = _unread((folder / listed.name).as_posix(), site_key)
+        said = f"{relative} lists {listed.name}, which is not there; copy the disc again."
+        return replace(row, instance=listed.instance).skipped("missing", said)
+
+    return [missing(listed) for listed in dict.fromkeys(names)]
 
 
 def _lacking(found: Mapping[str, list[ManifestRow]]) -> Iterator[tuple[str, list[ManifestRow]]]:
-    # Discs are copied by systems that change the case of names.
+    # Discs are copied by systems that change the case of names, or the names: the UID stays.
     here = {path.lower() for path in found}
+    read = {row.instance for rows in found.values() for row in rows if row.reason != "missing"}
+    read.discard("")
     for path, rows in found.items():
-        yield path, [r for r in rows if r.reason != "missing" or r.path.lower() not in here]
+        yield (
+            path,
+            [
+                row
+                for row in rows
+                if row.reason != "missing" or not (row.path.lower() in here or row.instance in read)
+            ],
+        )
 
 
 def _describe(
-    row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None, gate: Gate, site_key: bytes
+    row: ManifestRow,
+    scan: Scan,
+    pattern: re.Pattern[str] | None,
+    demands: _Demands,
+    site_key: bytes,
 ) -> ManifestRow:
     identity = scan.identity
     instance = identity.instance or row.sha256
@@ -327,9 +336,14 @@ def _describe(
         orientation=str(scan.orientation),
         burned_in=scan.burned_in,
         synthetic=scan.synthetic,
+        pixels=pixel_hash(scan.pixels),
+        detail="; ".join(scan.notes),
     )
+    gate, preprocessing = demands
     try:
         gate.check(scan)
+        if preprocessing is not None:
+            view_scan(scan, preprocessing)
     except ScanError as error:
         return row.skipped(error.reason, error.message)
     if row.patient:
@@ -354,23 +368,12 @@ def _patient(row: ManifestRow, scan: Scan, pattern: re.Pattern[str] | None) -> s
     return (match[1] if pattern.groups else match[0]) or ""
 
 
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
-    return digest.hexdigest()
-
-
 def _lost(path: str, lost: Lost, site_key: bytes) -> list[ManifestRow]:
     error = lost.error()
     return [_unread(path, site_key).skipped(error.reason, f"{path}: {error.message}")]
 
 
-def _skip_duplicates(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+def _skip_duplicates(rows: Iterable[ManifestRow], site_key: bytes) -> Iterator[ManifestRow]:
     """Keep the first of each scan; `instance` is the SOP Instance UID or the file's hash."""
     first: dict[tuple[str, int], ManifestRow] = {}
     for row in rows:
@@ -385,7 +388,10 @@ def _skip_duplicates(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
             "" if known.label == row.label else f", but {known.label!r} there, {row.label!r} here"
         )
         same = "content" if known.sha256 == row.sha256 else "SOPInstanceUID with other content"
-        yield row.skipped("duplicate", f"{row.path} repeats {known.path}: same {same}{labels}.")
+        # Its own key: by content it would be the key of the scan that it repeats.
+        yield replace(row, key=_key(site_key, f"path:{row.path}", row.frame)).skipped(
+            "duplicate", f"{row.path} repeats {known.path}: same {same}{labels}."
+        )
 
 
 def _prove_keys(rows: Iterable[ManifestRow]) -> None:

@@ -12,8 +12,10 @@ with a short reason.
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,15 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import get_expected_length, pixel_array
 
-from anomaly.data.dicom_geometry import open_to_view, orientation, spacing
-from anomaly.data.dicom_grey import Graded, apply_modality, apply_voi
-from anomaly.data.dicom_tags import text
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
-from anomaly.data.intensity import IntensityPolicy, luminance, to_unit
+from anomaly.data.intensity import IntensityPolicy
+from anomaly.dicom.codestream import CodestreamHeader, read_codestream_header
+from anomaly.dicom.frames import encoded_frame, frames_present, holds_many, stated_frames
+from anomaly.dicom.geometry import open_to_view, orientation, spacing, unreadable_tags
+from anomaly.dicom.grey import GradedValues, apply_modality, display_curve, file_voi, is_inverted
+from anomaly.dicom.tags import text
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.grey import GreyCurve, luminance, to_unit, window_range
 from anomaly.types import DETECTOR_MODEL, Scan, ScanIdentity
 
 __all__ = [
@@ -141,10 +146,11 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
         _check_transfer_syntax(path, dataset)
         _check_class(path, dataset)
         _check_pixel_module(path, dataset, policy)
-        count = max(int(dataset.get("NumberOfFrames", None) or 1), 1)
-        check_size(path, int(dataset.Rows), int(dataset.Columns), count)
+        check_size(path, int(dataset.Rows), int(dataset.Columns), stated_frames(dataset) or 1)
         _check_decodable(path, dataset)
-    return Frames(count, partial(_read_frame, path, dataset, policy), path)
+        count = _count_frames(path, dataset)
+        check_size(path, int(dataset.Rows), int(dataset.Columns), count)
+    return Frames(count, partial(_read_frame, path, dataset, policy, count), path)
 
 
 def decodable_transfer_syntaxes() -> dict[str, list[str]]:
@@ -247,7 +253,7 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
         )
     if transfer_syntax.is_encapsulated:
         return
-    actual, expected = len(dataset.PixelData), get_expected_length(dataset)
+    actual, expected = len(dataset.PixelData), _native_length(dataset)
     if actual < expected:
         raise UnreadableScan(
             "truncated",
@@ -256,21 +262,67 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
         )
 
 
+def _native_length(dataset: FileDataset) -> int:
+    """Bytes that the header implies; of a frame where it does not say how many there are."""
+    if text(dataset, "PhotometricInterpretation") == "YBR_PARTIAL_422":
+        return get_expected_length(dataset) // 3 * 2  # which pydicom takes for three full samples
+    return get_expected_length(dataset)
+
+
+def _count_frames(path: Path, dataset: FileDataset) -> int:
+    """Frames of an object: those that are there, where its class may hold several.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"frames"``: a class of single images with more than one; ``"too long"``: pixel data that
+        the header leaves no frame for.
+    """
+    stated, present = stated_frames(dataset), frames_present(dataset)
+    count = stated or 1
+    if present is not None and present > count:
+        if not (holds_many(dataset) or count > 1):
+            raise UnreadableScan(
+                "frames" if dataset.file_meta.TransferSyntaxUID.is_encapsulated else "too long",
+                f"{path} holds pixel data of {present} frames; its header says "
+                f"{'nothing' if stated is None else stated} of them (NumberOfFrames), and "
+                f"{uids.UID(dataset.SOPClassUID).name} has one. Export it again.",
+            )
+        count = present
+    # In memory only: the decoder counts by this tag.
+    dataset.NumberOfFrames = count
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        expected = _native_length(dataset)
+        excess = dataset.PixelData[expected:]
+        if len(excess) > 1 and any(excess):  # zeros are padding, which some writers add a lot of
+            raise UnreadableScan(
+                "too long",
+                f"{path} has {len(dataset.PixelData)} bytes of pixel data; its header implies "
+                f"{expected}, so Rows, Columns or BitsAllocated are wrong. Export it again.",
+            )
+    return count
+
+
 # --- one frame --------------------------------------------------------------------------------
 
 
-def _read_frame(path: Path, dataset: FileDataset, policy: IntensityPolicy, index: int) -> Scan:
+def _read_frame(
+    path: Path, dataset: FileDataset, policy: IntensityPolicy, count: int, index: int
+) -> Scan:
     with decoding(path):
-        photometric = text(dataset, "PhotometricInterpretation")
-        inverse = text(dataset, "PresentationLUTShape") == "INVERSE"
+        coded = _codestream(path, dataset, count, index)
+        if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
+            dataset = copy.copy(dataset)  # its decoder gives bytes, and takes this for their size
+            dataset.BitsAllocated = 8
+        voi: GreyCurve | None = None
+        notes: tuple[str, ...] = ()
         if _is_coloured(dataset):
-            pixels, hidden, steps = _luminance(path, dataset, index)
+            pixels, hidden, steps = _luminance(path, dataset, index, coded)
         else:
             stored, hidden = _stored_values(path, dataset, index)
             rescaled = apply_modality(path, dataset, index, stored)
-            inverted = photometric == "MONOCHROME1" or inverse
-            pixels, steps = apply_voi(path, dataset, index, rescaled, policy, inverted=inverted)
-        seen = open_to_view(path, dataset)
+            pixels, steps, voi, notes = _grey(dataset, index, rescaled, policy)
+        seen, shutter_notes = open_to_view(dataset)
         if seen is not None:
             hidden, steps = hidden | ~seen, (*steps, "display shutter")
         check_varied(path, pixels[~hidden])
@@ -297,7 +349,48 @@ def _read_frame(path: Path, dataset: FileDataset, policy: IntensityPolicy, index
             burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
             synthetic=text(dataset, "SyntheticData").upper() == "YES",
             orientation=turn,
+            voi=voi,
+            notes=(*notes, *shutter_notes, *unreadable_tags(dataset, index)),
         )
+
+
+def _codestream(
+    path: Path, dataset: FileDataset, count: int, index: int
+) -> CodestreamHeader | None:
+    """Header of a coded frame, which must not contradict that of the object."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return None
+    coded = read_codestream_header(encoded_frame(dataset, index, count))
+    conflict = coded.conflict(dataset) if coded is not None else ""
+    if conflict:
+        raise UnreadableScan("codestream", f"{path}, frame {index}: {conflict}. Export it again.")
+    return coded
+
+
+def _grey(
+    dataset: FileDataset, index: int, rescaled: GradedValues, policy: IntensityPolicy
+) -> tuple[NDArray[np.float32], tuple[str, ...], GreyCurve | None, tuple[str, ...]]:
+    """Grey by the policy, how it came about, how the file wants it displayed, and remarks."""
+    inverted = is_inverted(dataset)
+    voi = file_voi(dataset, index)
+    notes = () if voi is None or not voi.fault else (f"{voi.name} not used: {voi.fault}",)
+    usable = None if notes else voi
+    display = None
+    if policy.window is not None:
+        step = "window {:g} / {:g} as configured".format(*policy.window)
+        pixels = to_unit(rescaled.values, *window_range(*policy.window), inverted=inverted)
+        display = GreyCurve.identity(step)
+    elif policy.voi == "file" and usable is not None:
+        step = usable.name
+        pixels = usable.apply(rescaled, inverted=inverted)
+        display = GreyCurve.identity(step)
+    else:
+        step = f"full range {rescaled.low:g} to {rescaled.high:g}"
+        pixels = to_unit(rescaled.values, rescaled.low, rescaled.high, inverted=inverted)
+        if usable is not None:
+            display = display_curve(usable, rescaled, inverted=inverted)
+    steps = (*rescaled.steps, step, *(("inverted",) if inverted else ()))
+    return pixels, steps, display, notes
 
 
 def _is_coloured(dataset: Dataset) -> bool:
@@ -306,13 +399,16 @@ def _is_coloured(dataset: Dataset) -> bool:
 
 
 def _luminance(
-    path: Path, dataset: FileDataset, index: int
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
-    """Brightness of a coloured frame in [0, 1], nothing hidden."""
-    values = pixel_array(dataset, index=index)  # YBR becomes RGB here
+    """Brightness of a coloured frame in [0, 1], nothing hidden.
+
+    By the colours that the decoder gives, which need not be those that the header names.
+    """
+    stated = text(dataset, "PhotometricInterpretation")
     top = 2 ** int(dataset.BitsStored) - 1
-    steps = f"luminance of {text(dataset, 'PhotometricInterpretation')}"
-    if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
+    values, colours = _decoded_colours(dataset, index, coded)
+    if colours == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)
         top = 2 ** (8 * values.dtype.itemsize) - 1
     if values.ndim != 3 or values.shape[-1] != 3:
@@ -320,13 +416,43 @@ def _luminance(
             "undecodable",
             f"{path} decodes to shape {values.shape}; expected (Rows, Columns, 3).",
         )
-    pixels = luminance(to_unit(values, 0, top))
+    if colours.startswith("YBR"):
+        # The first sample is the luminance (PS3.3 C.7.6.3.1.2), which "partial" keeps in 16 to 235.
+        low, high = (16, 235) if colours.startswith("YBR_PARTIAL") else (0, 255)
+        scale = (top + 1) / 256 if colours.startswith("YBR_PARTIAL") else top / 255
+        pixels = to_unit(values[..., 0], low * scale, high * scale)
+    else:
+        pixels = luminance(to_unit(values, 0, top))
+    steps = f"luminance of {stated}" + ("" if colours == stated else f", decoded as {colours}")
     return pixels, np.zeros(pixels.shape, dtype=bool), (steps,)
+
+
+def _decoded_colours(
+    dataset: FileDataset, index: int, coded: CodestreamHeader | None
+) -> tuple[NDArray[Any], str]:
+    """Return samples of a coloured frame (Rows, Columns, 3), and the colour space they are in."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    stated = text(dataset, "PhotometricInterpretation")
+    asked = dataset
+    if stated == "YBR_PARTIAL_422" and not syntax.is_encapsulated:
+        # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
+        asked = copy.copy(dataset)
+        asked.PhotometricInterpretation = "YBR_FULL_422"
+    values, properties = get_decoder(syntax).as_array(asked, index=index, raw=True)
+    decoded = str(properties["photometric_interpretation"])
+    if coded is not None and coded.coding == "JPEG 2000":
+        # By the standard RCT and ICT name the transformation that decoding undoes.
+        return values, "RGB" if coded.mixed or stated in ("YBR_ICT", "YBR_RCT") else decoded
+    if coded is not None and coded.coding == "JPEG" and decoded.startswith("YBR"):
+        return values, "YBR_FULL"  # JFIF knows the full range alone
+    if asked is not dataset:
+        return values, stated
+    return values, decoded
 
 
 def _stored_values(
     path: Path, dataset: FileDataset, index: int
-) -> tuple[Graded, NDArray[np.bool_]]:
+) -> tuple[GradedValues, NDArray[np.bool_]]:
     """Decode stored values as the standard reads them, and where PixelPaddingValue marks none.
 
     The bits above HighBit must be zero, a sign extension, or an overlay that the header declares
@@ -356,7 +482,7 @@ def _stored_values(
             f"{path}, frame {index}, holds {wrong.size} value(s) such as {wrong[0]} outside "
             f"[{low}, {high}], the range of BitsStored {bits}.",
         )
-    return Graded(values, low, high, (f"{bits} bits stored",)), padding
+    return GradedValues(values, low, high, 2**bits, (f"{bits} bits stored",)), padding
 
 
 def _overlay_bits(dataset: Dataset) -> int:

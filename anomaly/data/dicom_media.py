@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from pydicom import dcmread
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from anomaly.data.frames import decoding
+from anomaly.dicom.tags import text
 from anomaly.errors import UnsupportedScan
 
-__all__ = ["listed_files"]
+__all__ = ["ListedFile", "listed_files"]
 
 MAX_RECORDS = 100_000
 
@@ -19,8 +21,23 @@ MAX_RECORDS = 100_000
 _NAME = re.compile(r"[\w.\- ]+")
 
 
-def listed_files(path: Path) -> list[str]:
-    """Names of the files that a DICOMDIR lists, relative to its folder, with forward slashes.
+class ListedFile(NamedTuple):
+    """A file that a DICOMDIR lists.
+
+    Attributes
+    ----------
+    name : str
+        Relative to its folder, with forward slashes.
+    instance : str
+        SOP Instance UID of what is in it, or empty.
+    """
+
+    name: str
+    instance: str
+
+
+def listed_files(path: Path) -> list[ListedFile]:
+    """Files that a DICOMDIR lists.
 
     A name that leads out of the folder is left out: nothing there could be called missing.
 
@@ -49,5 +66,6 @@ def listed_files(path: Path) -> list[str]:
                 continue
             parts = [value] if isinstance(value, str) else [str(part) for part in value]
             if all(part not in ("", ".", "..") and _NAME.fullmatch(part) for part in parts):
-                names.append("/".join(parts))
+                uid = text(record, "ReferencedSOPInstanceUIDInFile")
+                names.append(ListedFile("/".join(parts), uid))
         return names

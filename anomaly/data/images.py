@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -25,8 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
-from anomaly.data.intensity import IntensityPolicy, to_unit, window_range
+from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.grey import GreyCurve, to_unit, window_range
 from anomaly.types import Scan, ScanIdentity, SpacingSource
 
 __all__ = ["IMAGE_KINDS", "kind_by_name", "open_image", "read_image"]
@@ -37,6 +39,8 @@ IMAGE_KINDS: dict[str, tuple[str, ...]] = {
     "tiff": (".tif", ".tiff"),
     "nifti": (".nii", ".nii.gz"),
 }
+
+_ALPHA = "their grey depends on what lies behind; save it without transparency."
 
 # A float has no number of grey values; 16 bits is the finest of the integer formats read here.
 _FLOAT_LEVELS = 2**16
@@ -102,6 +106,13 @@ def open_image(path: Path, policy: IntensityPolicy) -> Frames:
         return openers[kind](path, policy)
 
 
+def _configured(policy: IntensityPolicy) -> GreyCurve | None:
+    """Display of a configured window, which grey has been through already."""
+    if policy.window is None:
+        return None
+    return GreyCurve.identity("window {:g} / {:g} as configured".format(*policy.window))
+
+
 def _scan(
     path: Path,
     index: int,
@@ -160,14 +171,16 @@ def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I"):
-        return np.asarray(image)
+        grey = np.asarray(image)
+        clear = image.info.get("transparency")
+        if clear is not None and (grey == clear).any():
+            raise UnsupportedScan("alpha", f"{path} has transparent pixels: {_ALPHA}")
+        return grey
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise UnsupportedScan("colour", f"{path} has pixel mode {image.mode}; expected grey.")
     rgba = np.asarray(image.convert("RGBA"))
     if (rgba[..., 3] != 255).any():
-        raise UnsupportedScan(
-            "alpha", f"{path} has transparent pixels, whose grey depends on what lies behind."
-        )
+        raise UnsupportedScan("alpha", f"{path} has transparent pixels: {_ALPHA}")
     if (rgba[..., 0] != rgba[..., 1]).any() or (rgba[..., 1] != rgba[..., 2]).any():
         raise UnsupportedScan(
             "colour",
@@ -181,19 +194,33 @@ def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
 
 def _open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
     with tifffile.TiffFile(path) as tiff:
-        pages = list(tiff.pages)
-        first = pages[0].aspage()
+        pages = _tiff_images(tiff)
+        if not pages:
+            raise UnsupportedScan("empty", f"{path} holds nothing but thumbnails and masks.")
+        first = tiff.pages[pages[0]].aspage()
         check_size(path, first.imagelength, first.imagewidth, len(pages))
-    return Frames(
-        len(pages), partial(_read_tiff, path, cache(partial(_tiff_range, path, policy))), path
-    )
+    file_range = cache(partial(_tiff_range, path, policy))
+    return Frames(len(pages), partial(_read_tiff, path, policy, file_range), path)
 
 
-def _read_tiff(path: Path, file_range: Callable[[], tuple[float, float]], index: int) -> Scan:
+def _tiff_images(tiff: tifffile.TiffFile) -> list[int]:
+    """Places of the pages that are images of their own.
+
+    NewSubfileType marks smaller copies of another page by bit 0 and transparency masks by bit 2
+    (TIFF 6.0, section 8).
+    """
+    return [place for place, page in enumerate(tiff.pages) if not page.aspage().subfiletype & 5]
+
+
+def _read_tiff(
+    path: Path, policy: IntensityPolicy, file_range: Callable[[], tuple[float, float]], index: int
+) -> Scan:
     with decoding(path), tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[index].aspage()
+        place = _tiff_images(tiff)[index]
+        page = tiff.pages[place].aspage()
         check_size(path, page.imagelength, page.imagewidth)
-        values = _tiff_values(path, page, index)
+        values = _tiff_values(path, page, place)
+        voi = None
         bits = int(page.bitspersample)
         if values.dtype.kind in "bu" and bits <= 16:
             grey = to_unit(values, 0, 2**bits - 1)
@@ -202,9 +229,10 @@ def _read_tiff(path: Path, file_range: Callable[[], tuple[float, float]], index:
             low, high = file_range()  # costs every page, so only where needed, and once
             grey, levels = to_unit(values, low, high), _FLOAT_LEVELS
             intensity = f"Values {low:g} to {high:g}."
+            voi = _configured(policy)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             grey, intensity = 1 - grey, intensity[:-1] + ", inverted."
-        return _scan(path, index, grey, levels, intensity)
+        return replace(_scan(path, index, grey, levels, intensity), voi=voi)
 
 
 def _tiff_values(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
@@ -257,15 +285,31 @@ def _tiff_range(path: Path, policy: IntensityPolicy) -> tuple[float, float]:
     if policy.window is not None:
         return window_range(*policy.window)
     with tifffile.TiffFile(path) as tiff:
-        pages = [_tiff_values(path, page.aspage(), k) for k, page in enumerate(tiff.pages)]
+        pages = [_tiff_values(path, tiff.pages[k].aspage(), k) for k in _tiff_images(tiff)]
     return float(min(page.min() for page in pages)), float(max(page.max() for page in pages))
 
 
 # --- NIfTI ------------------------------------------------------------------------------------
 
 
+_NO_AFFINE = (
+    "orientation unknown: the file has neither qform nor sform, so left and right, and which way "
+    "is up, are as its axes happen to lie"
+)
+
+
+class _Marks(NamedTuple):
+    """What a slice has from its volume."""
+
+    spacing: tuple[float, float] | None
+    voi: GreyCurve | None
+    notes: tuple[str, ...]
+
+
 def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     image = nibabel.load(path)
+    if isinstance(image, Nifti1Image) and len(image.shape) > 3 and set(image.shape[3:]) == {1}:
+        image = nibabel.funcs.squeeze_image(image)  # type: ignore[no-untyped-call]
     if not isinstance(image, Nifti1Image) or len(image.shape) != 3:
         shape = getattr(image, "shape", None)
         raise UnsupportedScan("dimensions", f"{path} has shape {shape}; expected three dimensions.")
@@ -285,7 +329,12 @@ def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
         levels = min(max(round((high - low) / slope) + 1, 2), _FLOAT_LEVELS)
     if policy.window is not None:
         low, high = window_range(*policy.window)
-    decode = partial(_nifti_slice, path, values, (low, high), levels, _nifti_spacing(volume.header))
+    marks = _Marks(
+        _nifti_spacing(volume.header),
+        _configured(policy),
+        () if header["qform_code"] or header["sform_code"] else (_NO_AFFINE,),
+    )
+    decode = partial(_nifti_slice, path, values, (low, high), levels, marks)
     return Frames(values.shape[2], decode, path)
 
 
@@ -294,13 +343,14 @@ def _nifti_slice(
     values: NDArray[np.float32],
     span: tuple[float, float],
     levels: int,
-    spacing: tuple[float, float] | None,
+    marks: _Marks,
     index: int,
 ) -> Scan:
     # canonical axes grow to the right, anterior and superior of the patient: (x, y) -> (-y, -x)
     upright = values[::-1, ::-1, index].T
     intensity = f"Values {span[0]:g} to {span[1]:g} of the volume."
-    return _scan(path, index, to_unit(upright, *span), levels, intensity, spacing)
+    scan = _scan(path, index, to_unit(upright, *span), levels, intensity, marks.spacing)
+    return replace(scan, voi=marks.voi, notes=marks.notes)
 
 
 def _nifti_spacing(header: Any) -> tuple[float, float] | None:

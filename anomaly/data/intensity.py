@@ -2,7 +2,7 @@
 
 ::
 
-    to_unit(v; low, high) = clip((v - low) / (high - low), 0, 1)
+    grey = to_unit(v; low, high)                                              (`anomaly.grey`)
 
 Where `low` and `high` come from is the policy: the range that the source *can* hold ("full"), the
 display window that the file asks for ("file"), or a fixed window such as a Hounsfield range. The
@@ -16,15 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from anomaly.errors import ConfigError
 
-__all__ = ["IntensityPolicy", "luminance", "to_unit", "window_range"]
-
-# Rec. ITU-R BT.601, of which JPEG's and DICOM's YBR_FULL are made (PS3.3 C.7.6.3.1.2).
-_RED_GREEN_BLUE = (0.299, 0.587, 0.114)
+__all__ = ["IntensityPolicy"]
 
 
 @dataclass(frozen=True)
@@ -69,52 +63,3 @@ class IntensityPolicy:
             )
         if self.window[1] <= 0:
             raise ConfigError(f"window width is {self.window[1]}; expected a number above 0.")
-
-
-def window_range(centre: float, width: float) -> tuple[float, float]:
-    """Values that display black and white under a window, by LINEAR_EXACT.
-
-    Parameters
-    ----------
-    centre, width : float
-        In the units of the values.
-
-    Returns
-    -------
-    low, high : float
-    """
-    return centre - width / 2, centre + width / 2
-
-
-def to_unit(
-    values: ArrayLike, low: float, high: float, *, inverted: bool = False
-) -> NDArray[np.float32]:
-    """Map ``[low, high]`` to [0, 1], or to [1, 0], and clip what lies outside.
-
-    Parameters
-    ----------
-    values : array_like, any shape
-    low, high : float
-        ``low <= high``. Where they are equal, the map is a step: 0 up to `low`, 1 above.
-    inverted : bool
-        `high` becomes 0. Counted down from `high`, so that a negative gives the bits of its
-        positive, which ``1 - to_unit`` does not.
-
-    Returns
-    -------
-    ndarray float32 in [0, 1], shape of `values`
-    """
-    # float64 inside: (v - low) loses the last bits of a 16-bit value in float32
-    array = np.asarray(values, dtype=np.float64)
-    if low == high:
-        step: NDArray[np.float32] = ((array > low) != inverted).astype(np.float32)
-        return step
-    part = high - array if inverted else array - low
-    return np.clip(part / (high - low), 0.0, 1.0).astype(np.float32)
-
-
-def luminance(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Brightness ``0.299 R + 0.587 G + 0.114 B`` of colours (..., 3) in [0, 1]: (...) float32."""
-    # Of equal channels exactly the channel: the weights add up to 1 but for rounding.
-    grey: NDArray[np.float32] = np.clip(rgb @ np.asarray(_RED_GREEN_BLUE), 0, 1).astype(np.float32)
-    return grey

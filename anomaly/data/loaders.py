@@ -7,7 +7,9 @@ uninterrupted one would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +22,18 @@ from anomaly.data.transforms import Augmentation, Preprocessing
 __all__ = ["step_batches"]
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """The random changes of a step; can be sent to a process."""
+
+    moving: RandomAugmentation
+    unmoving: RandomAugmentation
+    unmoved_from: int
+
+    def __call__(self, step: int) -> RandomAugmentation:
+        return self.moving if step < self.unmoved_from else self.unmoving
+
+
 class _Steps(Dataset[tuple[Tensor, list[str]]]):
     """Item ``s`` is this process's share of step ``s``'s batch."""
 
@@ -27,7 +41,7 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
         self,
         framed: Tensor,
         keys: Sequence[str],
-        change: RandomAugmentation,
+        changes: _Changes,
         batch_size: int,
         seed: int,
         rank: int,
@@ -35,13 +49,14 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
     ) -> None:
         self.framed = framed
         self.keys = keys
-        self.change = change
+        self.changes = changes
         self.batch_size = batch_size
         self.seed = seed
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[str]]:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.share]
+        change = self.changes(step)
         images, keys = [], []
         for position in positions:
             epoch, place = divmod(int(position), len(self.framed))
@@ -49,8 +64,8 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
             index = int(order[place])
             # One state per image and visit: the same whatever process or worker makes it.
             state = np.random.SeedSequence((self.seed, int(position))).generate_state(1)[0]
-            self.change.set_random_state(seed=int(state))
-            images.append(self.change(self.framed[index]))
+            change.set_random_state(seed=int(state))
+            images.append(change(self.framed[index]))
             keys.append(self.keys[index])
         return torch.stack(images), keys
 
@@ -64,6 +79,7 @@ def step_batches(
     batch_size: int,
     seed: int,
     steps: range,
+    total: int,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -80,6 +96,8 @@ def step_batches(
     seed : int
     steps : range
         Steps to make.
+    total : int
+        Steps of the whole training, of which `Augmentation.moved_until` is a share.
     rank, world : int
         This process and how many there are; it gets ``batch_size / world`` rows of each batch.
     workers : int
@@ -90,7 +108,10 @@ def step_batches(
     DataLoader
         Of (images (B, 1, size, size) in [-1, 1], keys).
     """
-    dataset = _Steps(
-        framed, keys, RandomAugmentation(augmentation, preprocessing), batch_size, seed, rank, world
+    changes = _Changes(
+        RandomAugmentation(augmentation, preprocessing),
+        RandomAugmentation(augmentation.unmoved, preprocessing),
+        math.ceil(augmentation.moved_until * total),
     )
+    dataset = _Steps(framed, keys, changes, batch_size, seed, rank, world)
     return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=workers)

@@ -19,13 +19,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
 
 from anomaly.errors import ManifestError
 from anomaly.files import whole
 
-__all__ = ["Manifest", "ManifestRow", "prove_disjoint"]
+__all__ = ["Manifest", "ManifestRow", "pixel_hash", "prove_disjoint", "scan_marks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class ManifestRow:
     orientation : str
         How the stored pixels are turned to show them upright (`anomaly.types.Orientation`).
     burned_in, synthetic : bool
+    pixels : str
+        `pixel_hash` of the scan as it is shown; empty where it cannot be used.
     label : str
         From the folder layout; empty where no pattern matches.
     site : str
@@ -66,7 +70,8 @@ class ManifestRow:
     reason : str
         Short stable word for a skipped row; may be shared.
     detail : str
-        Sentence for a person; may quote paths and file contents.
+        Sentence for a person; may quote paths and file contents. Of a usable scan, what its file
+        says and could not be used, such as a window of no width.
     """
 
     key: str
@@ -89,6 +94,7 @@ class ManifestRow:
     orientation: str = ""
     burned_in: bool = False
     synthetic: bool = False
+    pixels: str = ""
     label: str = ""
     site: str = ""
     split: str = ""
@@ -142,7 +148,7 @@ class Manifest:
         Raises
         ------
         ManifestError
-            The file is not a manifest, or a patient or file is in two splits.
+            The file is not a manifest, or a patient, file or picture is in two splits.
         """
         try:
             table = pq.read_table(path)
@@ -206,8 +212,34 @@ class Manifest:
         )
 
 
+def pixel_hash(pixels: NDArray[np.float32]) -> str:
+    """Name a picture, 32 hex digits: the same for the same picture in any container.
+
+    Of its size and of the order of its grey values, not of the values themselves: the same JPEG as
+    PNG, 12 bits in 16, a TIFF of twice the range have one name. A picture that was turned, cropped,
+    resized or compressed again has another.
+
+    Parameters
+    ----------
+    pixels : ndarray (H, W) float32 in [0, 1]
+        As shown.
+    """
+    # Integers of up to 16 bits come out exactly: k (2^16 - 1) / (2^b - 1) is never half an integer.
+    steps = np.rint(pixels.astype(np.float64) * (2**16 - 1)).astype(np.uint16)
+    ranks = np.cumsum(np.bincount(steps.ravel(), minlength=2**16) > 0).astype("<u4")
+    digest = hashlib.sha256(f"{pixels.shape} ".encode())
+    digest.update(ranks[steps].tobytes())
+    return digest.hexdigest()[:32]
+
+
+def scan_marks(row: ManifestRow) -> frozenset[str]:
+    """Names of a scan by its file and by its picture: to recognise it, not to find it."""
+    names = (f"{row.sha256} {row.frame}", f"pixels {row.pixels}" if row.pixels else "")
+    return frozenset(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names if name)
+
+
 def prove_disjoint(manifest: Manifest) -> None:
-    """Check that no patient and no file is in two splits.
+    """Check that no patient, no file and no picture is in two splits.
 
     Parameters
     ----------
@@ -216,13 +248,13 @@ def prove_disjoint(manifest: Manifest) -> None:
     Raises
     ------
     ManifestError
-        Says how many patients or files are in which splits, and names scans by key, not by patient.
+        Says how many of them are in which splits, and names scans by key, not by patient.
     """
-    for what in ("patient", "sha256"):
+    for what, shown in (("patient", "patient"), ("sha256", "file"), ("pixels", "picture")):
         splits: defaultdict[str, set[str]] = defaultdict(set)
         keys: dict[str, str] = {}
         for row in manifest.rows:
-            if row.split:
+            if row.split and getattr(row, what):
                 splits[getattr(row, what)].add(row.split)
                 keys.setdefault(getattr(row, what), row.key)
         shared = {name for name, where in splits.items() if len(where) > 1}
@@ -231,6 +263,6 @@ def prove_disjoint(manifest: Manifest) -> None:
             pairs = ", ".join(f"{count} in {names}" for names, count in sorted(where.items()))
             example = min(keys[name] for name in shared)
             raise ManifestError(
-                f"{len(shared)} {'patient' if what == 'patient' else 'file'}(s) are in more than "
+                f"{len(shared)} {shown}(s) are in more than "
                 f"one split ({pairs}); one has scan {example}. Deal the splits anew by patient."
             )

@@ -38,6 +38,7 @@ __all__ = [
     "framed_images",
     "network_images",
     "read_images",
+    "view_scan",
 ]
 
 Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.float32]]
@@ -117,12 +118,10 @@ class ImageReader:
         """Read a scan; what makes it unusable is returned, for it costs this scan alone."""
         try:
             scan, framed, frame = self.framed(row)
+            blank = _blank(scan, framed, frame)
         except ScanError as error:
             return error
         image = network_image(framed, self.preprocessing).numpy()
-        blank = blank_pixels(scan.pixels, framed, frame)
-        if blank.all():
-            return UnsupportedScan("blank", f"{row.path} shows nothing but borders and marks")
         return NetworkImage(row, image, blank, frame, scan.spacing)
 
     def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
@@ -132,10 +131,28 @@ class ImageReader:
         ------
         ScanError
         """
-        scan = read_scan(self.root / row.path, row.frame, self.intensity)
+        scan = read_scan(self.root / row.path, row.frame, self.intensity, sha256=row.sha256)
         if self.change is not None:
             scan = replace(scan, pixels=self.change(scan.pixels, row))
         return scan, *frame_scan(scan, self.preprocessing)
+
+
+def view_scan(scan: Scan, preprocessing: Preprocessing) -> None:
+    """Look at a scan as a network would.
+
+    Raises
+    ------
+    UnsupportedScan
+        ``"constant"``, ``"blank"``: it would see nothing.
+    """
+    _blank(scan, *frame_scan(scan, preprocessing))
+
+
+def _blank(scan: Scan, framed: Tensor, frame: Frame) -> NDArray[np.bool_]:
+    blank = blank_pixels(scan.pixels, framed, frame)
+    if blank.all():
+        raise UnsupportedScan("blank", "the scan shows nothing but borders and marks")
+    return blank
 
 
 def read_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> NetworkImages:

@@ -146,18 +146,24 @@ class Workers:
     def _submit(self, function: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
         if self._pool is not None and not self._pool.active:
             self.__exit__()
-        if self._pool is None:
-            # spawn: a forked child may inherit a lock that nobody will release
-            context = multiprocessing.get_context("spawn")
-            self._scratch = TemporaryDirectory(prefix="anomaly-")
-            self._pool = ProcessPool(
-                self.count,
-                initializer=_begin,
-                initargs=(self._scratch.name,),
-                context=context,
-            )
-        future: Future[_Result] = self._pool.schedule(function, (item,), timeout=self.seconds)
+        try:
+            if self._pool is None:
+                self._pool = self._new_pool()
+            future: Future[_Result] = self._pool.schedule(function, (item,), timeout=self.seconds)
+        except OSError as error:
+            raise AnomalyError(
+                f"processes that decode cannot be started ({error.strerror or error}): is "
+                "/dev/shm there and writable? data.workers = 0 does without them"  # noqa: S108
+            ) from error
         return future
+
+    def _new_pool(self) -> ProcessPool:
+        # spawn: a forked child may inherit a lock that nobody will release
+        context = multiprocessing.get_context("spawn")
+        self._scratch = TemporaryDirectory(prefix="anomaly-")
+        return ProcessPool(
+            self.count, initializer=_begin, initargs=(self._scratch.name,), context=context
+        )
 
 
 def map_in_processes(

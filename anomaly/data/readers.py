@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from anomaly.data.frames import Frames, decoding
 from anomaly.data.images import kind_by_name, open_image
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.zips import file_of, on_disk
-from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import Scan
 
-__all__ = ["kind_of", "open_frames", "read_frames", "read_scan"]
+__all__ = ["content_hash", "kind_of", "open_frames", "read_frames", "read_scan"]
 
 
 def kind_of(path: Path) -> str:
@@ -81,7 +82,24 @@ def read_frames(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
     return list(open_frames(path, policy))
 
 
-def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"unreadable"``.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
+
+
+def read_scan(
+    path: Path, frame: int, policy: IntensityPolicy, *, sha256: str | None = None
+) -> Scan:
     """Read one frame of a scan file, also one in a zip archive (`anomaly.data.zips`).
 
     No other frame is decoded where the format allows.
@@ -92,6 +110,9 @@ def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
     frame : int
         From 0.
     policy : IntensityPolicy
+    sha256 : str, optional
+        `content_hash` of the file when it was listed. A path may hold another patient's scan by
+        now; a pseudonym, a label and a verdict belong to bytes. None reads what is there.
 
     Returns
     -------
@@ -100,9 +121,9 @@ def read_scan(path: Path, frame: int, policy: IntensityPolicy) -> Scan:
     Raises
     ------
     ScanError
-        The file or this frame cannot be used.
+        The file or this frame cannot be used; ``"changed"``: it is not the file that was listed.
     """
-    return _HELD.open(path, policy).read(frame)
+    return _HELD.open(path, policy, sha256).read(frame)
 
 
 class _Held:
@@ -116,16 +137,22 @@ class _Held:
         self._frames: Frames | None = None
         self._files = ExitStack()
 
-    def open(self, path: Path, policy: IntensityPolicy) -> Frames:
+    def open(self, path: Path, policy: IntensityPolicy, sha256: str | None) -> Frames:
         file = file_of(path)
         with decoding(path):
             state = file.stat()
-        key = (path, policy, state.st_ino, state.st_mtime_ns, state.st_size)
+        key = (path, policy, sha256, state.st_ino, state.st_mtime_ns, state.st_size)
         if self._frames is not None and key == self._key:
             return self._frames
         self.close()
         try:
-            frames = open_frames(self._files.enter_context(on_disk(path)), policy)
+            local = self._files.enter_context(on_disk(path))
+            if sha256 is not None and content_hash(local) != sha256:
+                raise UnreadableScan(
+                    "changed",
+                    f"{path} has changed since it was listed: prepare, or list it, again.",
+                )
+            frames = open_frames(local, policy)
         except ScanError:
             self.close()
             raise

@@ -26,9 +26,11 @@ def assign_splits(
 ) -> Manifest:
     """Deal the patients with only normal scans to the splits; all other scans go to test.
 
-    A patient with any scan of another label goes to test whole, also where that scan itself cannot
-    be used. The patients are sorted, shuffled by ``numpy.random.default_rng(seed)`` and cut at the
-    cumulated fractions, so that each split is within one patient of its fraction.
+    Patients who share a picture (`anomaly.data.manifest.pixel_hash`) are one: it is the same film
+    under two names. A patient with any scan of another label goes to test whole, also where that
+    scan itself cannot be used. The patients are sorted, shuffled by
+    ``numpy.random.default_rng(seed)`` and cut at the cumulated fractions, so that each split is
+    within one patient of its fraction.
 
     Parameters
     ----------
@@ -56,9 +58,12 @@ def assign_splits(
     """
     _check_fractions(fractions)
     rows = [replace(row, split="") for row in manifest.rows]
+    person = _persons(rows)
     if not allow_synthetic:
         rows = [_skip_synthetic(row, normal_label) for row in rows]
-    normal = {row.patient for row in rows if row.status == "ok" and row.label == normal_label}
+    normal = {
+        person[row.patient] for row in rows if row.status == "ok" and row.label == normal_label
+    }
     if not normal:
         labels = sorted({row.label for row in rows if row.status == "ok"})
         raise ManifestError(
@@ -66,7 +71,7 @@ def assign_splits(
         )
     # An unlabelled row that cannot be used says nothing; a report or a text file, for example.
     other = {
-        row.patient
+        person[row.patient]
         for row in rows
         if row.label != normal_label and (row.status == "ok" or row.label)
     }
@@ -74,12 +79,32 @@ def assign_splits(
     result = replace(
         manifest,
         rows=tuple(
-            replace(row, split=dealt.get(row.patient, "test")) if row.status == "ok" else row
+            replace(row, split=dealt.get(person[row.patient], "test"))
+            if row.status == "ok"
+            else row
             for row in rows
         ),
     )
     prove_disjoint(result)
     return result
+
+
+def _persons(rows: Sequence[ManifestRow]) -> dict[str, str]:
+    """First name of each patient: patients who share a picture have the same."""
+    parent = {row.patient: row.patient for row in rows}
+
+    def first(patient: str) -> str:
+        while parent[patient] != patient:
+            parent[patient] = parent[parent[patient]]
+            patient = parent[patient]
+        return patient
+
+    holder: dict[str, str] = {}
+    for row in rows:
+        if row.status == "ok" and row.pixels:
+            one, other = first(row.patient), first(holder.setdefault(row.pixels, row.patient))
+            parent[max(one, other)] = min(one, other)
+    return {patient: first(patient) for patient in parent}
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ than the ones to be judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomaly.errors import ConfigError, UnsupportedScan
+from anomaly.grey import percentile_range
 from anomaly.types import Scan
 
 __all__ = [
@@ -86,12 +87,17 @@ class Augmentation:
         Largest translation, as a share of the side.
     gamma : float
         Exponent drawn from ``[1 / (1 + gamma), 1 + gamma]``.
+    moved_until : float in [0, 1]
+        Share of the training steps in which images are turned, zoomed and shifted. What is learned
+        last is where anatomy really lies: moved images are no draw from the scans
+        (docs/decisions/0014-live-network.md).
     """
 
     rotate: float = 0.0
     zoom: float = 0.0
     shift: float = 0.0
     gamma: float = 0.0
+    moved_until: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse negative ranges, and a zoom that would mirror."""
@@ -100,6 +106,15 @@ class Augmentation:
                 raise ConfigError(f"augmentation.{name} is {getattr(self, name)}: expected >= 0")
         if self.zoom >= 1:
             raise ConfigError(f"augmentation.zoom is {self.zoom}: expected less than 1")
+        if not 0 <= self.moved_until <= 1:
+            raise ConfigError(
+                f"augmentation.moved_until is {self.moved_until}: expected a share, 0 to 1"
+            )
+
+    @property
+    def unmoved(self) -> Augmentation:
+        """The changes that leave every pixel in its place."""
+        return replace(self, rotate=0.0, zoom=0.0, shift=0.0)
 
 
 @dataclass(frozen=True)
@@ -202,9 +217,7 @@ def grey_range(pixels: NDArray[np.float32], intensity: str) -> tuple[float, floa
     """Pixel values that `stretch` maps to 0 and to 1."""
     if intensity == "full":
         return 0.0, 1.0
-    # As NumPy gives them: a Python float would take the precision out of what is computed with it.
-    low, high = np.percentile(pixels, (0.5, 99.5))
-    return low, high
+    return percentile_range(pixels)
 
 
 def quantize(unit: Tensor, grey_levels: int) -> Tensor:

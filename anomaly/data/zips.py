@@ -130,8 +130,11 @@ def _parted(path: Path) -> tuple[Path, str | None]:
 
 
 def _plain(info: zipfile.ZipInfo) -> str:
-    """Name of a member as a path has it, without ``./`` and doubled slashes."""
-    return PurePosixPath(info.filename).as_posix()
+    """Name of a member as a path has it, without ``./`` and doubled slashes.
+
+    Programs for Windows write backslashes, against the standard (APPNOTE 4.4.17.1).
+    """
+    return PurePosixPath(info.filename.replace("\\", "/")).as_posix()
 
 
 def _extension(member: str) -> str:
@@ -152,11 +155,13 @@ def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
 
 def _fault(info: zipfile.ZipInfo) -> str:
     """Why a member is not read, in a word or two; empty where it is."""
-    parts = PurePosixPath(info.filename).parts
-    if not parts or info.filename.startswith(("/", "\\")) or ".." in parts or "\0" in info.filename:
+    name = _plain(info)
+    if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
+        return "absolute name"
+    if name in ("", ".") or ".." in PurePosixPath(name).parts:
         return "outside"
-    if any(re.search(r"[\\:\x00-\x1f]", part) for part in parts):
-        return "outside"
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        return "control character in name"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "link"
     if info.flag_bits & 0x1:

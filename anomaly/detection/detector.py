@@ -38,7 +38,7 @@ from sklearn.mixture import GaussianMixture
 
 from anomaly.errors import CalibrationError, ConfigError
 
-__all__ = ["FOLDS", "Detector", "DetectorSettings", "fold_of"]
+__all__ = ["FEWEST_NORMALS", "FOLDS", "Detector", "DetectorSettings", "fold_of"]
 
 Array: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["ledoit_wolf", "mixture", "neighbours", "conformal", "guarded"]
@@ -48,6 +48,10 @@ GUARD = 0.99
 
 FOLDS = 5
 """Parts of the normals, where something is judged by normals that did not take part in it."""
+
+
+FEWEST_NORMALS = 10
+"""Scans that a detector is fitted on, at least."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +172,13 @@ class Detector:
         Raises
         ------
         CalibrationError
-            If there are fewer than 10 scans, a feature is not finite or never varies.
+            If there are fewer than `FEWEST_NORMALS` scans, a feature is not finite or never varies.
         """
         count = len(features) if scans is None else len(np.unique(scans))
-        if count < 10:
+        if count < FEWEST_NORMALS:
             raise CalibrationError(
-                f"{count} normal scans to fit the detector on: expected at least 10; put "
-                "more patients into the validation split"
+                f"{count} normal scans to fit the detector on: expected at least "
+                f"{FEWEST_NORMALS}; put more patients into the validation split"
             )
         mean, scale = features.mean(0), features.std(0)
         # A constant column's deviation is rounding, not zero.

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.dimse import AE_TITLE, Dimse
+from anomaly.pacs.dimse import AE_TITLE, CALLING, Dimse
 from anomaly.pacs.instances import write_whole
 
 __all__ = ["Destination", "Folder", "destination"]
@@ -76,13 +76,15 @@ class Folder:
             ) from error
 
 
-def destination(text: str) -> Destination:
+def destination(text: str, *, calling: str = CALLING) -> Destination:
     """Return the destination that a line of text names.
 
     Parameters
     ----------
     text : str
         ``https://host/path`` (``http://`` too), ``AET@host:port`` or ``folder:/path``.
+    calling : str
+        Our own AE title, for the second.
 
     Raises
     ------
@@ -95,7 +97,7 @@ def destination(text: str) -> Destination:
         return Folder(Path(text.removeprefix("folder:")))
     place = _DIMSE.fullmatch(text)
     if place and 0 < int(place["port"]) < 2**16:
-        return Dimse(place["ae_title"], place["host"], int(place["port"]))
+        return Dimse(place["ae_title"], place["host"], int(place["port"]), calling=calling)
     raise ConfigError(
         # What looks like a URL may carry a password.
         f"{'that' if '://' in text else repr(text)} is no destination; expected "

@@ -13,6 +13,7 @@ final. An instance is held in memory as a whole, once.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -28,7 +29,8 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_dict
 
 from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.instances import Instance, InstanceFile, is_uid, write_whole
+from anomaly.logs import Public
+from anomaly.pacs.instances import Instance, InstanceFile, is_uid, read_files, write_whole
 from anomaly.pacs.refusals import check_refused
 from anomaly.pacs.retries import Attempts
 from anomaly.pacs.sessions import check_url, open_session
@@ -59,6 +61,9 @@ AGAIN = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 """Answers that mean "later"."""
+
+NOT_OF_ONE = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 405", "redirect", "certificate")
+"""Reasons that no single instance is the cause of."""
 
 HINTS = {
     HTTPStatus.UNAUTHORIZED: "set ANOMALY_DICOMWEB_USER and _PASSWORD, or ANOMALY_DICOMWEB_TOKEN",
@@ -121,6 +126,8 @@ class DicomWeb:
         self._client = client(self.url, self._session, chunk_size=2**40, timeout=TIMEOUT)
         self._client.host = urlsplit(self.url).netloc  # sent as Host; it would leave out the port
         self._client.set_http_retry_params(retry=False)
+        self._more, self._heeded = False, set[str]()
+        self._session.hooks["response"].append(self._heed)
 
     def search(self, query: Mapping[str, str]) -> Iterator[Instance]:
         """Find the instances of all studies that match.
@@ -193,16 +200,15 @@ class DicomWeb:
         Raises
         ------
         ArchiveError
-            The archive did not answer, or refused some; the others are stored.
-        AnomalyError
-            A file is no DICOM file; nothing is stored.
+            The archive did not answer, or refused some, or some are no DICOM files that can be
+            named; the others are stored.
         """
-        files = [InstanceFile.read(path) for path in paths]
-        missing = [f for f in files if not self.holds(f.instance.study, f.instance.instance)]
         refused: Counter[str] = Counter()
+        files = read_files(paths, refused)
+        missing = [f for f in files if not self.holds(f.instance.study, f.instance.instance)]
         for batch in _batches(missing):
             refused += self._send(batch)
-        check_refused(self.url, refused, len(files), "PS3.18 Table I.2-2")
+        check_refused(self.url, refused, len(paths), "PS3.18 Table I.2-2")
 
     def _listed(
         self, search: Callable[..., Any], filters: Mapping[str, str], *tags: str
@@ -215,13 +221,22 @@ class DicomWeb:
             items = search(limit=PAGE, offset=offset, fields=fields, search_filters=dict(filters))
             return [tuple(_value(item, tag) for tag in tags) for item in items]
 
-        # Until a page brings nothing new: an archive may have a smaller page, or know no offset.
+        # Until a page brings nothing new: an archive may have a smaller page. One that knows no
+        # offset gives the first again; where it was not all, what follows cannot be had.
         seen: set[tuple[str, ...]] = set()
         offset = 0
         while True:
+            self._more = False
             found = self._ask("a search", page, offset)
-            offset += len(found)
             fresh = [uids for uids in dict.fromkeys(found) if uids not in seen]
+            if found and not fresh and (self._more or len(found) >= PAGE):
+                raise ArchiveError(
+                    "paging",
+                    f"{self.url} answers {len(found)} results and says or shows that there are "
+                    "more, and gives the same again when it is asked for the next page: narrow "
+                    "the query, for example by StudyDate, until fewer match.",
+                )
+            offset += len(found)
             if not fresh:
                 return
             seen.update(fresh)
@@ -230,6 +245,20 @@ class DicomWeb:
                     yield uids
                 else:
                     self.unusable += 1
+
+    def _heed(self, response: requests.Response, **_: object) -> None:
+        """Pass on what an archive warns of, and note that a search has more results than it gave.
+
+        A Warning of 299 on a search says just that (PS3.18 section 8.3.4.4).
+        """
+        said = response.headers.get("Warning", "")
+        if not said:
+            return
+        self._more = self._more or said.lstrip().startswith("299")
+        if said not in self._heeded:
+            self._heeded.add(said)
+            plain = re.sub(r"[^ -~]", "?", said)[:200]
+            log.warning("the archive warns: %s", Public(plain))
 
     def _retrieve(self, instance: Instance) -> bytes:
         place = f"studies/{instance.study}/series/{instance.series}/instances/{instance.instance}"
@@ -251,14 +280,22 @@ class DicomWeb:
         return content
 
     def _send(self, batch: Sequence[InstanceFile]) -> Counter[str]:
-        """Store a batch; count the reasons of those refused."""
-        datasets = [dcmread(file.path) for file in batch]
+        """Store a batch; count the reasons of those refused.
+
+        A batch that is refused whole is sent again one by one: what one instance has wrong costs
+        that instance.
+        """
         try:
+            datasets = [dcmread(file.path) for file in batch]
             stored, failed = self._ask("a request to store", self._post, datasets)
         except ArchiveUnreachable:
             raise
-        except ArchiveError as error:
-            return Counter({error.reason: len(batch)})
+        except Exception as error:
+            # pydicom raises anything at all on a data set that it cannot read or encode.
+            reason = error.reason if isinstance(error, ArchiveError) else "cannot be encoded"
+            if len(batch) == 1 or reason in NOT_OF_ONE:
+                return Counter({reason: len(batch)})
+            return sum((self._send([file]) for file in batch), Counter())
         refused = Counter(failed.values())
         for file in batch:
             uid = file.instance.instance
@@ -391,6 +428,6 @@ def _client() -> Any:
         from dicomweb_client.web import DICOMwebClient
     except ImportError as error:
         raise AnomalyError(
-            "--dicomweb needs dicomweb-client, which is not installed: pip install 'anomaly[pacs]'"
+            "--dicomweb needs dicomweb-client, which is not installed: pip install dicomweb-client"
         ) from error
     return DICOMwebClient

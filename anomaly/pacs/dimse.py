@@ -1,7 +1,8 @@
 """An archive that speaks DIMSE (PS3.7), as most do: C-STORE of files, and C-ECHO to try the road.
 
 Files are sent as they are coded: one presentation context for each pair of SOP class and transfer
-syntax among them (PS3.8 section 7.1.1.13). C-STORE cannot ask what the archive holds; an instance
+syntax among them (PS3.8 section 7.1.1.13); what is not compressed is offered in Implicit VR Little
+Endian too. C-STORE cannot ask what the archive holds; an instance
 that is sent again has the same UID, by which archives keep it once.
 """
 
@@ -15,16 +16,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.instances import InstanceFile
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from anomaly.errors import (
+    AnomalyError,
+    ArchiveBusy,
+    ArchiveError,
+    ArchiveUnreachable,
+    ConfigError,
+)
+from anomaly.pacs.associations import end_alone
+from anomaly.pacs.instances import InstanceFile, read_files
 from anomaly.pacs.refusals import check_refused
 from anomaly.pacs.retries import Attempts
 
-__all__ = ["AE_TITLE", "Dimse"]
+__all__ = ["AE_TITLE", "CALLING", "Dimse"]
 
 AE_TITLE = r"[!-?A-\[\]-~][ -?A-\[\]-~]{0,15}"
 """Pattern of a title: 1 to 16 characters of ASCII, no control characters, no backslash (PS3.5 Table
 6.2-1), no space in front; and no @, which parts it from the host."""
+
+CALLING = "ANOMALY"
+"""Our own title, where none is set."""
 
 TIMEOUT = 60.0
 """Seconds to wait for an answer."""
@@ -36,6 +49,12 @@ VERIFICATION = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
 
 CONTEXTS = 128
 """Presentation contexts of one association: their identifiers are the odd numbers of a byte."""
+
+REJECTED_TRANSIENT = 2
+"""Result of a rejected association: it may be let in later (PS3.8 Table 9-21)."""
+
+OUT_OF_RESOURCES = "A7[0-9A-F]{2}"
+"""Statuses of C-STORE that mean "no room at present" (PS3.4 Table B.2-1)."""
 
 SUCCESS = 0x0000
 WARNINGS = range(0xB000, 0xC000)
@@ -70,7 +89,7 @@ class Dimse:
         host: str,
         port: int,
         *,
-        calling: str = "ANOMALY",
+        calling: str = CALLING,
         attempts: Attempts | None = None,
     ) -> None:
         for title in (ae_title, calling):
@@ -107,21 +126,27 @@ class Dimse:
         Raises
         ------
         ArchiveError
-            The archive did not answer, or refused some; the others are stored.
-        AnomalyError
-            A file is no DICOM file; nothing is sent.
+            The archive did not answer, or refused some, or some are no DICOM files that can be
+            named; the others are stored.
         """
-        files = [InstanceFile.read(path) for path in paths]
-        contexts = list(dict.fromkeys(map(_context, files)))
         refused: Counter[str] = Counter()
+        files = read_files(paths, refused)
+        contexts = list(dict.fromkeys(map(_context, files)))
         for start in range(0, len(contexts), CONTEXTS):
             wanted = contexts[start : start + CONTEXTS]
             left = [file for file in files if _context(file) in wanted]
-            self._attempts(partial(self._send, wanted, left, refused))
-        check_refused(self, refused, len(files), "PS3.4 Table B.2-1")
+            try:
+                self._attempts(partial(self._send, wanted, left, refused))
+            except ArchiveBusy as error:
+                refused[error.reason] += len(left)
+        check_refused(self, refused, len(paths), "PS3.4 Table B.2-1")
 
     def _echo(self) -> None:
         with self._association([VERIFICATION]) as association:
+            if not association.accepted_contexts:
+                raise ArchiveError(
+                    "not accepted", f"{self} is there, and does not answer verification (C-ECHO)."
+                )
             self._ask(association.send_c_echo)
 
     def _send(
@@ -130,20 +155,32 @@ class Dimse:
         left: list[InstanceFile],
         refused: Counter[str],
     ) -> None:
-        """Send files until none is left; those that were answered are not left."""
+        """Send files until none is left; those that were answered are not left.
+
+        Raises
+        ------
+        ArchiveBusy
+            The archive has no room for some at present; those are left.
+        """
+        busy: dict[InstanceFile, str] = {}
         with self._association(contexts) as association:
-            granted = association.accepted_contexts
-            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in granted}
             while left:
-                reason = "SOP class or transfer syntax not accepted"
-                if _context(left[0]) in accepted:
-                    reason = self._refusal(association, left[0])
-                if reason:
+                reason = self._refusal(association, left[0])
+                if re.fullmatch(OUT_OF_RESOURCES, reason):
+                    busy[left[0]] = reason
+                elif reason:
                     refused[reason] += 1
                 left.pop(0)
+        left += busy
+        if busy:
+            code = next(iter(busy.values()))
+            raise ArchiveBusy(code, f"{self} has no room for {len(busy)} instances ({code})")
 
     def _refusal(self, association: Any, file: InstanceFile) -> str:
         """Send a file; return why it is not stored, or nothing."""
+        if not _is_accepted(association, file):
+            sop_class, syntax = (UID(uid).name for uid in _context(file))
+            return f"SOP class or transfer syntax not accepted: {sop_class}, {syntax}"
         try:
             status = self._ask(partial(association.send_c_store, file.path))
         except ArchiveUnreachable:
@@ -182,22 +219,49 @@ class Dimse:
         entity.connection_timeout = CONNECT_TIMEOUT
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT
         entity.requested_contexts = [
-            self._dicom.build_context(sop_class, syntax) for sop_class, syntax in contexts
+            self._dicom.build_context(sop_class, _offered(syntax)) for sop_class, syntax in contexts
         ]
-        association = entity.associate(self.host, self.port, ae_title=self.ae_title)
+        handlers = [(self._dicom.evt.EVT_CONN_OPEN, end_alone)]
+        association = entity.associate(
+            self.host, self.port, ae_title=self.ae_title, evt_handlers=handlers
+        )
         if association.is_rejected:
+            answer = association.acceptor.primitive
+            if answer is not None and answer.result == REJECTED_TRANSIENT:
+                raise ArchiveUnreachable(
+                    "rejected", f"{self} lets no association in at present (rejected-transient)"
+                )
             raise ArchiveError(
                 "rejected",
                 f"{self} lets no association in from {self.calling!r}: check the title asked for, "
                 "and have this one added to those that the archive knows.",
             )
-        if not association.is_established:
+        # An association without a single accepted context is aborted by our own side.
+        nothing_accepted = bool(association.rejected_contexts) and not association.accepted_contexts
+        if not association.is_established and not nothing_accepted:
             raise ArchiveUnreachable("no answer", f"{self} did not answer")
         try:
             yield association
         finally:
             if association.is_established:
                 association.release()
+
+
+def _offered(syntax: str) -> list[str]:
+    """Transfer syntaxes in which a file can be sent, its own first.
+
+    Every archive has to take Implicit VR Little Endian (PS3.5 section 10.1), some take no other.
+    """
+    plain = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
+    return [syntax, *(uid for uid in sorted(plain - {syntax}) if syntax in plain)]
+
+
+def _is_accepted(association: Any, file: InstanceFile) -> bool:
+    sop_class, syntax = _context(file)
+    return any(
+        context.abstract_syntax == sop_class and context.transfer_syntax[0] in _offered(syntax)
+        for context in association.accepted_contexts
+    )
 
 
 def _context(file: InstanceFile) -> tuple[str, str]:
@@ -210,6 +274,6 @@ def _pynetdicom() -> Any:
     except ImportError as error:
         raise AnomalyError(
             "--send to AET@host:port needs pynetdicom, which is not installed: "
-            "pip install 'anomaly[pacs]'"
+            "pip install pynetdicom"
         ) from error
     return pynetdicom

@@ -8,6 +8,9 @@ which the standard forbids and real archives hold.
 from __future__ import annotations
 
 import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from pydicom import dcmread
 from anomaly.errors import AnomalyError, ArchiveError
 from anomaly.files import whole
 
-__all__ = ["Instance", "InstanceFile", "is_uid", "write_whole"]
+__all__ = ["Instance", "InstanceFile", "is_uid", "read_files", "write_whole"]
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -87,13 +90,15 @@ class InstanceFile:
             The file cannot be read, is no DICOM file, or lacks a UID.
         """
         try:
-            header = dcmread(path, stop_before_pixels=True)
-            instance = Instance(
-                study=str(header.StudyInstanceUID),
-                series=str(header.SeriesInstanceUID),
-                instance=str(header.SOPInstanceUID),
-                sop_class=str(header.SOPClassUID),
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what matters of them is an error below
+                header = dcmread(path, stop_before_pixels=True)
+                instance = Instance(
+                    study=str(header.StudyInstanceUID),
+                    series=str(header.SeriesInstanceUID),
+                    instance=str(header.SOPInstanceUID),
+                    sop_class=str(header.SOPClassUID),
+                )
             syntax, size = str(header.file_meta.TransferSyntaxUID), path.stat().st_size
         except AnomalyError:
             raise
@@ -104,6 +109,18 @@ class InstanceFile:
                 "with its UIDs."
             ) from error
         return cls(path, instance, syntax, size)
+
+
+def read_files(paths: Sequence[Path], refused: Counter[str]) -> list[InstanceFile]:
+    """Read the headers of files to be stored; one that is none is counted in `refused`."""
+    files = []
+    for path in paths:
+        try:
+            files.append(InstanceFile.read(path))
+        except AnomalyError as error:
+            reason = error.reason if isinstance(error, ArchiveError) else "not readable"
+            refused[f"not sent, {reason}"] += 1
+    return files
 
 
 def write_whole(path: Path, content: bytes) -> None:

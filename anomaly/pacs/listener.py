@@ -34,6 +34,7 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from anomaly.errors import ConfigError
 from anomaly.logs import Public
+from anomaly.pacs.associations import end_alone
 from anomaly.pacs.batches import Arrival, Received
 from anomaly.pacs.identity import read_identity
 from anomaly.pacs.spool import Spool
@@ -99,6 +100,7 @@ class Listener:
             for context in AllStoragePresentationContexts
         ]
         handlers: list[EventHandlerType] = [
+            (evt.EVT_CONN_OPEN, end_alone),
             (evt.EVT_CONN_OPEN, _answer_at_once),
             (evt.EVT_C_STORE, self._store),
         ]

@@ -73,7 +73,7 @@ class Attempts:
         try:
             return ask()
         except ArchiveUnreachable as error:
-            raise ArchiveUnreachable(
+            raise type(error)(
                 error.reason,
                 f"{error.message}, in {self.count} attempt(s): run again when it is back; what is "
                 "done is not done twice.",

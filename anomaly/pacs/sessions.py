@@ -137,6 +137,6 @@ def _requests_session() -> requests.Session:
         import requests
     except ImportError as error:
         raise AnomalyError(
-            "--dicomweb needs requests, which is not installed: pip install 'anomaly[pacs]'"
+            "--dicomweb needs requests, which is not installed: pip install requests"
         ) from error
     return requests.Session()

@@ -167,6 +167,7 @@ def _encode(source: SourceImage, kind: Kind, now: datetime) -> bytes:
 def _stamp(source: SourceImage, made: Dataset, now: datetime) -> None:
     """Give an object its patient, its study, its time, and derived UIDs where it has random."""
     header = source.header
+    source.restore_class(made)
     made.copy_patient_and_study_information(header)
     # Texts stay the bytes they were: ours are ASCII, which every character set holds.
     if "SpecificCharacterSet" in header:

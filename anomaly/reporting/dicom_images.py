@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from anomaly.dicom.grey import is_inverted, presentation_grey
 from anomaly.errors import UnsupportedScan
 from anomaly.reporting.dicom_report import EVIDENCE, private_code
 from anomaly.reporting.dicom_source import NOTICE, Kind, SourceImage
@@ -241,6 +242,7 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         [source.reference], layer, graphic_objects=graphics, text_objects=[notice]
     )
     shapes = hd.PresentationLUTShapeValues
+    inverted = is_inverted(source.header)
     made = pr.GrayscaleSoftcopyPresentationState(
         [source.reference],
         content_label="ANOMALY",
@@ -250,19 +252,15 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         graphic_layers=[layer],
         # A state replaces the photometric interpretation: it has to invert for it (PS3.4 N.2.1).
         presentation_lut_transformation=hd.PresentationLUTTransformation(
-            shapes.INVERSE if _is_inverted(source.header) else shapes.IDENTITY
+            shapes.INVERSE if inverted else shapes.IDENTITY
         ),
         **source.common("contours"),
     )
     # The constructor takes every pixel for a square, and a viewer believes the state.
+    made.update(presentation_grey(source.header))
     for area in made.DisplayedAreaSelectionSequence:
         area.PresentationPixelAspectRatio = source.aspect_ratio
     return made
-
-
-def _is_inverted(header: Dataset) -> bool:
-    shape = header.get("PresentationLUTShape")
-    return shape == "INVERSE" or (not shape and header.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _refuse_multiframe(source: SourceImage, kind: Kind) -> None:

@@ -26,12 +26,13 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from anomaly import __version__
+from anomaly.dicom.frames import holds_many, is_multiframe, stated_frames
 from anomaly.errors import UnsupportedScan
 from anomaly.types import DETECTOR_MODEL, NOTICE, Region, Verdict
 
@@ -70,25 +71,16 @@ _STRAIGHT = 1e-4  # a smaller cosine is rounding, not an angle
 
 _MOST_OBLONG = 10_000  # no pixel is longer than wide by more: whoever says so is wrong
 
-_DISPLAY = (
+_PIXELS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "BitsStored",
     "PixelRepresentation",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "WindowCenterWidthExplanation",
-    "VOILUTFunction",
-    "VOILUTSequence",
     "SliceThickness",
     "SpacingBetweenSlices",
     "PositionReferenceIndicator",
 )
-"""What an object may repeat of how its source is displayed and placed."""
+"""What an object may repeat of how its source is stored and placed."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +157,12 @@ class SourceImage:
     Attributes
     ----------
     case : DicomCase
-    header : Dataset
+    header : FileDataset
         The file without its pixels.
     """
 
     case: DicomCase
-    header: Dataset
+    header: FileDataset
 
     @classmethod
     def read(cls, case: DicomCase) -> SourceImage:
@@ -215,13 +207,33 @@ class SourceImage:
 
     @property
     def frames(self) -> int:
-        """Number of frames in the file."""
-        return int(self.header.get("NumberOfFrames") or 1)
+        """Number of frames in the file, as far as its header and the case know."""
+        stated = stated_frames(self.header) or 1
+        # A header may state fewer than there are (`anomaly.dicom.frames`).
+        return max(stated, self.case.frame + 1) if holds_many(self.header) else stated
 
     @property
     def is_multiframe(self) -> bool:
         """Whether references to this image have to name a frame (PS3.3 table 10-3)."""
-        return "NumberOfFrames" in self.header
+        return self.frames > 1 or is_multiframe(self.header)
+
+    @property
+    def is_lone_frame(self) -> bool:
+        """Whether its class may hold several frames and this one does not.
+
+        highdicom goes by the class alone, and asks for functional groups that are not there.
+        """
+        return holds_many(self.header) and not self.is_multiframe
+
+    def restore_class(self, made: Dataset) -> None:
+        """Name the source's own class wherever an object that was built on `reference` names it."""
+        if not self.is_lone_frame:
+            return
+        for item in made.iterall():
+            if item.VR == "SQ":
+                for reference in item.value:
+                    if reference.get("ReferencedSOPInstanceUID") == self.header.SOPInstanceUID:
+                        reference.ReferencedSOPClassUID = self.header.SOPClassUID
 
     @property
     def frame_numbers(self) -> list[int] | None:
@@ -318,10 +330,12 @@ class SourceImage:
             setattr(slim, keyword, "")
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
             setattr(slim, keyword, header[keyword].value)
+        if self.is_lone_frame:
+            slim.SOPClassUID = SecondaryCaptureImageStorage  # `restore_class` puts its own back
         slim.Rows, slim.Columns = header.Rows, header.Columns
         if self.is_multiframe:
-            slim.NumberOfFrames = header.NumberOfFrames
-        for keyword in _DISPLAY:
+            slim.NumberOfFrames = self.frames
+        for keyword in _PIXELS:
             if header.get(keyword) is not None:
                 slim.add(header[keyword])
         if self.frame_of_reference:

@@ -126,6 +126,8 @@ def _sentence(odds: str) -> str:
 def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, Any]:
     """Everything a template reads."""
     flagged = sum(row["status"] == "flagged" for row in scored)
+    counted = [row for row in scored if not row.pop("seen")]
+    alarms = sum(row["status"] == "flagged" for row in counted)
     names = list(dict.fromkeys(name for row in scored for name in row["features"]))
     for row in scored:  # the names stand once in the page, not once a scan
         row["features"] = [row["features"].get(name) for name in names]
@@ -142,10 +144,10 @@ def _page(data: ReportData, axis: _Axis, scored: list[Row]) -> dict[str, Any]:
         "skipped": len(data.skipped),
         "reasons": Counter(case.reason for case in data.skipped).most_common(),
         "flagged": flagged,
-        "against": _against(flagged, data.alpha * len(scored)),
+        "against": _against(alarms, data.alpha * len(counted), len(scored) - len(counted)),
         "alpha": f"{data.alpha:g}",
         "alpha_percent": f"{100 * data.alpha:g}",
-        "expected": _expected(data.alpha * len(scored)),
+        "expected": _expected(data.alpha * len(counted)),
         "threshold": _number(data.threshold),
         "calibration_size": data.calibration_scores.size,
         "bars": histogram_path(
@@ -221,6 +223,7 @@ def _row(case: ReportCase, data: ReportData, axis: _Axis, pictures: Pictures) ->
         },
         "regions": [_region(region) for region in verdict.regions],
         "note": _note(case),
+        "seen": case.seen,
         "figure": None if case.image is None else _figure(case, case.image, data, pictures),
     }
 
@@ -302,6 +305,7 @@ def _figure(
         "width": width,
         "height": height,
         "image": pictures.place(key, "image", _grey(image)),
+        "grey": case.grey,
         "expected": None,
         "look_alike": None,
         "overlay": None,
@@ -358,8 +362,13 @@ def _expected(count: float) -> str:
     return f"{count:.1f}" if count >= 1 else f"{count:.2g}"
 
 
-def _against(flagged: int, expected: float) -> str:
+def _against(flagged: int, expected: float, seen: int) -> str:
     """Say how many were flagged against how many would be if every scan were normal."""
+    left_out = f" Not counted: {seen:,} that took part in training or calibration." if seen else ""
+    return f"{_rate(flagged, expected)}{left_out}".strip()
+
+
+def _rate(flagged: int, expected: float) -> str:
     if not expected:
         return ""
     said = f"{flagged:,} flagged against {_expected(expected)} expected if every scan were normal"

@@ -24,7 +24,7 @@ class ReportCase:
     verdict : Verdict
         Its ``scan.evidence`` has the shape of `image` where both are given.
     image : ndarray (H, W) float32 in [0, 1], or None
-        Source pixels for display; None where the image must not be shown.
+        Source pixels as displayed; None where the image must not be shown.
     view : str
         Coarse and not identifying, such as ``"PA"``.
     note : str
@@ -40,6 +40,10 @@ class ReportCase:
     look_alike : ndarray (H, W) float32 in [0, 1], or None
         The normal scan most like this one among those that the bundle may show, brought onto this
         scan's pixels. Shown with `image` only.
+    seen : bool
+        The scan took part in training or calibration: the page counts it in no rate.
+    grey : str
+        Where the grey of `image` comes from, such as ``"window 40 / 400 of the file"``.
     """
 
     verdict: Verdict
@@ -50,6 +54,8 @@ class ReportCase:
     expected: NDArray[np.float32] | None = None
     study: str = ""
     look_alike: NDArray[np.float32] | None = None
+    grey: str = ""
+    seen: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be shown.

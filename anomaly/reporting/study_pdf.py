@@ -84,7 +84,7 @@ def _weasyprint() -> Any:
         import weasyprint
     except ImportError as error:
         raise ConfigError(
-            "a PDF needs WeasyPrint, which is not installed: pip install 'anomaly[pdf]'"
+            "a PDF needs WeasyPrint, which is not installed: pip install weasyprint"
         ) from error
     except OSError as error:
         raise ConfigError(

@@ -23,8 +23,9 @@ from pydicom.uid import (
 
 from anomaly.data import dicom, frames
 from anomaly.data.dicom import decodable_transfer_syntaxes, is_dicom, read_dicom
-from anomaly.data.intensity import IntensityPolicy, to_unit
+from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
+from anomaly.grey import to_unit
 from anomaly.types import DETECTOR_MODEL, Scan
 
 FULL = IntensityPolicy()
@@ -148,10 +149,15 @@ def test_window_of_width_one_is_a_step(file: Path) -> None:
         {"WindowCenter": 10, "WindowWidth": 5, "VOILUTFunction": "CUBIC"},
     ],
 )
-def test_impossible_file_window_is_refused(file: Path, tags: dict[str, Any]) -> None:
-    path = write_sample(file, RAMP, **tags)
-    assert refusal(path, FILE).reason == "window"
-    assert read_one(path).levels == 4096  # not needed for the full range
+def test_impossible_file_window_counts_as_absent_and_is_noted(
+    file: Path, tags: dict[str, Any]
+) -> None:
+    scan = read_one(write_sample(file, RAMP, **tags), FILE)
+    assert_allclose(scan.pixels, np.array(RAMP) / 4095, atol=1e-7)
+    assert "full range" in scan.intensity
+    assert len(scan.notes) == 1
+    assert "not used" in scan.notes[0]
+    assert scan.display.source.startswith("percentiles")
 
 
 def test_modality_lut(file: Path) -> None:
@@ -180,9 +186,13 @@ def test_luts_agree_with_pydicom(file: Path) -> None:
     assert_allclose(read_one(write_dicom(file, dataset), FILE).pixels, expected, atol=1e-6)
 
 
-def test_wrong_lut_is_refused(file: Path) -> None:
-    path = write_sample(file, RAMP, VOILUTSequence=[lut_item(0, 8, [0, 300])])
-    assert refusal(path, FILE).reason == "lut"
+def test_wrong_lut_of_the_modality_is_refused_and_one_of_the_display_noted(tmp_path: Path) -> None:
+    table = [lut_item(0, 8, [0, 300])]
+    path = write_sample(tmp_path / "a", RAMP, ModalityLUTSequence=table)
+    assert refusal(path).reason == "lut"
+    scan = read_one(write_sample(tmp_path / "b", RAMP, VOILUTSequence=table), FILE)
+    assert_allclose(scan.pixels, np.array(RAMP) / 4095, atol=1e-7)
+    assert "300" in scan.notes[0]
 
 
 def test_zero_slope_is_refused(file: Path) -> None:

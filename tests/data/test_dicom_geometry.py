@@ -11,9 +11,9 @@ from dicom_samples import make_dataset, write_sample
 from numpy.testing import assert_allclose, assert_array_equal
 from pydicom import Dataset
 
-from anomaly.data.dicom_geometry import orientation, spacing
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.readers import read_scan
+from anomaly.dicom.geometry import orientation, spacing
 from anomaly.errors import UnsupportedScan
 from anomaly.types import Orientation, Scan
 
@@ -179,10 +179,12 @@ def test_several_shutters_leave_what_all_leave(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["RECTANGULAR", "CIRCULAR", "POLYGONAL", "OVAL"])
-def test_a_shutter_without_edges_is_refused(tmp_path: Path, shape: str) -> None:
-    with pytest.raises(UnsupportedScan, match="ShutterShape") as info:
-        read(tmp_path / "a", PICTURE, ShutterShape=shape)
-    assert info.value.reason == "shutter"
+def test_a_shutter_without_edges_covers_nothing_and_is_noted(tmp_path: Path, shape: str) -> None:
+    plain = read(tmp_path / "a", PICTURE)
+    scan = read(tmp_path / "b", PICTURE, ShutterShape=shape)
+    assert_array_equal(scan.pixels, plain.pixels)
+    assert shape in scan.notes[0]
+    assert not plain.notes
 
 
 # --- overlays ---------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def disc(tmp_path: Path) -> Path:
 
 
 def test_a_whole_disc_has_no_gaps(disc: Path) -> None:
-    names = listed_files(disc / "DICOMDIR")
+    names = [listed.name for listed in listed_files(disc / "DICOMDIR")]
     assert len(names) == 3
     rows = build(disc).rows
     assert [row.path for row in rows if row.status == "ok"] == sorted(names)
@@ -58,7 +58,7 @@ def test_a_whole_disc_has_no_gaps(disc: Path) -> None:
 
 
 def test_what_is_listed_and_not_there_gets_a_row(disc: Path, tmp_path: Path) -> None:
-    lost, *_, kept = sorted(listed_files(disc / "DICOMDIR"))
+    lost, *_, kept = sorted(listed.name for listed in listed_files(disc / "DICOMDIR"))
     (disc / lost).unlink()
     (disc / kept).rename(disc / kept.lower().replace("/", "_"))
     (disc / Path(kept).parent).mkdir(exist_ok=True)
@@ -71,8 +71,20 @@ def test_what_is_listed_and_not_there_gets_a_row(disc: Path, tmp_path: Path) -> 
     assert len(by_reason[""]) == 2
 
 
+def test_a_file_under_another_name_is_known_by_its_uid(disc: Path) -> None:
+    listed = listed_files(disc / "DICOMDIR")
+    assert all(entry.instance for entry in listed)
+    for number, entry in enumerate(listed):
+        (disc / entry.name).rename(disc / f"copy-{number}.dcm")
+    rows = build(disc).rows
+    assert [row.reason for row in rows if row.reason] == ["media directory"]
+    (disc / "copy-1.dcm").unlink()
+    rows = build(disc).rows
+    assert [row.path for row in rows if row.reason == "missing"] == [listed[1].name]
+
+
 def test_a_disc_in_a_zip(disc: Path, tmp_path: Path) -> None:
-    lost = sorted(listed_files(disc / "DICOMDIR"))[0]
+    lost = min(listed_files(disc / "DICOMDIR")).name
     (disc / lost).unlink()
     (tmp_path / "zipped").mkdir()
     shutil.make_archive(str(tmp_path / "zipped" / "disc"), "zip", disc)

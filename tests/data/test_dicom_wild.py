@@ -50,7 +50,7 @@ def test_each_is_scans_or_a_reason() -> None:
             counts["ok" if isinstance(found, Scan) else found.reason] += 1
     scored = [path for path in files() if isinstance(outcome(path)[0], Scan)]
     assert len(scored) >= 50, counts
-    for reason in ("truncated", "no transfer syntax", "undecodable", "not an image", "sop class"):
+    for reason in ("truncated", "no transfer syntax", "codestream", "not an image", "sop class"):
         assert counts[reason] >= 1, counts
 
 
@@ -91,8 +91,12 @@ def test_dcmtk_decodes_the_same(path: Path, tmp_path: Path) -> None:
         assert isinstance(mine, Scan)
         assert isinstance(other, Scan)
         if syntax in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"):
-            # The inverse cosine transform of lossy JPEG may round either way.
-            assert abs(mine.pixels - other.pixels).max() <= 2.5 / 255
+            # The inverse cosine transform of lossy JPEG may round either way. Of colours the reader
+            # takes Y; theirs went through red, green and blue, which clip what is out of gamut.
+            error = abs(mine.pixels - other.pixels)
+            coloured = "luminance" in mine.intensity
+            assert error.max() <= (10 if coloured else 2.5) / 255
+            assert error.mean() <= 0.5 / 255
         else:
             assert_array_equal(mine.pixels, other.pixels)
 

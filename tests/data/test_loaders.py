@@ -36,7 +36,7 @@ Batches = list[tuple[torch.Tensor, list[str]]]
 
 
 def batches(steps: range, augmentation: Augmentation = ALL, **options: Any) -> Batches:
-    defaults: dict[str, Any] = {"batch_size": 4, "seed": 0}
+    defaults: dict[str, Any] = {"batch_size": 4, "seed": 0, "total": 1000}
     return list(
         step_batches(FRAMED, KEYS, augmentation, HOW, steps=steps, **{**defaults, **options})
     )
@@ -53,6 +53,17 @@ def same(left: Batches, right: Batches) -> bool:
 
 
 # --- training ---------------------------------------------------------------------------------
+
+
+def test_images_are_moved_up_to_a_share_of_the_steps() -> None:
+    steps, still = range(8), replace(ALL, moved_until=0.5)
+    moved = batches(steps, replace(ALL, gamma=0), total=8)
+    found = batches(steps, replace(still, gamma=0), total=8)
+    plain = batches(steps, Augmentation())
+    assert same(found[:4], moved[:4])
+    assert same(found[4:], plain[4:])
+    # The grey still changes: only the places are the scans' own.
+    assert not same(batches(steps, still, total=8)[4:], plain[4:])
 
 
 def test_every_image_once_an_epoch_in_another_order_each_time() -> None:
@@ -165,7 +176,7 @@ def test_a_scan_that_fails_is_said_in_its_place(tmp_path: Path) -> None:
     found = read(tmp_path, [*rows, missing_frame])
     assert [isinstance(item, NetworkImage) for item in found] == [True, False, False, True, False]
     failed = [item for item in found if isinstance(item, ScanError)]
-    assert [error.reason for error in failed] == ["undecodable", "unreadable", "no such frame"]
+    assert [error.reason for error in failed] == ["changed", "unreadable", "no such frame"]
 
 
 def test_a_flat_scan_fails_by_name_and_alone(tmp_path: Path) -> None:
@@ -213,7 +224,7 @@ def test_a_change_meets_the_pixels_of_the_source_before_they_are_framed(tmp_path
         with Image.open(tmp_path / row.path) as image:
             turned = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         turned.save(tmp_path / row.path)
-    assert torch.equal(changed, framed_images(reader(tmp_path), rows, 1))
+    assert torch.equal(changed, framed_images(reader(tmp_path), rows_of(tmp_path), 1))
 
 
 def test_a_change_that_changes_nothing_leaves_the_frame(tmp_path: Path) -> None:

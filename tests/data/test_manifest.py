@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -36,10 +37,11 @@ from pydicom.uid import generate_uid
 from anomaly.data import pseudonyms
 from anomaly.data.archive import build_manifest
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest, ManifestRow, prove_disjoint
+from anomaly.data.manifest import Manifest, ManifestRow, pixel_hash, prove_disjoint, scan_marks
 from anomaly.data.processes import Lost, Workers, map_in_processes
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.data.splits import SPLITS, assign_splits
+from anomaly.data.transforms import Preprocessing
 from anomaly.errors import ConfigError, ManifestError
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,7 @@ def test_a_dicom_row(tmp_path: Path) -> None:
         spacing_row=0.2,
         spacing_column=0.1,
         spacing_source="PixelSpacing",
+        pixels=pixel_hash(np.float32([[0, 1, 2]]) / 4095),
         label="normal",
     )
     assert manifest.rows == (expected,)
@@ -522,3 +525,88 @@ def test_damaged_site_key(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match="64 hex digits"):
         load_site_key(path)
+
+
+# --- the same picture -------------------------------------------------------------------------
+
+
+def test_a_picture_has_one_name_in_every_container(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (9, 7)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.jpg", quality=90)
+    with Image.open(tmp_path / "a.jpg") as image:
+        decoded = np.asarray(image)
+    Image.fromarray(decoded).save(tmp_path / "b.png")
+    Image.fromarray(decoded.astype(np.uint16) * 257).save(tmp_path / "c.png")
+    Image.fromarray(decoded).save(tmp_path / "d.tif")
+    for name, bits in (("e", 8), ("f", 12), ("g", 16)):
+        write_dicom(tmp_path / name, make_dataset(decoded, bits=bits, patient=name))
+    write_dicom(
+        tmp_path / "h",
+        make_dataset(255 - decoded, bits=8, photometric="MONOCHROME1", patient="h"),
+    )
+    Image.fromarray(decoded[:, ::-1]).save(tmp_path / "z.png")
+    rows = {row.path: row for row in build(tmp_path).rows}
+    names = {path: row.pixels for path, row in rows.items()}
+    other = names.pop("z.png")
+    assert len(names) == 8
+    assert len(set(names.values())) == 1
+    assert other not in names.values()
+    marks = [scan_marks(rows[path]) for path in ("a.jpg", "b.png", "z.png")]
+    assert len(marks[0] & marks[1]) == 1
+    assert not marks[0] & marks[2]
+
+
+def test_twins_stay_together_and_never_apart_from_their_label() -> None:
+    rows = [row(f"{i:02d}", f"P{i:02d}", pixels=f"{i}") for i in range(40)]
+    # The film of every even patient is that of the next one too; one twin is abnormal.
+    rows = [replace(r, pixels=f"{i // 2}") for i, r in enumerate(rows)]
+    rows[7] = replace(rows[7], label="abnormal")
+    manifest = Manifest(Path(), tuple(rows))
+    shares = {"train": 0.25, "validation": 0.25, "calibration": 0.25, "test": 0.25}
+    dealt = assign_splits(manifest, shares, normal_label="normal", seed=0)
+    splits = [row.split for row in dealt.rows]
+    assert splits[::2] == splits[1::2]
+    assert splits[6] == splits[7] == "test"
+    assert {"train", "validation", "calibration", "test"} == set(splits)
+
+
+def test_a_picture_in_two_splits_is_found() -> None:
+    twins = [row("a", "P1", pixels="x", split="train"), row("b", "P2", pixels="x", split="test")]
+    with pytest.raises(ManifestError, match=r"1 picture\(s\) are in more than one split"):
+        prove_disjoint(Manifest(Path(), tuple(twins)))
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_accents_stored_apart_from_their_letters_match(tmp_path: Path) -> None:
+    png(tmp_path / "Gru\u0308n" / "a.png")  # as some systems store it
+    (found,) = build(tmp_path, labels={"normal": ["Gr\u00fcn/*"]}).rows
+    assert found.label == "normal"
+
+
+def test_duplicates_have_keys_of_their_own(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "c.png")
+    rows = build(tmp_path).rows
+    assert [row.reason for row in rows] == ["", "duplicate", "duplicate"]
+    assert len({row.key for row in rows}) == 3
+
+
+def test_what_a_network_could_not_see_is_a_row(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    values = np.zeros((40, 40), dtype=np.uint8)
+    values[3, 4] = 9  # 99 % are equal
+    Image.fromarray(values).save(tmp_path / "b.png")
+    rows = build(tmp_path, preprocessing=Preprocessing(8)).rows
+    assert [row.reason for row in rows] == ["", "constant"]
+    assert [row.reason for row in build(tmp_path).rows] == ["", ""]
+
+
+def test_what_a_file_says_and_cannot_be_used_is_noted(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a", make_dataset([[0, 1, 2]], PixelSpacing=[0.5, 0.5]))
+    path.write_bytes(path.read_bytes().replace(b"0.5\\0.5", b"0,5\\0,5"))  # a decimal comma
+    (found,) = build(tmp_path).rows
+    assert (found.status, found.spacing_row) == ("ok", None)
+    assert "PixelSpacing not used" in found.detail

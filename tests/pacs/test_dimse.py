@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,17 @@ from dicom_samples import make_dataset, write_dicom
 from pydicom import dcmread
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
+    CTImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     RLELossless,
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.associations import end_alone
+from anomaly.pacs.destinations import destination
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.dimse import Dimse
 
@@ -113,10 +119,10 @@ def test_a_broken_association_goes_on_where_it_broke(tmp_path: Path) -> None:
 
 def test_refused_instances_are_counted_by_code_and_the_rest_is_sent(tmp_path: Path) -> None:
     paths = make_studies(tmp_path, 5, series=61)
-    codes = iter((0x0000, 0xA700, 0xB000, 0xA700, 0xC001))  # B000 is stored with a remark
+    codes = iter((0x0000, 0xA900, 0xB000, 0xA900, 0xC001))  # B000 is stored with a remark
     with (
         listener(lambda _: next(codes)) as dimse,
-        pytest.raises(ArchiveError, match=r"refused 3 of 5 instances \(2 x A700, 1 x C001\)"),
+        pytest.raises(ArchiveError, match=r"refused 3 of 5 instances \(2 x A900, 1 x C001\)"),
     ):
         dimse.store(paths)
     assert next(codes, None) is None
@@ -206,3 +212,174 @@ def test_an_unknown_caller_is_told_so_and_does_not_insist() -> None:
     ):
         dimse.echo()
     assert not isinstance(caught.value, ArchiveUnreachable)
+
+
+# --- what may pass, and what costs one ---------------------------------------------------------
+
+
+def test_an_archive_that_is_full_is_asked_again_and_the_rest_is_sent(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 3, series=65)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0xA701 if got.count(uid(65, 1)) in (1, 2) and got[-1] == uid(65, 1) else 0x0000
+
+    with listener(store) as dimse:
+        dimse.store(paths)
+    assert got == [uid(65, number) for number in (0, 1, 2, 1, 1)]
+
+
+def test_an_archive_that_stays_full_is_said_by_its_code(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 3, series=66)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0xA700 if got[-1] == uid(66, 1) else 0x0000
+
+    with (
+        listener(store) as dimse,
+        pytest.raises(ArchiveError, match=r"refused 1 of 3 instances \(1 x A700\)"),
+    ):
+        dimse.store(paths)
+    assert got == [uid(66, number) for number in (0, 1, 2, 1, 1)]
+
+
+class Doorman:
+    """A peer that answers requests for an association with A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
+
+    def __init__(self, result: int) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.asked = 0
+        self._result = result
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                self.asked += 1
+                # type 3, reserved, length 4, reserved, result, source 3 (presentation), reason 1
+                connection.sendall(bytes([3, 0, 0, 0, 0, 4, 0, self._result, 3, 1]))
+                connection.recv(1)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.mark.parametrize(("result", "times"), [(1, 1), (2, 3)], ids=["permanent", "transient"])
+def test_a_rejection_for_now_is_asked_again_and_one_for_good_is_not(
+    result: int, times: int, tmp_path: Path
+) -> None:
+    doorman = Doorman(result)
+    dimse = Dimse("FULL", "127.0.0.1", doorman.port, attempts=IMPATIENT)
+    said = "lets no association in" + (" at present" if result == 2 else " from 'ANOMALY'")
+    with pytest.raises(ArchiveError, match=said) as caught:
+        dimse.store(make_studies(tmp_path, 1, series=67))
+    doorman.close()
+    assert doorman.asked == times
+    assert isinstance(caught.value, ArchiveUnreachable) == (result == 2)
+
+
+def test_an_archive_that_takes_implicit_vr_alone_gets_it(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 2, series=68)
+    assert {dcmread(path).file_meta.TransferSyntaxUID for path in paths} == {ExplicitVRLittleEndian}
+    got: list[Any] = []
+
+    def store(event: Any) -> int:
+        got.append((str(event.context.transfer_syntax), event.dataset.PatientID))
+        return 0x0000
+
+    entity = AE(ae_title="LISTENER")
+    entity.add_supported_context(ComputedRadiographyImageStorage, ImplicitVRLittleEndian)
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
+    )
+    try:
+        Dimse("LISTENER", "127.0.0.1", server.server_address[1], attempts=IMPATIENT).store(paths)
+    finally:
+        server.shutdown()
+    assert got == [(ImplicitVRLittleEndian, "P68")] * 2
+
+
+def test_a_refused_context_is_named(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 2, series=69)
+    for path in paths:
+        strange = dcmread(path)
+        strange.SOPClassUID = strange.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        write_dicom(path, strange)
+    said = r"2 x SOP class or transfer syntax not accepted: CT Image Storage, Explicit VR Little"
+    with (
+        listener(lambda _: 0x0000) as dimse,
+        pytest.raises(ArchiveError, match=rf"refused 2 of 2 instances \({said}") as caught,
+    ):
+        dimse.store(paths)
+    assert caught.value.reason == "refused"
+
+
+def test_a_file_with_no_uid_costs_itself(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 3, series=70)
+    long = dcmread(paths[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # 66 characters; the standard has 64
+        long.StudyInstanceUID = "1." + "2" * 64
+        long.save_as(paths[1])
+    paths.append(tmp_path / "no.dcm")
+    paths[-1].write_bytes(b"no DICOM")
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    with (
+        listener(store) as dimse,
+        pytest.raises(ArchiveError, match=r"refused 2 of 4 instances") as caught,
+    ):
+        dimse.store(paths)
+    assert "1 x not sent, uid" in str(caught.value)
+    assert "1 x not sent, not readable" in str(caught.value)
+    assert got == [uid(70, 0), uid(70, 2)]
+
+
+def test_the_calling_title_is_a_setting(tmp_path: Path) -> None:
+    titles: list[str] = []
+
+    def store(event: Any) -> int:
+        titles.append(event.assoc.requestor.ae_title)
+        return 0x0000
+
+    with listener(store) as dimse:
+        text = f"LISTENER@127.0.0.1:{dimse.port}"
+        for calling in ({}, {"calling": "SCANNER 7"}):
+            destination(text, **calling).store(make_studies(tmp_path, 1, series=71))
+    assert titles == ["ANOMALY", "SCANNER 7"]
+
+
+# --- a peer that ends an association early -----------------------------------------------------
+
+
+def test_an_abort_after_the_peers_own_kills_no_thread(tmp_path: Path) -> None:
+    """Evt15 (our abort) in Sta13 (the connection is being closed) has no transition in PS3.8."""
+    failures: list[Any] = []
+    before = threading.excepthook
+    threading.excepthook = failures.append
+    try:
+        with listener(lambda _: 0x0000, handlers=[(evt.EVT_CONN_OPEN, end_alone)]) as dimse:
+            with dimse._association(
+                [(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)]
+            ) as a:
+                a.dul.state_machine.current_state = "Sta13"
+                a.dul.event_queue.put("Evt15")
+                a.dul.join(timeout=30)
+                assert not a.dul.is_alive()
+            dimse.store(make_studies(tmp_path, 1, series=72))  # the next is let in
+    finally:
+        threading.excepthook = before
+    assert failures == []

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -384,8 +385,9 @@ def test_what_is_not_confirmed_is_looked_for(tmp_path: Path) -> None:
     assert len(posted) == 1
 
 
-def test_a_refused_batch_does_not_keep_back_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [None, 1])
+def test_a_refused_batch_is_sent_again_one_by_one(
+    bad: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anomaly.pacs.dicomweb.BATCH_BYTES", 3 * 3000)
     paths = make_studies(tmp_path, 7, series=83)  # each has between 2,048 and 3,000 bytes
@@ -397,16 +399,62 @@ def test_a_refused_batch_does_not_keep_back_the_others(
             return Answer()
         sent = [one for one in range(7) if uid(83, one).encode() + b"\0" in request.body]
         posts.append(len(sent))
-        if len(posts) == 1:
+        if len(posts) == 1 or bad in sent:
             return Answer(413)
         return Answer(body=stow([uid(83, one) for one in sent], {}))
 
-    with (
-        web_server(answer) as server,
-        pytest.raises(ArchiveError, match=r"refused 3 of 7 instances \(3 x HTTP 413\)"),
-    ):
+    refusal = pytest.raises(ArchiveError, match=r"refused 1 of 7 instances \(1 x HTTP 413\)")
+    with web_server(answer) as server, nullcontext() if bad is None else refusal:
         client(server.url).store(paths)
-    assert posts == [3, 3, 1]
+    assert posts == [3, 1, 1, 1, 3, 1]
+
+
+def paged(count: int, cap: int, *, warns: bool, knows_offset: bool) -> Any:
+    """An archive of one study and series that gives at most `cap` instances an answer."""
+    instances = [listing(t00080018=f"1.2.{n}", t00080016=CR) for n in range(count)]
+
+    def answer(request: Request) -> Answer:
+        path, _, query = request.path.partition("?")
+        kind = path.rsplit("/", 1)[1]
+        offset = int(dict(p.split("=", 1) for p in query.split("&")).get("offset", 0))
+        if kind != "instances":
+            one = {"studies": listing(t0020000D="1.2"), "series": listing(t0020000E="1.3")}[kind]
+            return Answer(body=json.dumps([] if offset else [one]).encode())
+        start = offset if knows_offset else 0
+        part = instances[start : start + cap]
+        more = start + cap < count
+        said = '299 archive "There are additional results that can be requested"'
+        headers = (("Warning", said),) if warns and more else ()
+        return Answer(body=json.dumps(part).encode(), headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize("warns", [True, False])
+def test_an_archive_of_small_pages_is_read_to_the_end(
+    warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with web_server(paged(25, 10, warns=warns, knows_offset=True)) as server:
+        found = list(client(server.url).search({"PatientID": "P"}))
+    assert len(found) == 25
+    assert ("the archive warns: 299" in caplog.text) == warns
+
+
+def test_an_archive_that_caps_a_page_and_knows_no_offset_is_no_whole_answer() -> None:
+    with (
+        web_server(paged(25, 10, warns=True, knows_offset=False)) as server,
+        pytest.raises(ArchiveError, match="gives the same again") as caught,
+    ):
+        list(client(server.url).search({"PatientID": "P"}))
+    assert caught.value.reason == "paging"
+    with (
+        web_server(paged(250, 200, warns=False, knows_offset=False)) as server,
+        pytest.raises(ArchiveError, match="200 results"),
+    ):
+        list(client(server.url).search({"PatientID": "P"}))
+    # A short page without a warning is all there is.
+    with web_server(paged(25, 200, warns=False, knows_offset=False)) as server:
+        assert len(list(client(server.url).search({"PatientID": "P"}))) == 25
 
 
 def test_what_is_sent_is_what_is_in_the_file(tmp_path: Path) -> None:

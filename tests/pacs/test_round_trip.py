@@ -14,7 +14,7 @@ from dicom_samples import make_dataset, write_dicom
 from pydicom import dcmread
 from pydicom.uid import BasicTextSRStorage, RLELossless
 
-from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs import dicomweb
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.instances import Instance
@@ -152,14 +152,14 @@ def test_only_what_is_missing_is_sent(
     assert len(orthanc.instances("P54")) == 5
 
 
-def test_a_file_that_is_no_dicom_stops_before_anything_is_sent(
-    web: DicomWeb, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_dicom_costs_itself(web: DicomWeb, tmp_path: Path) -> None:
     paths = make_studies(tmp_path, 1, series=55)
     (tmp_path / "notes.txt").write_text("not a scan")
-    with pytest.raises(AnomalyError, match=r"notes\.txt cannot be stored"):
+    with pytest.raises(
+        ArchiveError, match=r"refused 1 of 2 instances \(1 x not sent, not readable"
+    ):
         web.store([*paths, tmp_path / "notes.txt"])
-    assert found(web, PatientID="P55") == set()
+    assert len(found(web, PatientID="P55")) == 1
 
 
 def test_what_the_archive_lacks_costs_an_error(web: DicomWeb, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_an_archive_that_is_not_there_is_one_sentence(road: Road, tmp_path: Path
 
 def test_objects_are_written_for_their_owner_alone(road: Road, run: RunFolder) -> None:
     said = done("dicom", run.path, "--objects", "report,overlay,parametric_map")
-    files = sorted(run.dicom.iterdir())
+    files = sorted(run.dicom.glob("*.dcm"))
     rows = [row for row in run.results.read()[0] if row.status == "scored"]
     flagged = sum(bool(row.flagged) for row in rows)
     assert len(files) == len(rows) + flagged
@@ -207,7 +207,7 @@ def test_objects_are_written_for_their_owner_alone(road: Road, run: RunFolder) -
     assert run.dicom.stat().st_mode & 0o777 == 0o700
     again = {path.name for path in files}
     done("dicom", run.path, "--objects", "report,overlay")
-    assert {path.name for path in run.dicom.iterdir()} == again
+    assert {path.name for path in run.dicom.glob("*.dcm")} == again
     assert "none of report" in refused("dicom", run.path, "--objects", "rapport")
     with run.scores_csv.open() as file:
         assert len(list(csv.DictReader(file))) == len(run.results.read()[0])

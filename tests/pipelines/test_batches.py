@@ -17,6 +17,7 @@ from anomaly.data.manifest import ManifestRow
 from anomaly.data.network_images import ImageReader
 from anomaly.data.phantom import draw_phantom
 from anomaly.data.processes import Workers
+from anomaly.data.readers import content_hash
 from pipelines import batches as module
 from pipelines.batches import Outcome, ScoredScan, Scorer
 
@@ -69,7 +70,8 @@ def test_what_must_read_the_same_scores_the_same(kind: str, scorer: Scorer, tmp_
     scores = set()
     for index, make in enumerate(makes.values()):
         write(tmp_path / f"{index}.dcm", make(kind, values))
-        row = ManifestRow(key=f"{index}", path=f"{index}.dcm", frame=0)
+        sha256 = content_hash(tmp_path / f"{index}.dcm")
+        row = ManifestRow(key=f"{index}", path=f"{index}.dcm", frame=0, sha256=sha256)
         reader = replace(scorer.reader, root=tmp_path)
         ((_, found),) = replace(scorer, reader=reader).score([(0, row)])
         assert isinstance(found, ScoredScan)

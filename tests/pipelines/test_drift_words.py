@@ -17,7 +17,7 @@ from pipelines.drift import drift_warnings
 def calibrated(count: int) -> Calibrated:
     values = np.linspace(0, 100, count)
     features = {"nll": Spread.of(values), "energy": Spread.of(values / 10)}
-    return Calibrated(Calibration(values), Calibration(values), 1.0, "", features)
+    return Calibrated(Calibration(values), Calibration(values), 0.05, "", features)
 
 
 NORMAL = calibrated(FEWEST_NORMAL + 1)

@@ -22,7 +22,7 @@ FILES = {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png")}
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def scored(run: RunFolder) -> list[ScoreRow]:

@@ -75,7 +75,7 @@ def test_the_detector_has_not_seen_what_it_is_calibrated_and_tested_on(road: Roa
     bundle = read_bundle(road.run.bundle)
     assert len(bundle.calibration().scores.scores) == len(calibration)
     used = len(road.manifest.select(split="train")) + len(road.manifest.select(split="validation"))
-    assert len(bundle.seen) == used
+    assert len(bundle.seen) == 2 * used  # of each scan its file and its picture
 
 
 def test_the_detector_is_a_candidate_chosen_by_its_margin(road: Road) -> None:
@@ -319,10 +319,11 @@ def test_scores_of_another_bundle_or_manifest_are_refused(stage: str, run: RunFo
     shutil.rmtree(run.bundle)
     kept.rename(run.bundle)
     done(stage, run.path)
-    # the same scans under other pseudonyms
+    # The same scans under other pseudonyms would be strangers to all that was made of them.
     run.site_key.unlink()
-    done("prepare", run.path, "--config", run.config)
-    assert "another manifest or bundle" in refused(stage, run.path)
+    assert "site.key is gone" in refused("prepare", run.path, "--config", run.config)
+    assert not run.site_key.exists()
+    done(stage, run.path)
 
 
 def test_figures_are_of_the_rate_that_the_flags_were_raised_at(run: RunFolder) -> None:
@@ -439,7 +440,7 @@ def test_a_size_the_network_cannot_take_is_refused(road: Road, tmp_path: Path) -
 def test_another_configuration_is_refused_and_changes_nothing(run: RunFolder) -> None:
     before = run.config.read_bytes(), (run.path / "checkpoint.pt").read_bytes()
     message = refused("train", run.path, "--set", "training.learning_rate=0.1")
-    assert "belongs to another run" in message
+    assert "belongs to another training: training.learning_rate was 0.008 and is 0.1" in message
     assert (run.config.read_bytes(), (run.path / "checkpoint.pt").read_bytes()) == before
 
 

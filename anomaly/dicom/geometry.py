@@ -8,18 +8,16 @@ round, `Orientation` turns them; what the tags leave open stays as it is stored.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydicom import Dataset
 
-from anomaly.data.dicom_tags import functional_group, numbers, text
-from anomaly.errors import UnsupportedScan
+from anomaly.dicom.tags import functional_group, is_broken, numbers, text, value_of
 from anomaly.types import Orientation, SpacingSource
 
-__all__ = ["open_to_view", "orientation", "spacing"]
+__all__ = ["open_to_view", "orientation", "spacing", "unreadable_tags"]
 
 # Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis that each lies on.
 _AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
@@ -48,10 +46,20 @@ def spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, S
     found = _positive_pair(dataset, "ImagerPixelSpacing")
     if found is None:
         return None, "none"
-    factor = numbers(dataset, "EstimatedRadiographicMagnificationFactor", 1)
-    if factor is None or not (math.isfinite(factor[0]) and factor[0] > 0):
+    factor = _magnification(dataset, "EstimatedRadiographicMagnificationFactor")
+    if factor is None:
         return found, "ImagerPixelSpacing"
-    return (found[0] / factor[0], found[1] / factor[0]), "ImagerPixelSpacing / magnification"
+    return (found[0] / factor, found[1] / factor), "ImagerPixelSpacing / magnification"
+
+
+def _magnification(dataset: Dataset, keyword: str) -> float | None:
+    factor = numbers(dataset, keyword, 1)
+    return factor[0] if factor is not None and math.isfinite(factor[0]) and factor[0] > 0 else None
+
+
+def _cosines(plane: Dataset, keyword: str) -> tuple[float, ...] | None:
+    cosines = numbers(plane, keyword, 6)
+    return cosines if cosines is not None and all(map(math.isfinite, cosines)) else None
 
 
 def _positive_pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
@@ -78,7 +86,7 @@ def orientation(dataset: Dataset, index: int) -> Orientation:
     if text(dataset, "Modality") == "MG":
         return Orientation()
     plane = functional_group(dataset, index, "PlaneOrientationSequence") or dataset
-    cosines = numbers(plane, "ImageOrientationPatient", 6)
+    cosines = _cosines(plane, "ImageOrientationPatient")
     along_row, along_column = (
         _directions(dataset) if cosines is None else (_letter(cosines[:3]), _letter(cosines[3:]))
     )
@@ -94,7 +102,7 @@ def orientation(dataset: Dataset, index: int) -> Orientation:
 
 def _directions(dataset: Dataset) -> tuple[str, str]:
     """First letters of PatientOrientation: where a row leads to, and where a column does."""
-    value = dataset.get("PatientOrientation", None)
+    value = value_of(dataset, "PatientOrientation")
     if value is None or isinstance(value, str) or len(value) != 2:
         return "", ""
     return str(value[0])[:1], str(value[1])[:1]
@@ -105,28 +113,44 @@ def _letter(cosines: tuple[float, ...]) -> str:
     return _LETTERS[axis][cosines[axis] > 0]
 
 
-def open_to_view(path: Path, dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Pixels ``(Rows, Columns)`` that no display shutter covers; None where there is no shutter.
+def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:
+    """Remarks on tags of size and direction whose values are not of their type, or out of range.
 
-    Raises
-    ------
-    UnsupportedScan
-        ``"shutter"``: its shape is unknown, or its edges are missing.
+    Such a tag counts as absent: pixels need no spacing to be judged.
     """
-    shapes = dataset.get("ShutterShape", None)
+    measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
+    plane = functional_group(dataset, index, "PlaneOrientationSequence") or dataset
+    remarks = []
+    for holder, keyword, usable in (
+        (measures, "PixelSpacing", _positive_pair),
+        (dataset, "ImagerPixelSpacing", _positive_pair),
+        (dataset, "EstimatedRadiographicMagnificationFactor", _magnification),
+        (plane, "ImageOrientationPatient", _cosines),
+    ):
+        is_there = is_broken(holder, keyword) or bool(text(holder, keyword))
+        if is_there and usable(holder, keyword) is None:
+            remarks.append(f"{keyword} not used: its value is out of range or no number")
+    return tuple(remarks)
+
+
+def open_to_view(dataset: Dataset) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Pixels ``(Rows, Columns)`` that no display shutter covers, and remarks.
+
+    None where there is no shutter. One of unknown shape, or without the edges that belong to it
+    (PS3.3 C.7.6.11), covers nothing, and a remark says so.
+    """
+    shapes = value_of(dataset, "ShutterShape")
     if not shapes:
-        return None
-    seen = np.ones((int(dataset.Rows), int(dataset.Columns)), dtype=bool)
+        return None, ()
+    seen: NDArray[np.bool_] | None = None
+    remarks = []
     for shape in [shapes] if isinstance(shapes, str) else shapes:
         hole = _hole(dataset, str(shape))
         if hole is None:
-            raise UnsupportedScan(
-                "shutter",
-                f"{path} has ShutterShape {shape!r} without the edges that belong to it; expected "
-                "RECTANGULAR, CIRCULAR or POLYGONAL with theirs (PS3.3 C.7.6.11).",
-            )
-        seen &= hole
-    return seen
+            remarks.append(f"display shutter {shape!r} not used: its edges are missing")
+        else:
+            seen = hole if seen is None else seen & hole
+    return seen, tuple(remarks)
 
 
 def _hole(dataset: Dataset, shape: str) -> NDArray[np.bool_] | None:

@@ -1,0 +1,112 @@
+"""What a compressed frame says of itself: the header of its JPEG, JPEG-LS or JPEG 2000 codestream.
+
+A decoder believes the codestream, and whoever lays its bytes out as pixels believes the DICOM
+header. Where the two differ the picture is garbage, or another picture, and nothing raises.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pydicom import Dataset
+
+__all__ = ["CodestreamHeader", "read_codestream_header"]
+
+# Start of frame of every JPEG process, and of JPEG-LS (ITU-T T.81 table B.1, T.87 annex C).
+_START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_END_OR_SCAN = frozenset({0xD9, 0xDA})
+_SOC = b"\xff\x4f\xff\x51"  # start of codestream, then SIZ (ITU-T T.800 A.4.1, A.5.1)
+_COD = 0xFF52
+
+
+@dataclass(frozen=True)
+class CodestreamHeader:
+    """Size and depth of a compressed frame.
+
+    Attributes
+    ----------
+    coding : str
+        ``"JPEG"``, ``"JPEG-LS"`` or ``"JPEG 2000"``.
+    rows, columns : int
+    components : int
+        Samples a pixel.
+    bits : int
+        Bits of a sample.
+    mixed : bool
+        Its components are mixed for compression, and a decoder gives them back as red, green and
+        blue, whatever the DICOM header calls them (JPEG 2000's multiple component transformation).
+    """
+
+    coding: str
+    rows: int
+    columns: int
+    components: int
+    bits: int
+    mixed: bool = False
+
+    def conflict(self, header: Dataset) -> str:
+        """Say where the codestream contradicts the DICOM header; empty where it does not."""
+        said = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
+        allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
+        # Writers give a coding more bits than are stored, which changes no value. One that cannot
+        # hold the values that the header promises changes their range.
+        fits = self.bits <= allocated and not self.bits <= 8 < stored
+        if said == (self.rows, self.columns, self.components) and fits:
+            return ""
+        return (
+            f"the {self.coding} codestream holds {self.rows} x {self.columns} pixels, "
+            f"{self.components} sample(s) of {self.bits} bits; the header says {said[0]} x "
+            f"{said[1]}, {said[2]} sample(s) of {stored} bits in {allocated}"
+        )
+
+
+def read_codestream_header(frame: bytes) -> CodestreamHeader | None:
+    """Read the header of a compressed frame; None where there is none, as in run-length coding."""
+    try:
+        if frame.startswith(_SOC):
+            return _jpeg_2000(frame)
+        if frame.startswith(b"\xff\xd8"):
+            return _jpeg(frame)
+    except (struct.error, IndexError):  # it ends early: the decoder will say so
+        return None
+    # A JP2 file in a frame is against the standard (PS3.5 A.4.4), and decoders take it.
+    start = frame.find(_SOC, 0, 1024) if frame[4:8] == b"jP  " else -1
+    return read_codestream_header(frame[start:]) if start > 0 else None
+
+
+def _jpeg(frame: bytes) -> CodestreamHeader | None:
+    place = 2
+    while True:
+        while frame[place] == 0xFF and frame[place + 1] == 0xFF:  # fill bytes (T.81 B.1.1.2)
+            place += 1
+        if frame[place] != 0xFF or frame[place + 1] in _END_OR_SCAN:
+            return None
+        marker = frame[place + 1]
+        if marker in _WITHOUT_LENGTH:
+            place += 2
+            continue
+        if marker in _START_OF_FRAME:
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, place + 4)
+            coding = "JPEG-LS" if marker == 0xF7 else "JPEG"
+            return CodestreamHeader(coding, rows, columns, components, bits)
+        place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
+
+
+def _jpeg_2000(frame: bytes) -> CodestreamHeader:
+    # SIZ: length, capabilities, then size and offset of the image on its grid (T.800 A.5.1)
+    width, height, left, top = struct.unpack_from(">4I", frame, 8)
+    (components,) = struct.unpack_from(">H", frame, 40)
+    bits = 1 + max(frame[42 + 3 * index] & 0x7F for index in range(components))
+    place = 4 + struct.unpack_from(">H", frame, 4)[0]
+    mixed = False
+    while place + 4 <= len(frame):
+        marker, length = struct.unpack_from(">HH", frame, place)
+        if marker == _COD:
+            mixed = frame[place + 8] == 1  # last byte of SGcod (T.800 A.6.1)
+            break
+        if not 0xFF4F <= marker < 0xFF90:  # tile-parts begin
+            break
+        place += 2 + length
+    return CodestreamHeader("JPEG 2000", height - top, width - left, components, bits, mixed)

@@ -1,0 +1,293 @@
+"""From stored values to grey in [0, 1], in the order of the standard (PS3.4 N.2).
+
+::
+
+    stored values -> modality LUT or rescale -> window or VOI LUT -> [0, 1] -> inversion
+
+Each arrow maps a *range* as well as the values (`GradedValues`); scaling and inversion use the
+range, never the extremes of one image. What a file says of its display is decided here alone, for
+what is read, what is shown and what is written: `is_inverted`, `modality_lut`, `file_voi`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, FileDataset
+from pydicom import uid as uids
+
+from anomaly.dicom.tags import first_number, functional_group, is_broken, text, value_of
+from anomaly.errors import UnsupportedScan
+from anomaly.grey import GreyCurve, to_unit, window_range
+
+__all__ = [
+    "GradedValues",
+    "apply_modality",
+    "display_curve",
+    "file_voi",
+    "is_inverted",
+    "modality_lut",
+    "presentation_grey",
+]
+
+_FLUOROSCOPY = frozenset(
+    {
+        uids.XRayAngiographicImageStorage,
+        uids.XRayRadiofluoroscopicImageStorage,
+        uids.UID("1.2.840.10008.5.1.4.1.1.12.3"),  # X-Ray Angiographic Bi-plane, retired
+    }
+)
+
+
+class GradedValues(NamedTuple):
+    """Values on their way to grey, the range they may span, and how they came here.
+
+    Attributes
+    ----------
+    values : ndarray
+    low, high : float
+        Least and greatest value that the source can hold.
+    grades : int
+        Evenly spaced values that it can hold between the two.
+    steps : tuple of str
+    """
+
+    values: NDArray[Any]
+    low: float
+    high: float
+    grades: int
+    steps: tuple[str, ...]
+
+
+def is_inverted(header: Dataset) -> bool:
+    """Whether the least value of an image is displayed white.
+
+    MONOCHROME1 says so, and a Presentation LUT Shape of INVERSE does; a shape of IDENTITY beside
+    MONOCHROME1, which contradicts itself (PS3.3 C.8.11.3.1.2), leaves it inverted.
+    """
+    inverse = text(header, "PresentationLUTShape").upper() == "INVERSE"
+    return inverse or text(header, "PhotometricInterpretation") == "MONOCHROME1"
+
+
+def modality_lut(header: Dataset) -> Dataset | None:
+    """Item of the modality LUT that an image is displayed through; None where there is none.
+
+    In X-ray angiography and fluoroscopy whose pixels are LOG or DISP the table leads back to linear
+    intensity and is not for display (PS3.3 C.8.7.1.1.2).
+    """
+    tables = header.get("ModalityLUTSequence", None)
+    if not tables:
+        return None
+    relation = text(header, "PixelIntensityRelationship").upper()
+    if text(header, "SOPClassUID") in _FLUOROSCOPY and relation in ("LOG", "DISP"):
+        return None
+    table: Dataset = tables[0]
+    return table
+
+
+def apply_modality(
+    path: Path, dataset: FileDataset, index: int, stored: GradedValues
+) -> GradedValues:
+    """Modality LUT or rescale (PS3.3 C.11.1), for values and range alike.
+
+    Raises
+    ------
+    UnsupportedScan
+        ``"lut"``, ``"rescale"``: what turns stored values into the modality's own is broken.
+    """
+    table = modality_lut(dataset)
+    if table is not None:
+        fault = _lut_fault(dataset, table)
+        if fault:
+            raise UnsupportedScan("lut", f"{path} has a modality LUT of {fault}.")
+        return _look_up(dataset, stored, table, "modality LUT")
+    if dataset.get("ModalityLUTSequence", None):
+        step = "modality LUT for linear intensity, not for display"
+        return stored._replace(steps=(*stored.steps, step))
+    rescale = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
+    slope, intercept = rescale.get("RescaleSlope", None), rescale.get("RescaleIntercept", None)
+    if slope is None or intercept is None:
+        return stored
+    slope, intercept = float(slope), float(intercept)
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise UnsupportedScan(
+            "rescale",
+            f"{path} has RescaleSlope {slope} and RescaleIntercept {intercept}; expected finite "
+            "numbers and a slope other than 0.",
+        )
+    low, high = sorted((stored.low * slope + intercept, stored.high * slope + intercept))
+    step = f"rescaled by {slope:g} and {intercept:g}"
+    values = stored.values * slope + intercept
+    return GradedValues(values, low, high, stored.grades, (*stored.steps, step))
+
+
+@dataclass(frozen=True)
+class FileVOI:
+    """What a file says of the display of its values (PS3.3 C.11.2): a window or a VOI LUT.
+
+    Attributes
+    ----------
+    name : str
+        For the record, such as ``"window 40 / 400 of the file, LINEAR"``.
+    dataset : FileDataset
+        The file that it is of.
+    table : Dataset or None
+        Item of the VOI LUT; None for a window.
+    window : tuple
+        Function, centre and width.
+    fault : str
+        What is wrong with it, empty where nothing is. A faulty one cannot be applied.
+    """
+
+    name: str
+    dataset: FileDataset
+    table: Dataset | None = None
+    window: tuple[str, float, float] = ("LINEAR", 0.0, 1.0)
+    fault: str = ""
+
+    def apply(self, graded: GradedValues, *, inverted: bool) -> NDArray[np.float32]:
+        """Grey in [0, 1] of rescaled values."""
+        if self.table is not None:
+            seen = _look_up(self.dataset, graded, self.table, self.name)
+            return to_unit(seen.values, seen.low, seen.high, inverted=inverted)
+        function, centre, width = self.window
+        if function == "SIGMOID":
+            # tanh form of 1 / (1 + exp(-4 (x - c) / w)), which cannot overflow
+            slope = -2 if inverted else 2
+            grey = 0.5 + 0.5 * np.tanh(slope * (graded.values - centre) / width)
+            return grey.astype(np.float32)
+        if function == "LINEAR":  # PS3.3 C.11.2.1.2.1
+            centre, width = centre - 0.5, width - 1
+        return to_unit(graded.values, *window_range(centre, width), inverted=inverted)
+
+
+def file_voi(dataset: FileDataset, index: int) -> FileVOI | None:
+    """Window or VOI LUT of a frame, the first where there are several; None where there is none."""
+    tables = value_of(dataset, "VOILUTSequence")
+    if tables:
+        fault = _lut_fault(dataset, tables[0])
+        return FileVOI("VOI LUT of the file", dataset, table=tables[0], fault=fault)
+    window = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
+    ends = ("WindowCenter", "WindowWidth")
+    if any(is_broken(window, keyword) for keyword in ends):
+        return FileVOI("window of the file", dataset, fault="its values are no numbers")
+    if any(value_of(window, keyword) in (None, "") for keyword in ends):
+        return None
+    centre, width = (first_number(value_of(window, keyword)) for keyword in ends)
+    function = text(window, "VOILUTFunction").upper() or "LINEAR"
+    name = f"window {centre:g} / {width:g} of the file, {function}"
+    fault = ""
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        fault = f"VOILUTFunction {function!r}"
+    elif not math.isfinite(centre) or not (width >= 1 if function == "LINEAR" else width > 0):
+        fault = f"centre {centre:g} and width {width:g}"
+    return FileVOI(name, dataset, window=(function, centre, width), fault=fault)
+
+
+def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> GreyCurve:
+    """Display as the file asks for it, of the grey that spans the whole range of `graded`.
+
+    Exact at every value that the source can hold.
+    """
+    values = np.linspace(graded.low, graded.high, graded.grades)
+    grey = to_unit(values, graded.low, graded.high, inverted=inverted)
+    displayed = voi.apply(graded._replace(values=values), inverted=inverted)
+    order = slice(None, None, -1 if inverted else 1)
+    return GreyCurve(grey[order], displayed[order], voi.name)
+
+
+def presentation_grey(header: FileDataset) -> Dataset:
+    """Elements by which a presentation state shows an image as its own header does (PS3.3 A.33.1).
+
+    Modality LUT or rescale and window or VOI LUT, the first where there are several; a state
+    replaces all of them, also where it says nothing.
+    """
+    state = Dataset()
+    table = modality_lut(header)
+    if table is not None:
+        state.ModalityLUTSequence = [_portable_lut(header, table)]
+        state.ModalityLUTSequence[0].ModalityLUTType = text(table, "ModalityLUTType") or "US"
+    elif header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None:
+        state.RescaleIntercept, state.RescaleSlope = header.RescaleIntercept, header.RescaleSlope
+        state.RescaleType = text(header, "RescaleType") or "US"
+    voi = file_voi(header, 0)
+    if voi is None or voi.fault:
+        return state
+    item = Dataset()
+    if voi.table is not None:
+        item.VOILUTSequence = [_portable_lut(header, voi.table)]
+    else:
+        function, centre, width = voi.window
+        item.WindowCenter, item.WindowWidth = centre, width
+        item.VOILUTFunction = function
+    state.SoftcopyVOILUTSequence = [item]
+    return state
+
+
+def _portable_lut(header: FileDataset, item: Dataset) -> Dataset:
+    """Copy of a table with entries of 16 bits, little endian, that says how many of them count."""
+    count, first, bits = _lut_descriptor(item)
+    copy = Dataset()
+    vr = "SS" if first < 0 else "US"
+    copy.add_new("LUTDescriptor", vr, [count % 2**16, first, bits])
+    copy.add_new("LUTData", "OW", _lut_entries(header, item, count).astype("<u2").tobytes())
+    if text(item, "LUTExplanation"):
+        copy.LUTExplanation = text(item, "LUTExplanation")
+    return copy
+
+
+def _look_up(dataset: FileDataset, graded: GradedValues, item: Dataset, name: str) -> GradedValues:
+    """Values through a modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1).
+
+    Not by pydicom's own, which indexes in the type of the input or output and so wraps, for
+    example in a table of 4096 entries of 8 bits.
+    """
+    count, first, bits = _lut_descriptor(item)
+    # Its VR depends on tags that it may stand before: only the range of the values can say whether
+    # the first of them is below zero.
+    if graded.low < 0 and first >= 2**15:
+        first -= 2**16
+    elif graded.low >= 0 and first < 0:
+        first += 2**16
+    table = _lut_entries(dataset, item, count)
+    place = np.clip(np.rint(graded.values) - first, 0, count - 1).astype(np.int64)
+    return GradedValues(table[place], 0, 2**bits - 1, 2**bits, (*graded.steps, name))
+
+
+def _lut_descriptor(item: Dataset) -> tuple[int, int, int]:
+    """Return the number of entries, the first value mapped and the bits of an entry."""
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    return count % 2**16 or 2**16, first, bits  # 0 stands for 65536; a signed VR wraps large counts
+
+
+def _lut_fault(dataset: FileDataset, item: Dataset) -> str:
+    """Say what is wrong with a table, as ``"4 entries up to 300; ..."``; empty: nothing."""
+    try:
+        count, _, bits = _lut_descriptor(item)
+        table = _lut_entries(dataset, item, count)
+    except (AttributeError, TypeError, ValueError):
+        return "no entries: its LUTDescriptor or LUTData is missing or no list of numbers"
+    if table.size == count and 1 <= bits <= 16 and table.max() < 2**bits:
+        return ""
+    return (
+        f"{table.size} entries up to {table.max(initial=0)}; its LUTDescriptor says {count} "
+        f"entries of {bits} bits"
+    )
+
+
+def _lut_entries(dataset: FileDataset, item: Dataset, count: int) -> NDArray[np.uint16]:
+    data = item.LUTData
+    if isinstance(data, bytes):
+        # pydicom leaves OW as bytes in the byte order of the file
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        words = np.frombuffer(data[: len(data) // 2 * 2], dtype=f"{order}u2")
+    else:
+        words = np.atleast_1d(np.asarray(data, dtype=np.int64)).astype(np.uint16)
+    if words.size == (count + 1) // 2 and count > 1:  # two entries of 8 bits a word
+        return words.astype("<u2").view(np.uint8)[:count].astype(np.uint16)
+    return words.astype(np.uint16)
