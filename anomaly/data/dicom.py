@@ -197,11 +197,12 @@ def _check_class(path: Path, dataset: FileDataset) -> None:
     if text(dataset, "ManufacturerModelName") == DETECTOR_MODEL:
         raise UnsupportedScan("own result", f"{path} is a result that this toolkit has written.")
     if sop_class not in IMAGE_CLASSES:
+        retired = ", which the standard has retired" if sop_class.is_retired else ""
         has_pixels = any(keyword in dataset for keyword in _PIXEL_KEYWORDS)
         raise UnsupportedScan(
             "sop class" if has_pixels else "not an image",
-            f"{path} has SOP class {sop_class.name or 'none'!r}; expected a radiograph, CT, MR, "
-            "PET, ultrasound, fluoroscopy, angiography or secondary capture.",
+            f"{path} has SOP class {sop_class.name or 'none'!r}{retired}; expected a radiograph, "
+            "CT, MR, PET, ultrasound, fluoroscopy, angiography or secondary capture.",
         )
     if "PixelData" not in dataset:
         raise UnreadableScan(

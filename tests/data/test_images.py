@@ -327,3 +327,60 @@ def test_nifti_units(tmp_path: Path) -> None:
     image.header.set_xyzt_units("micron")
     nibabel.save(image, tmp_path / "a.nii")
     assert read_one(tmp_path / "a.nii").spacing == (0.5, 0.5)
+
+
+# --- what stands beside the picture -----------------------------------------------------------
+
+
+def test_a_16_bit_png_with_a_transparent_grey_is_refused_as_one_of_8_bits_is(
+    tmp_path: Path,
+) -> None:
+    values = np.uint16([[0, 1000], [2000, 65535]])
+    assert refusal(save(tmp_path / "a.png", values, transparency=1000)).reason == "alpha"
+    # A transparent grey that no pixel has hides nothing.
+    scan = read_one(save(tmp_path / "b.png", values, transparency=7))
+    assert_allclose(scan.pixels, values / 65535, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [1, 4, 5])
+def test_thumbnails_and_masks_of_a_tiff_are_no_scans(tmp_path: Path, kind: int) -> None:
+    big = np.random.default_rng(0).integers(0, 256, (2, 12, 10)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(big[0])
+        writer.write(big[0, ::2, ::2], subfiletype=1)
+        writer.write(big[1])
+    content, tag = path.read_bytes(), struct.pack("<HHI", 254, 4, 1)  # NewSubfileType, one LONG
+    assert content.count(tag + struct.pack("<I", 1)) == 1
+    path.write_bytes(content.replace(tag + struct.pack("<I", 1), tag + struct.pack("<I", kind)))
+    scans = read_image(path, FULL)
+    assert len(scans) == 2
+    for scan, values in zip(scans, big, strict=True):
+        assert isinstance(scan, Scan)
+        assert_allclose(scan.pixels, values / 255, atol=1e-7)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(big[0], subfiletype=1)
+    assert refusal(path).reason == "empty"
+
+
+def test_a_nifti_that_does_not_say_which_way_it_lies_is_marked(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (4, 5, 2)).astype(np.int16)
+    known = nifti(tmp_path / "a.nii", values, np.eye(4))
+    nibabel.save(nibabel.Nifti1Image(values, None), tmp_path / "b.nii")
+    scan = read_image(known, FULL)[0]
+    assert isinstance(scan, Scan)
+    assert scan.notes == ()
+    for scan in read_image(tmp_path / "b.nii", FULL):
+        assert isinstance(scan, Scan)
+        assert "orientation unknown" in scan.notes[0]
+
+
+def test_a_nifti_of_one_volume_in_time_is_a_volume(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (4, 5, 3, 1)).astype(np.int16)
+    plain = read_image(nifti(tmp_path / "a.nii", values[..., 0]), FULL)
+    found = read_image(nifti(tmp_path / "b.nii", values), FULL)
+    assert len(found) == len(plain) == 3
+    for scan, other in zip(found, plain, strict=True):
+        assert isinstance(scan, Scan)
+        assert isinstance(other, Scan)
+        assert_array_equal(scan.pixels, other.pixels)
