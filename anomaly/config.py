@@ -306,7 +306,10 @@ def read_keys(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"configuration {path} cannot be read ({error.strerror}): name a YAML file, such as "
+            "one of the folder configs"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"configuration {path} is not UTF-8 (byte {error.start} is "

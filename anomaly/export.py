@@ -51,6 +51,8 @@ def export(results: Results, path: Path, rows: Sequence[ManifestRow] | None = No
     """
     if path.suffix not in (".csv", ".xlsx"):
         raise AnomalyError(f"{path} ends in {path.suffix!r}: expected .csv or .xlsx")
+    if not path.parent.is_dir():
+        raise AnomalyError(f"{path.parent} is no folder: make it first, or name another file")
     if path.suffix == ".csv" and rows is None:
         return results.export_csv(path)
     table = results.table()

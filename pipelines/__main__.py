@@ -100,6 +100,7 @@ def prepare(
         resolved = replace(resolved, data=replace(resolved.data, root=data))
     if not _printed(resolved, print_config):
         stage.prepare(RunFolder(run), resolved)
+        typer.echo(f"next: anomaly train {run}")
 
 
 @app.command()
@@ -121,7 +122,7 @@ def train(
         with stage.processes():
             result = stage.train(folder, resolved, pick_device(device))
         if result.finished:
-            typer.echo(f"bundle written to {folder.bundle}; next: anomaly calibrate {run}")
+            typer.echo(f"the bundle is {folder.bundle}; next: anomaly calibrate {run}")
 
 
 @app.command()
@@ -142,7 +143,7 @@ def calibrate(
     resolved = run_config(folder, set_ or [], data)
     source = _found(bundle) or folder.bundle
     stage.calibrate(folder, resolved, source, split, pick_device(device))
-    typer.echo(f"bundle written to {folder.bundle}; next: anomaly score {run}")
+    typer.echo(f"the bundle is {folder.bundle}; next: anomaly score {run}")
 
 
 @app.command()

@@ -13,8 +13,9 @@ from anomaly.bundle import Bundle, Calibrated, bundle_hash, read_bundle, write_b
 from anomaly.config import Config
 from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.data.network_images import ImageReader
+from anomaly.data.splits import SPLITS
 from anomaly.detection.calibration import Calibration, Spread, allowed_rank, false_alarm_interval
-from anomaly.errors import CalibrationError
+from anomaly.errors import CalibrationError, ConfigError
 from anomaly.logs import Public
 from pipelines.batches import ScoredScan, Scorer
 from pipelines.fit import calibration_change
@@ -37,6 +38,8 @@ def calibrate(
     TooFewCalibrationScans
         If there are too few scans for the configured alpha.
     """
+    if split not in SPLITS:
+        raise ConfigError(f"--split is {split!r}: expected one of {', '.join(SPLITS)}")
     bundle = read_bundle(bundle_folder)
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows = manifest.select(split=split)

@@ -42,8 +42,11 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
         )
     make_results_folder(run.path)
     config = replace(config, data=replace(config.data, root=config.data.root.absolute()))
+    listed = scan_folder(run, config, preprocessing=config.preprocessing)
+    for what, patterns in _idle_patterns(listed, config):
+        log.warning("%s: no file matches %s", Public(what), Public(", ".join(patterns)))
     manifest = assign_splits(
-        scan_folder(run, config, preprocessing=config.preprocessing),
+        listed,
         config.data.splits,
         normal_label=config.data.normal,
         seed=config.data.seed,
@@ -102,8 +105,13 @@ def _say_splits(manifest: Manifest, config: Config) -> None:
             "split and count in no figure",
             unlabelled,
         )
-    for what, patterns in _idle_patterns(manifest, config):
-        log.warning("%s: no file matches %s", Public(what), Public(", ".join(patterns)))
+    alone = sum(row.patient.startswith("file:") for row in rows)
+    if alone:
+        log.warning(
+            "%d scans name no patient, and each counts as one of its own: where a patient may have "
+            "two files, give data.patient_pattern, or one may be trained on and the other tested",
+            alone,
+        )
     normals = Counter(row.split for row in rows if row.label == config.data.normal)
     for split in ("train", "validation"):
         if not normals[split]:

@@ -107,7 +107,7 @@ def test_another_detector_is_fitted_and_the_lost_calibration_said(
     said = done("train", run.path, "--device", "cpu", "--set", "features.draws=2").out
     assert "calibrate it again" in caplog.text
     assert read_bundle(run.bundle).calibrated is None
-    assert f"bundle written to {run.bundle}; next: anomaly calibrate {run.path}" in said
+    assert f"the bundle is {run.bundle}; next: anomaly calibrate {run.path}" in said
 
 
 def test_calibrating_again_changes_nothing(

@@ -32,7 +32,7 @@ const film = (() => {
     $("films").hidden = $("controls").hidden = !figure;
     if (!figure) return;
     $("grey-source").textContent = figure.grey
-      ? `Grey shown: ${figure.grey}. Window 100 and level 50 are this; they go on from here.` : "";
+      ? `Grey shown first: ${figure.grey}. Window and level start there.` : "";
     place($("original"), figure.image, `Scan ${scan.key}, no overlay`);
     place($("under"), figure.image, `Scan ${scan.key}, score ${scan.score_text}, ${scan.words}`);
     place($("overlay"), figure.overlay, "");
