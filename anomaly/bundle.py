@@ -19,6 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,13 +40,14 @@ import anomaly
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
-from anomaly.config import Config, dump, parse_config
+from anomaly.config import Config, parse_config, plain
 from anomaly.data.manifest import ManifestRow, scan_marks
 from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.detector import Detector
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
+from anomaly.files import TEMPORARY, writing
 from anomaly.types import NOTICE
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "Calibrated",
     "bundle_hash",
     "bundle_problems",
+    "copy_bundle",
     "find_bundle",
     "read_bundle",
     "write_bundle",
@@ -309,6 +313,28 @@ def read_bundle(folder: Path) -> Bundle:
         ) from error
 
 
+def copy_bundle(source: Path, folder: Path) -> None:
+    """Copy a bundle in place of whatever bundle is there: all of it, or nothing changes.
+
+    Raises
+    ------
+    AnomalyError
+        If it cannot be written.
+    """
+    _, record = _read_main(source)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with writing(folder):
+        try:
+            unfinished.mkdir(parents=True)
+            for name in (_MAIN, *record["files"]):
+                (unfinished / name).write_bytes((source / name).read_bytes())
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def bundle_problems(folder: Path) -> list[str]:
     """Say what is wrong with a bundle's files; empty if it is intact.
 
@@ -420,11 +446,9 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _json_config(config: Config) -> Any:
     """Return the configuration without the folder it was trained from: that is the trainer's."""
-    import yaml
-
-    plain = yaml.safe_load(dump(config))
-    plain["data"]["root"] = "."
-    return plain
+    values = plain(config)
+    values["data"]["root"] = "."
+    return values
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,6 @@ from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.errors import ConfigError
-from anomaly.strict_yaml import read_yaml
+from anomaly.strict_yaml import read_yaml, write_yaml
 from anomaly.training import TrainingSettings
 
 __all__ = [
@@ -41,6 +40,7 @@ __all__ = [
     "load_config",
     "override",
     "parse_config",
+    "plain",
     "read_keys",
 ]
 
@@ -332,11 +332,14 @@ def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where} is {first['input']!r}: {first['msg']}") from error
     _refuse_converted(raw, checked, "")
+    _refuse_mistaken(checked, "")
     return checked
 
 
 def _refuse_mistaken(raw: Any, where: str) -> None:
     """Refuse NaN, which passes every comparison, and seeds that no generator takes."""
+    if is_dataclass(raw) and not isinstance(raw, type):
+        raw = {item.name: getattr(raw, item.name) for item in fields(raw)}
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             _refuse_mistaken(value, f"{where}.{key}" if where else str(key))
@@ -353,6 +356,10 @@ def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
     """Refuse true and false where a number or a text was made of them: 1 epoch is not "true"."""
     if isinstance(raw, bool) and not isinstance(checked, bool):
         raise ConfigError(f"{where} is {str(raw).lower()}: expected a {type(checked).__name__}")
+    if isinstance(checked, bool) and not isinstance(raw, bool):
+        raise ConfigError(f"{where} is {raw!r}: expected true or false")
+    if isinstance(raw, str) and isinstance(checked, int | float):
+        raise ConfigError(f"{where} is {raw!r}, a text: expected a number, without quotes")
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             inner = checked.get(key) if isinstance(checked, Mapping) else getattr(checked, key)
@@ -364,7 +371,7 @@ def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Apply ``a.b=c`` overrides to a configuration; see `load_config` for errors."""
-    raw = yaml.safe_load(dump(config))
+    raw = plain(config)
     for text in overrides:
         _override(raw, text)
     return parse_config(raw)
@@ -372,7 +379,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def dump(config: Config) -> str:
     """Write the resolved configuration as YAML; `load_config` reads it back equal."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+    return write_yaml(plain(config))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the resolved configuration as plain values; `parse_config` reads it back equal."""
+    return {name: _plain(value) for name, value in asdict(config).items()}
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

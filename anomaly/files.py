@@ -110,15 +110,14 @@ def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
 
     Raises
     ------
-    OSError
+    AnomalyError
         If the disk refuses.
     """
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
     mark = path / _MARK
-    if not mark.exists():
-        mark.write_text(
-            "Results of anomaly. No scans are read from this folder.\n", encoding="ascii"
-        )
+    with writing(path):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not mark.exists():
+            mark.write_text("Results of anomaly: no scans are read here.\n", encoding="ascii")
     return path
 
 

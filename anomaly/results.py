@@ -136,12 +136,12 @@ FROM (
     SELECT {column}, count(*) AS images, count(score) AS scored,
         arg_max(key, score) AS most_anomalous, max(score) AS score,
         CASE WHEN count(p_value) > 0 THEN least(1, count(p_value) * min(p_value)) END AS p_value
-    FROM worklist WHERE {column} != '' GROUP BY {column}
+    FROM worklist WHERE {column} != '' AND NOT seen GROUP BY {column}
 )
 """
 """A study or patient is as anomalous as its most anomalous image. The smallest of m p-values, times
 m, is a p-value again, whatever the images have to do with each other (Bonferroni). Without any
-there is none: not scored is not normal."""
+there is none: not scored is not normal. Images that the bundle has seen do not count."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``no`` for false; of two
 equal keys it keeps the last. Each is a sentence here, with the line it stands on, and no value.
+``1e-2``, a text for YAML 1.1 and a number for every reader of it, is a number.
 """
 
 from __future__ import annotations
@@ -13,10 +14,29 @@ import yaml
 
 from anomaly.errors import ConfigError
 
-__all__ = ["read_yaml"]
+__all__ = ["read_yaml", "write_yaml"]
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``1e-2`` as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `read_yaml` would take for something else, such as ``08``."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "'" if _LEADING_ZERO.fullmatch(text) else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Loader.add_implicit_resolver(f"{_TAG}float", _SCIENTIFIC, list("-+0123456789"))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _SCIENTIFIC, list("-+0123456789"))
+_Dumper.add_representer(str, _text)
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -34,25 +54,40 @@ def read_yaml(text: str, where: str) -> Any:
         It is not YAML, a key stands twice in one place, or a value could mean two things.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _check(node, where)
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check(node, where, set())
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is not YAML that can be read: it is nested too deep") from error
 
 
-def _check(node: yaml.Node, where: str) -> None:
+def write_yaml(value: Any) -> str:
+    """Write a plain value as YAML; `read_yaml` reads it back equal."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _check(node: yaml.Node, where: str, known: set[int]) -> None:
+    if id(node) in known:  # what an alias repeats
+        raise ConfigError(f"{where} has an alias on {_line(node)} (& and *): write it out")
+    known.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node, where)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _check(item, where)
+            _check(item, where, known)
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            _check(key, where)
-            _check(value, where)
+            _check(key, where, known)
+            _check(value, where, known)
             name = key.value if isinstance(key, yaml.ScalarNode) else str(key)
             if name in seen:
                 raise ConfigError(

@@ -132,6 +132,8 @@ class TrainingSettings:
             raise ConfigError(f"training.ema_decay is {self.ema_decay}: expected 0 <= decay < 1")
         if not 0 <= self.ce_from <= 1:
             raise ConfigError(f"training.ce_from is {self.ce_from}: expected 0 <= share <= 1")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"training.warmup_steps is {self.warmup_steps}: expected 0 or more")
         if self.ce_weight < 0:
             raise ConfigError(f"training.ce_weight is {self.ce_weight}: expected 0 or more")
 

@@ -130,6 +130,8 @@ class Scan:
         How the stored pixels were turned into `pixels`; `spacing` is that of `pixels`.
     voi : GreyCurve or None
         Display of `pixels` that the source or the configuration asks for; None where neither says.
+    frame_count : int
+        Frames, pages or slices in the file that it is one of.
     notes : tuple of str
         What the source says beside its pixels and could not be used.
     """
@@ -148,6 +150,7 @@ class Scan:
     synthetic: bool = False
     orientation: Orientation = Orientation()
     voi: GreyCurve | None = None
+    frame_count: int = 1
     notes: tuple[str, ...] = ()
 
     @property

@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,10 @@ PrintOption = Annotated[
     bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
 ]
 CallingOption = Annotated[
-    str,
-    typer.Option(metavar="TITLE", help="Our own AE title, for --send AET@host:port."),
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="TITLE", help="Our own AE title, for --send AET@host:port; default: ANOMALY."
+    ),
 ]
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -119,8 +121,9 @@ def train(
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [], data)
     if not _printed(resolved, print_config):
-        with stage.processes():
-            result = stage.train(folder, resolved, pick_device(device))
+        place = pick_device(device)
+        with stage.processes(place):
+            result = stage.train(folder, resolved, place)
         if result.finished:
             typer.echo(f"the bundle is {folder.bundle}; next: anomaly calibrate {run}")
 
@@ -181,7 +184,7 @@ def score(
         ),
     ] = None,
     send: SendOption = None,
-    calling: CallingOption = "ANOMALY",
+    calling: CallingOption = None,
     data: DataOption = None,
     alpha: AlphaOption = None,
     ray: Annotated[
@@ -204,6 +207,19 @@ def score(
     from pipelines.shards import Turn
 
     folder = RunFolder(run)
+    new_folder = bundle is not None and scans is None and dicomweb is None
+    new_folder = new_folder and run.is_dir() and not folder.manifest.exists()
+    _refuse_idle(
+        {
+            "--query": bool(query_) and dicomweb is None,
+            "--out": out is not None and not new_folder,
+            "--data": data is not None
+            and (scans is not None or dicomweb is not None or new_folder),
+            "--calling": calling is not None and (send is None or "@" not in send),
+            "--shard": shard is not None and ray is not None,
+        }
+    )
+    turn = None if shard is None else Turn.parse(shard)
     target = None if send is None else _destination(send, calling)
     lacking = 0
     if dicomweb is not None:
@@ -211,24 +227,19 @@ def score(
             raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
         lacking = _fetch(folder, dicomweb, query_)
         scans = folder.spool
-    elif bundle is not None and scans is None and run.is_dir() and not folder.manifest.exists():
+    elif new_folder:
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
     fetches = dicomweb is not None
-    if data is not None and scans is not None:
-        raise ConfigError("--data says where the own scans of the run are: leave --scans away")
     overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
     resolved, manifest = stage.choose_scans(
         folder, scans, source, overrides, data=data, may_have_grown=fetches
     )
-    if ray is not None and shard is not None:
-        raise ConfigError("--ray deals out all shards itself: leave --shard away")
     if ray is not None:
         from pipelines.cluster import score_on_ray
 
         score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
     else:
-        turn = None if shard is None else Turn.parse(shard)
         stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
     if target is not None:
         from pipelines.dicom import write_dicom
@@ -257,7 +268,7 @@ def dicom(
         typer.Option(metavar="FOLDER", help="Default: RUN/dicom."),
     ] = None,
     send: SendOption = None,
-    calling: CallingOption = "ANOMALY",
+    calling: CallingOption = None,
     data: DataOption = None,
 ) -> None:
     """Write the verdicts as DICOM objects: a report a scan, images of flagged scans alone."""
@@ -266,6 +277,7 @@ def dicom(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
+    _refuse_idle({"--calling": calling is not None and (send is None or "@" not in send)})
     target = None if send is None else _destination(send, calling)
     kinds = stage.kinds_of(objects)
     written = stage.write_dicom(folder, run_config(folder, [], data), kinds, out)
@@ -573,10 +585,26 @@ def _found(bundle: Path | None) -> Path | None:
     return None if bundle is None else find_bundle(bundle)
 
 
-def _destination(text: str, calling: str) -> Destination:
+def _destination(text: str, calling: str | None) -> Destination:
     from anomaly.pacs.destinations import destination
 
-    return destination(text, calling=calling)
+    return destination(text) if calling is None else destination(text, calling=calling)
+
+
+_INSTEAD = {
+    "--query": "it says what to fetch, and goes with --dicomweb URL",
+    "--out": "it names the run of a folder of new scans: RUN is one already",
+    "--data": "it says where the run's own scans are now: new scans are named by --scans",
+    "--calling": "it is our AE title, and goes with --send AET@host:port",
+    "--shard": "--ray deals out all shards itself",
+}
+
+
+def _refuse_idle(options: Mapping[str, bool]) -> None:
+    """Refuse options that would have no effect."""
+    for name, idle in options.items():
+        if idle:
+            raise ConfigError(f"{name} has no effect here: {_INSTEAD[name]}")
 
 
 def _fetch(run: RunFolder, url: str, query: list[str]) -> int:

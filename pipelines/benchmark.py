@@ -13,7 +13,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 import anomaly
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import Bundle, copy_bundle, read_bundle
 from anomaly.cdm.network import EncoderSettings
 from anomaly.config import Config, load_config, override
 from anomaly.data.alterations import ALTERATIONS, Alteration
@@ -38,7 +37,7 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
-from anomaly.files import strict_json
+from anomaly.files import strict_json, writing
 from anomaly.logs import Public
 from pipelines.benchmark_page import benchmark_page
 from pipelines.benchmark_robustness import (
@@ -91,13 +90,14 @@ def benchmark_config(
                 f"{path} does not exist: expected a benchmark's name, one of {known}, or --config"
             )
         resolved = load_config(path, overrides)
-        return replace(resolved, data=replace(resolved.data, root=data))
+        return replace(resolved, data=replace(resolved.data, root=data.absolute()))
     if config is not None:
         raise ConfigError(
             f"--config {config} and --bundle {bundle}: a bundle brings its own settings, give one"
         )
     source = read_bundle(bundle).config
-    resolved = override(replace(source, data=replace(source.data, root=data)), overrides)
+    moved = replace(source, data=replace(source.data, root=data.absolute()))
+    resolved = override(moved, overrides)
     same = replace(resolved, data=source.data, detector=source.detector, alpha=source.alpha)
     if same != source:
         raise ConfigError(
@@ -175,8 +175,9 @@ def benchmark(
         "seconds": time.perf_counter() - began,
     }
     text = benchmark_page(result)
-    (run.path / "benchmark.json").write_text(strict_json(result, indent=1), encoding="utf-8")
-    (run.path / "benchmark.md").write_text(text, encoding="utf-8")
+    with writing(run.path / "benchmark.json"):
+        (run.path / "benchmark.json").write_text(strict_json(result, indent=1), encoding="utf-8")
+        (run.path / "benchmark.md").write_text(text, encoding="utf-8")
     log.info("%s", Public(text))
     run.record("benchmark", {"split_hash": identity, "bundle_hash": bundle.hash})
     return result
@@ -202,7 +203,7 @@ def _prepared(run: RunFolder, config: Config) -> Manifest:
 def _scans_of(config: Config) -> tuple[object, ...]:
     """Return what a manifest depends on; how many processes read it does not matter."""
     return (
-        replace(config.data, root=config.data.root.resolve(), workers=0),
+        replace(config.data, root=Path(), workers=0),
         config.intensity,
         config.gate,
     )
@@ -243,7 +244,7 @@ def _taken(
             "Benchmark it on scans that it has not seen"
         )
     if folder.resolve() != run.bundle.resolve():
-        shutil.copytree(folder, run.bundle, dirs_exist_ok=True)
+        copy_bundle(folder, run.bundle)
     return bundle
 
 

@@ -19,6 +19,7 @@ from anomaly.errors import CalibrationError, ConfigError
 from anomaly.logs import Public
 from pipelines.batches import ScoredScan, Scorer
 from pipelines.fit import calibration_change
+from pipelines.job import check_same_grey
 from pipelines.run import RunFolder, progress_bar
 
 __all__ = ["calibrate"]
@@ -50,6 +51,7 @@ def calibrate(
         log.info("the bundle is calibrated on these scans at this alpha already: nothing to do")
         return bundle
     settings = bundle.config
+    check_same_grey(config, settings)
     reader = ImageReader(
         config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
     )
@@ -94,7 +96,9 @@ def _is_calibrated(run: RunFolder, bundle: Bundle, config: Config, marks: frozen
     if known is None or not run.bundle.exists() or bundle_hash(run.bundle) != bundle.hash:
         return False
     wanted = (config.alpha, config.detector.calibrate_under_nuisance, marks)
-    return (known.alpha, known.under_nuisance, known.seen) == wanted
+    # Under which draw of nuisance it was calibrated is not kept with it.
+    usual = config.detector.seed == bundle.config.detector.seed
+    return (known.alpha, known.under_nuisance, known.seen) == wanted and usual
 
 
 def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config) -> None:

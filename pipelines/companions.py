@@ -82,7 +82,7 @@ class Companions:
         Returns
         -------
         ndarray (H, W) float32 in [0, 1], or None
-            None where the bundle may show none.
+            As displayed; None where the bundle may show none.
         """
         known = self.bundle.look_alikes
         if known is None:
@@ -93,7 +93,10 @@ class Companions:
         if evidence is not None:
             suspect = self._suspect(evidence, frame)
         normal = known.nearest(image.numpy(), suspect)
-        return frame.to_source(normal.astype(np.float32) / np.float32(255))
+        alike = frame.to_source(normal.astype(np.float32) / np.float32(255))
+        # Spread over its own percentiles it is ready to be seen; else it has the scan's range.
+        full = self.bundle.config.preprocessing.intensity == "full"
+        return scan.display(alike) if full else alike
 
     def _network_image(self, scan: Scan) -> tuple[Tensor, Frame]:
         how = self.bundle.config.preprocessing

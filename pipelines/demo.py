@@ -40,13 +40,13 @@ def demo(
     ConfigError
         If the folder holds something else than an earlier demo.
     """
-    scans = run.path / "scans"
+    config = load_config(config_path, overrides)  # before anything is deleted
+    scans = run.path.absolute() / "scans"
     if run.path.exists() and any(run.path.iterdir()):
         # What is deleted must be known to be ours: a folder may well hold somebody's "scans".
         if not (scans / "normal" / "PHANTOM0001").is_dir():
             raise ConfigError(f"{run.path} is not empty and holds no demo: name a new folder")
         shutil.rmtree(run.path)
-    config = load_config(config_path, overrides)
     config = replace(config, data=replace(config.data, root=scans))
     began = time.perf_counter()
     log.info("1/6 drawing %d normal and %d abnormal phantom patients", NORMALS, ABNORMALS)

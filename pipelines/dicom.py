@@ -184,4 +184,6 @@ class _Writing:
             evidence_ceiling=norm.evidence_ceiling,
             calibration_scans=norm.calibration_scans,
             bundle=norm.bundle,
+            frame_count=scan.frame_count,
+            seen=todo.row.seen,
         )

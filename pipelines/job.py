@@ -42,7 +42,7 @@ from pipelines.run import RunFolder
 from pipelines.shards import Shard, cut
 from pipelines.verdicts import on_source
 
-__all__ = ["Job", "score_shard", "wanted"]
+__all__ = ["Job", "check_same_grey", "score_shard", "wanted"]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Job:
         if not shards:
             raise ManifestError(f"{run.manifest} lists no scan to score: prepare a folder of scans")
         bundle, leases = read_bundle(bundle_folder), leases or Leases()
-        _check_same_grey(config, bundle.config)
+        check_same_grey(config, bundle.config)
         job = cls(run, config, bundle, manifest, tuple(shards), device, leases)
         job._join()
         return job
@@ -156,10 +156,18 @@ class Job:
         """
         restated = 0
         for index in shards:
-            rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
-            if all(row is not None for row in rows):
-                self.results.restate(index, [row for row in rows if row], self.provenance)
-                restated += 1
+            lease = self.leases.claim(self.results.lease(index))
+            if lease is None:  # whoever holds it scores or restates it
+                continue
+            with lease:
+                if self.results.provenance() != self.provenance:
+                    return  # another run has begun, at yet another alpha
+                if self.results.is_done(index, self.provenance):
+                    continue
+                rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
+                if all(row is not None for row in rows):
+                    self.results.restate(index, [row for row in rows if row], self.provenance)
+                    restated += 1
         if restated:
             log.info(
                 "%d of %d finished shards are flagged anew at alpha = %g, from their p-values",
@@ -281,7 +289,7 @@ class Job:
             lease.release()
 
 
-def _check_same_grey(config: Config, learned: Config) -> None:
+def check_same_grey(config: Config, learned: Config) -> None:
     """Refuse to show the network another grey than it has learned; colour it has never seen."""
     asked = replace(config.intensity, colour=learned.intensity.colour)
     if (asked, config.preprocessing) != (learned.intensity, learned.preprocessing):

@@ -193,6 +193,8 @@ def _case(
     elif shown and scan.burned_in:
         shown = False
         note += " The source says that text is burned into this image, so it is not shown."
+    if row.seen:
+        note = f"{note} {SEEN}".strip()
     if shown:
         try:
             image = scan_again(source.config, scan)
@@ -202,8 +204,6 @@ def _case(
             if row.flagged and verdict.scan.evidence is not None:
                 healthy = companions.expected(image, verdict.scan.evidence)
                 expected = None if healthy is None else display(healthy)
-            if row.seen:
-                note += f" {SEEN}"
             note = " ".join([note, *(f"{remark}." for remark in image.notes)])
         except ScanError as error:
             note += f" The image can no longer be read ({error.reason}), so it is not shown."

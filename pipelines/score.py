@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -17,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from anomaly.bundle import Bundle, read_bundle
+from anomaly.bundle import Bundle, copy_bundle, read_bundle
 from anomaly.config import Config, dump, load_config, override
 from anomaly.data.folders import list_files
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.zips import file_of
 from anomaly.detection.calibration import allowed_rank
-from anomaly.errors import AnomalyError, ConfigError
+from anomaly.errors import AnomalyError, BundleError, ConfigError
 from anomaly.export import export
-from anomaly.files import make_results_folder
+from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
 from anomaly.results import Results
 from pipelines.context import overrides_name, run_config
@@ -139,12 +138,22 @@ def choose_scans(
         manifest = Manifest.read(run.manifest, scans)
     else:
         manifest = scan_folder(run, config, processes)
-        manifest.write(run.manifest)
-    run.config.write_text(dump(config), encoding="utf-8")
-    if not run.bundle.exists() or read_bundle(run.bundle).hash != bundle.hash:
+        with writing(run.manifest):
+            manifest.write(run.manifest)
+    with writing(run.config):
+        run.config.write_text(dump(config), encoding="utf-8")
+    if not _holds(run, bundle):
         # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
-        shutil.copytree(bundle_folder, run.bundle, dirs_exist_ok=True)
+        copy_bundle(bundle_folder, run.bundle)
     return config, manifest
+
+
+def _holds(run: RunFolder, bundle: Bundle) -> bool:
+    """Whether the run has an intact copy of a bundle."""
+    try:
+        return run.bundle.exists() and read_bundle(run.bundle).hash == bundle.hash
+    except BundleError:
+        return False
 
 
 def _at_operating_point(config: Config, bundle: Bundle, overrides: list[str]) -> Config:

@@ -107,7 +107,7 @@ class Turn:
                 number, of = (task - first) // step, (last - first) // step + 1
             else:
                 return cls()
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(
                 f"RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID, _MIN, _MAX and _STEP, do not say "
                 f"whose turn this is ({error}): unset them, or give --shard i/n"

@@ -32,11 +32,11 @@ from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
-from anomaly.config import Config, ResultsSettings, dump
+from anomaly.config import Config, DataSettings, ResultsSettings, dump
+from anomaly.data.gate import Gate
 from anomaly.data.loaders import step_batches
 from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.data.network_images import ImageReader, framed_images, network_images
-from anomaly.data.processes import SECONDS
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import AnomalyError, BundleError, ConfigError, ManifestError
 from anomaly.files import writing
@@ -97,8 +97,17 @@ def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle
 
 def _made_with(config: Config) -> Config:
     """Return the settings that a trained bundle depends on; the others as by default."""
-    data = replace(config.data, root=Path(), workers=1, seconds=SECONDS)
-    return replace(config, data=data, alpha=0.05, results=ResultsSettings())
+    # The table of scans is compared by its hash; how often something is looked at changes nothing.
+    training = replace(config.training, validate_every=1, checkpoint_every=1, examine_every=1)
+    return replace(
+        config,
+        name="",
+        data=DataSettings(),
+        gate=Gate(),
+        training=training,
+        alpha=0.05,
+        results=ResultsSettings(),
+    )
 
 
 def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.device) -> FitResult:
@@ -351,12 +360,18 @@ def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) 
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def processes(device: torch.device) -> Iterator[None]:
     """Join the other processes where torchrun started several."""
     if process_place()[1] == 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the processes cannot join each other ({error}): start them by torchrun, or unset "
+            "RANK and WORLD_SIZE"
+        ) from error
     try:
         yield
     finally:

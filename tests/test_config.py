@@ -383,6 +383,12 @@ def test_every_setting_is_in_the_hash() -> None:
         ("data: {seed: 9223372036854775808}", "data.seed is 9223372036854775808"),
         ("detector: {seed: -1}", "detector.seed is -1"),
         ("preprocessing: {size: 30}", "preprocessing.size is 30"),
+        ("training: {steps: '5'}", "training.steps is '5', a text"),
+        ("data: {allow_synthetic: 1}", "data.allow_synthetic is 1: expected true or false"),
+        ("data: &a {seed: 1}\ntraining: *a", "has an alias on line"),
+        ("detector: {seed: 18446744073709551616}", "detector.seed is 18446744073709551616"),
+        (f"data: {'[' * 3000}{']' * 3000}", "nested too deep"),
+        ("training: {learning_rate: 2020-99-99}", "a date"),
     ],
 )
 def test_what_could_mean_two_things_is_refused(tmp_path: Path, line: str, said: str) -> None:
@@ -400,6 +406,29 @@ def test_quotes_make_a_text_of_anything(tmp_path: Path) -> None:
     assert list(config.data.labels) == ["normal", "no", "2020-01-02"]
     path.write_text(dump(config))
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize("text", ["08", "1e-2", "1:30", "no", "2020-01-02", "0x1f", "~", ""])
+def test_a_text_that_looks_like_something_else_stays_a_text(tmp_path: Path, text: str) -> None:
+    config = parse_config({"name": text, "data": {"labels": {"normal": ["a"], text: [text]}}})
+    assert load_config(write(tmp_path / "c.yaml", dump(config))) == config
+
+
+@pytest.mark.parametrize("setting", ["nan", ".nan", "NaN", "'nan'", ".inf"])
+def test_a_rate_that_is_no_number_is_refused_however_it_is_said(
+    tmp_path: Path, setting: str
+) -> None:
+    path = write(tmp_path / "c.yaml", "name: x\n")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        load_config(path, [f"training.learning_rate={setting}"])
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 takes one without a point for a text."""
+    path = write(tmp_path / "c.yaml", "name: x\nalpha: 1e-2\ntraining: {learning_rate: 2E-3}\n")
+    config = load_config(path, ["training.clip_norm=1e+1"])
+    assert (config.alpha, config.training.learning_rate) == (0.01, 0.002)
+    assert config.training.clip_norm == 10
 
 
 def test_another_encoding_is_said(tmp_path: Path) -> None:

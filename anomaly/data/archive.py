@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
+from anomaly.data.dicom import instance_uid
 from anomaly.data.dicom_media import ListedFile, listed_files
 from anomaly.data.folders import list_files
 from anomaly.data.gate import OPEN_GATE, Gate
@@ -226,11 +227,13 @@ def _rows(
         for index, frame in enumerate(open_frames(path, policy)):
             here = replace(row, frame=index, key=_key(site_key, sha256, index))
             if isinstance(frame, ScanError):
-                rows.append(here.skipped(frame.reason, frame.message))
+                instance = instance_uid(path) if kind == "dicom" else ""
+                rows.append(replace(here, instance=instance).skipped(frame.reason, frame.message))
             else:
                 rows.append(_describe(here, frame, pattern, demands, site_key))
     except ScanError as error:
-        return [row.skipped(error.reason, error.message)]
+        instance = instance_uid(path) if row.kind == "dicom" else ""
+        return [replace(row, instance=instance).skipped(error.reason, error.message)]
     return rows
 
 

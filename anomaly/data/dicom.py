@@ -12,7 +12,7 @@ with a short reason.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,25 @@ from pydicom import misc as pydicom_misc
 from pydicom import uid as uids
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import get_expected_length, pixel_array
+from pydicom.pixels.utils import get_expected_length
 
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
 from anomaly.data.intensity import IntensityPolicy
-from anomaly.dicom.codestream import CodestreamHeader, read_codestream_header
-from anomaly.dicom.frames import encoded_frame, frames_present, holds_many, stated_frames
+from anomaly.dicom.codestream import (
+    CodestreamHeader,
+    read_codestream_header,
+    run_length_conflict,
+)
+from anomaly.dicom.frames import (
+    encoded_frame,
+    forget_offsets,
+    frames_present,
+    holds_many,
+    stated_frames,
+)
 from anomaly.dicom.geometry import open_to_view, orientation, spacing, unreadable_tags
 from anomaly.dicom.grey import GradedValues, apply_modality, display_curve, file_voi, is_inverted
-from anomaly.dicom.tags import text
+from anomaly.dicom.tags import text, value_of, whole_number
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import GreyCurve, luminance, to_unit, window_range
 from anomaly.types import DETECTOR_MODEL, Scan, ScanIdentity
@@ -41,6 +51,7 @@ __all__ = [
     "IMAGE_CLASSES",
     "IntensityPolicy",
     "decodable_transfer_syntaxes",
+    "instance_uid",
     "is_dicom",
     "open_dicom",
     "read_dicom",
@@ -107,6 +118,15 @@ def read_dicom(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
     return list(open_dicom(path, policy))
 
 
+def instance_uid(path: Path) -> str:
+    """SOP Instance UID of a file, whatever else is wrong with it; empty where it cannot be read."""
+    try:
+        with decoding(path):
+            return text(dcmread(path, specific_tags=["SOPInstanceUID"]), "SOPInstanceUID")
+    except ScanError:
+        return ""
+
+
 def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
     """Open a DICOM image, check everything that its header can tell, and decode nothing yet.
 
@@ -143,14 +163,28 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
         ends = [str(warning.message) for warning in warned if "nd of file" in str(warning.message)]
         if ends:
             raise UnreadableScan("truncated", f"{path} is cut off ({ends[0]}); copy it again.")
+        if not _knows_its_characters(dataset):
+            del dataset.SpecificCharacterSet  # in memory; its texts are read as ASCII
         _check_transfer_syntax(path, dataset)
         _check_class(path, dataset)
         _check_pixel_module(path, dataset, policy)
-        check_size(path, int(dataset.Rows), int(dataset.Columns), stated_frames(dataset) or 1)
+        stated = stated_frames(dataset)
+        check_size(path, int(dataset.Rows), int(dataset.Columns), stated or 1)
+        # In memory only: decoders count by this tag, and stumble over one that is no number.
+        dataset.NumberOfFrames = stated or 1
         _check_decodable(path, dataset)
-        count = _count_frames(path, dataset)
+        count = _count_frames(path, dataset, stated)
         check_size(path, int(dataset.Rows), int(dataset.Columns), count)
     return Frames(count, partial(_read_frame, path, dataset, policy, count), path)
+
+
+def _knows_its_characters(dataset: FileDataset) -> bool:
+    """Whether SpecificCharacterSet is a text, or several, or absent."""
+    value = value_of(dataset, "SpecificCharacterSet")
+    several = [value] if isinstance(value, str) else value or []
+    return "SpecificCharacterSet" not in dataset or (
+        isinstance(several, Sequence) and all(isinstance(name, str) for name in several)
+    )
 
 
 def decodable_transfer_syntaxes() -> dict[str, list[str]]:
@@ -231,7 +265,8 @@ def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -
             "MONOCHROME2.",
         )
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    high = int(dataset.get("HighBit", stored - 1))
+    high = whole_number(dataset, "HighBit")
+    high = stored - 1 if high is None else high
     if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1:
         raise UnsupportedScan(
             "bit depth",
@@ -270,7 +305,7 @@ def _native_length(dataset: FileDataset) -> int:
     return get_expected_length(dataset)
 
 
-def _count_frames(path: Path, dataset: FileDataset) -> int:
+def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> int:
     """Frames of an object: those that are there, where its class may hold several.
 
     Raises
@@ -279,7 +314,7 @@ def _count_frames(path: Path, dataset: FileDataset) -> int:
         ``"frames"``: a class of single images with more than one; ``"too long"``: pixel data that
         the header leaves no frame for.
     """
-    stated, present = stated_frames(dataset), frames_present(dataset)
+    present = frames_present(dataset)
     count = stated or 1
     if present is not None and present > count:
         if not (holds_many(dataset) or count > 1):
@@ -290,7 +325,8 @@ def _count_frames(path: Path, dataset: FileDataset) -> int:
                 f"{uids.UID(dataset.SOPClassUID).name} has one. Export it again.",
             )
         count = present
-    # In memory only: the decoder counts by this tag.
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        forget_offsets(dataset)
     dataset.NumberOfFrames = count
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         expected = _native_length(dataset)
@@ -312,17 +348,15 @@ def _read_frame(
 ) -> Scan:
     with decoding(path):
         coded = _codestream(path, dataset, count, index)
-        if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
-            dataset = copy.copy(dataset)  # its decoder gives bytes, and takes this for their size
-            dataset.BitsAllocated = 8
         voi: GreyCurve | None = None
         notes: tuple[str, ...] = ()
         if _is_coloured(dataset):
             pixels, hidden, steps = _luminance(path, dataset, index, coded)
         else:
-            stored, hidden = _stored_values(path, dataset, index)
+            stored, hidden, notes = _stored_values(path, dataset, index, coded)
             rescaled = apply_modality(path, dataset, index, stored)
-            pixels, steps, voi, notes = _grey(dataset, index, rescaled, policy)
+            pixels, steps, voi, more = _grey(dataset, index, rescaled, policy)
+            notes += more
         seen, shutter_notes = open_to_view(dataset)
         if seen is not None:
             hidden, steps = hidden | ~seen, (*steps, "display shutter")
@@ -351,6 +385,7 @@ def _read_frame(
             synthetic=text(dataset, "SyntheticData").upper() == "YES",
             orientation=turn,
             voi=voi,
+            frame_count=count,
             notes=(*notes, *shutter_notes, *unreadable_tags(dataset, index)),
         )
 
@@ -359,13 +394,36 @@ def _codestream(
     path: Path, dataset: FileDataset, count: int, index: int
 ) -> CodestreamHeader | None:
     """Header of a coded frame, which must not contradict that of the object."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
         return None
-    coded = read_codestream_header(encoded_frame(dataset, index, count))
-    conflict = coded.conflict(dataset) if coded is not None else ""
+    frame = encoded_frame(dataset, index, count)
+    if syntax == uids.RLELossless:
+        coded, conflict = None, run_length_conflict(frame, dataset)
+    else:
+        coded = read_codestream_header(frame)
+        conflict = coded.conflict(dataset) if coded is not None else ""
     if conflict:
         raise UnreadableScan("codestream", f"{path}, frame {index}: {conflict}. Export it again.")
     return coded
+
+
+def _decoded(
+    dataset: FileDataset, index: int, coded: CodestreamHeader | None, **wanted: Any
+) -> tuple[NDArray[np.generic], Mapping[str, Any]]:
+    """Return samples of a frame as they are stored, and how they are laid out."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
+        wanted["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
+    if coded is not None and coded.components > 1 and coded.coding != "JPEG-LS":
+        wanted["planar_configuration"] = 0  # its decoders know no other
+    if coded is not None and coded.colours and coded.coding == "JPEG":
+        plugins = [name for name in _decoders(syntax) if name == "gdcm"]
+        wanted["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
+        wanted["photometric_interpretation"] = coded.colours  # and knows not every label
+    decoder = get_decoder(syntax)
+    wanted["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
+    return decoder.as_array(dataset, index=index, raw=True, **wanted)
 
 
 def _grey(
@@ -373,9 +431,7 @@ def _grey(
 ) -> tuple[NDArray[np.float32], tuple[str, ...], GreyCurve | None, tuple[str, ...]]:
     """Grey by the policy, how it came about, how the file wants it displayed, and remarks."""
     inverted = is_inverted(dataset)
-    voi = file_voi(dataset, index)
-    notes = () if voi is None or not voi.fault else (f"{voi.name} not used: {voi.fault}",)
-    usable = None if notes else voi
+    usable, notes = file_voi(dataset, index)
     display = None
     if policy.window is not None:
         step = "window {:g} / {:g} as configured".format(*policy.window)
@@ -409,6 +465,12 @@ def _luminance(
     stated = text(dataset, "PhotometricInterpretation")
     top = 2 ** int(dataset.BitsStored) - 1
     values, colours = _decoded_colours(dataset, index, coded)
+    if values.size and int(values.max()) > top:
+        raise UnsupportedScan(
+            "out of range",
+            f"{path}, frame {index}, holds values up to {values.max()}, above {top}, the largest "
+            f"of BitsStored {dataset.BitsStored}.",
+        )
     if colours == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)
         top = 2 ** (8 * values.dtype.itemsize) - 1
@@ -432,35 +494,31 @@ def _decoded_colours(
     dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[NDArray[Any], str]:
     """Return samples of a coloured frame (Rows, Columns, 3), and the colour space they are in."""
-    syntax = dataset.file_meta.TransferSyntaxUID
     stated = text(dataset, "PhotometricInterpretation")
-    asked = dataset
-    if stated == "YBR_PARTIAL_422" and not syntax.is_encapsulated:
-        # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
-        asked = copy.copy(dataset)
-        asked.PhotometricInterpretation = "YBR_FULL_422"
-    values, properties = get_decoder(syntax).as_array(asked, index=index, raw=True)
-    decoded = str(properties["photometric_interpretation"])
-    if coded is not None and coded.coding == "JPEG 2000":
-        # By the standard RCT and ICT name the transformation that decoding undoes.
-        return values, "RGB" if coded.mixed or stated in ("YBR_ICT", "YBR_RCT") else decoded
-    if coded is not None and coded.coding == "JPEG" and decoded.startswith("YBR"):
-        return values, "YBR_FULL"  # JFIF knows the full range alone
-    if asked is not dataset:
+    partial_native = coded is None and stated == "YBR_PARTIAL_422"
+    # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
+    wanted = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
+    values, properties = _decoded(dataset, index, coded, **wanted)
+    if partial_native:
         return values, stated
-    return values, decoded
+    if coded is not None and coded.colours:
+        return values, coded.colours
+    # By the standard RCT and ICT name the transformation that decoding undoes.
+    return values, "RGB" if stated in ("YBR_ICT", "YBR_RCT") else str(
+        properties["photometric_interpretation"]
+    )
 
 
 def _stored_values(
-    path: Path, dataset: FileDataset, index: int
-) -> tuple[GradedValues, NDArray[np.bool_]]:
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
+) -> tuple[GradedValues, NDArray[np.bool_], tuple[str, ...]]:
     """Decode stored values as the standard reads them, and where PixelPaddingValue marks none.
 
     The bits above HighBit must be zero, a sign extension, or an overlay that the header declares
     there. Anything else is refused and not masked: the values may be what is wrong.
     """
     bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
-    raw = pixel_array(dataset, index=index, raw=True, correct_unused_bits=False)
+    raw, _ = _decoded(dataset, index, coded)
     if raw.shape != (int(dataset.Rows), int(dataset.Columns)):
         raise UnreadableScan(
             "undecodable",
@@ -473,7 +531,7 @@ def _stored_values(
     values = np.where(used >= 2 ** (bits - 1), used - 2**bits, used) if signed else used
     valid = (whole == values) | ((whole & (2**allocated - 1)) == used)
     values = np.where(valid, values, whole)
-    padding = _padding(dataset, values, allocated, signed)
+    padding, notes = _padding(dataset, values, allocated, signed)
 
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     wrong = values[~valid & ~padding]
@@ -483,29 +541,34 @@ def _stored_values(
             f"{path}, frame {index}, holds {wrong.size} value(s) such as {wrong[0]} outside "
             f"[{low}, {high}], the range of BitsStored {bits}.",
         )
-    return GradedValues(values, low, high, 2**bits, (f"{bits} bits stored",)), padding
+    graded = GradedValues(values, low, high, 2**bits, (f"{bits} bits stored",))
+    return graded, padding, notes
 
 
 def _overlay_bits(dataset: Dataset) -> int:
     """Bits of the stored values that the overlay planes of old files use (PS3.5 8.1.2)."""
     bits = 0
     for group in range(0x6000, 0x6020, 2):
-        position = dataset.get((group, 0x0102))
-        if position is not None and position.value and (group, 0x3000) not in dataset:
-            bits |= 1 << int(position.value)
+        position = whole_number(dataset, (group, 0x0102))
+        if position is not None and 0 < position < 16 and (group, 0x3000) not in dataset:
+            bits |= 1 << position
     stored: int = 2 ** int(dataset.BitsStored) - 1
     return bits & ~stored
 
 
 def _padding(
     dataset: Dataset, values: NDArray[np.int32], allocated: int, signed: bool
-) -> NDArray[np.bool_]:
-    first = dataset.get("PixelPaddingValue", None)
-    if first is None:
-        return np.zeros(values.shape, dtype=bool)
-    last = dataset.get("PixelPaddingRangeLimit", None)
-    ends = [int(first), int(first if last is None else last)]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Where PixelPaddingValue marks no image, and a remark where it cannot be used."""
+    nowhere = np.zeros(values.shape, dtype=bool)
+    if "PixelPaddingValue" not in dataset:
+        return nowhere, ()
+    first = whole_number(dataset, "PixelPaddingValue")
+    last = whole_number(dataset, "PixelPaddingRangeLimit")
+    if first is None or (last is None and "PixelPaddingRangeLimit" in dataset):
+        return nowhere, ("PixelPaddingValue not used: it is no number",)
+    ends = [first, first if last is None else last]
     if signed:
         # Writers put -2000 as the unsigned 63536 where the VR is ambiguous.
         ends = [(end + 2 ** (allocated - 1)) % 2**allocated - 2 ** (allocated - 1) for end in ends]
-    return (values >= min(ends)) & (values <= max(ends))
+    return (values >= min(ends)) & (values <= max(ends)), ()

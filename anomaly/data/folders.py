@@ -52,35 +52,40 @@ def list_files(root: Path) -> FolderListing:
     def fail(error: OSError) -> None:
         raise ManifestError(f"{error.filename} cannot be listed: {error}.") from error
 
-    files: list[str] = []
-    left_out: list[LeftOut] = []
-    seen = {_identity(root)}
-    for place, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        here = Path(place)
-        kept = []
-        for name in sorted(folders):
-            path = here / name
-            relative = path.relative_to(root).as_posix()
-            if name.startswith("."):
-                continue
-            if holds_results(path):
-                detail = (
-                    f"{relative} is a folder of this toolkit's results: no scans are read there."
-                )
-                left_out.append(LeftOut(relative, "own results", detail))
-            elif _identity(path) in seen:
-                detail = f"{relative} leads to a folder that is read under another name."
-                left_out.append(LeftOut(relative, "link", detail))
-            else:
-                seen.add(_identity(path))
-                kept.append(name)
-        folders[:] = kept
-        files += [
-            (here / name).relative_to(root).as_posix() for name in names if not name.startswith(".")
-        ]
-    if not files:
+    listing = FolderListing([], [])
+    seen: set[tuple[int, int]] = set()
+    # Links wait until all that is really here is listed: a folder keeps its own name.
+    waiting = [root]
+    while waiting:
+        top = waiting.pop(0)
+        if _identity(top) in seen:
+            listing.left_out.append(_left_out(root, top, "link"))
+            continue
+        for place, folders, names in os.walk(top, onerror=fail):
+            here = Path(place)
+            seen.add(_identity(here))
+            inner = [here / name for name in sorted(folders) if not name.startswith(".")]
+            own = [path for path in inner if holds_results(path)]
+            listing.left_out.extend(_left_out(root, path, "own results") for path in own)
+            links = [path for path in inner if path.is_symlink() and path not in own]
+            waiting += links
+            folders[:] = [path.name for path in inner if path not in own and path not in links]
+            found = (here / name for name in names if not name.startswith("."))
+            listing.files.extend(path.relative_to(root).as_posix() for path in found)
+    if not listing.files:
         raise ManifestError(f"{root} holds no files; expected scans in it or in its folders.")
-    return FolderListing(sorted(files), sorted(left_out))
+    return FolderListing(sorted(listing.files), sorted(listing.left_out))
+
+
+_SENTENCES = {
+    "own results": "holds results of this toolkit: no scans are read there.",
+    "link": "leads to a folder that is read under another name.",
+}
+
+
+def _left_out(root: Path, path: Path, reason: str) -> LeftOut:
+    relative = path.relative_to(root).as_posix()
+    return LeftOut(relative, reason, f"{relative} {_SENTENCES[reason]}")
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -308,18 +308,17 @@ class _Marks(NamedTuple):
 
 def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     image = nibabel.load(path)
-    if isinstance(image, Nifti1Image) and len(image.shape) > 3 and set(image.shape[3:]) == {1}:
-        image = nibabel.funcs.squeeze_image(image)  # type: ignore[no-untyped-call]
-    if not isinstance(image, Nifti1Image) or len(image.shape) != 3:
-        shape = getattr(image, "shape", None)
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    # A time axis of one volume, and whatever else has the length of 1, is no fourth dimension.
+    if not isinstance(image, Nifti1Image) or len(shape) < 3 or set(shape[3:]) - {1}:
         raise UnsupportedScan("dimensions", f"{path} has shape {shape}; expected three dimensions.")
     header: Any = image.header  # nibabel leaves its headers untyped
     stored = header.get_data_dtype()
     if stored.kind not in "buif":
         raise UnsupportedScan("colour", f"{path} holds {stored}; expected real numbers.")
-    check_size(path, image.shape[1], image.shape[0], image.shape[2])
+    check_size(path, shape[1], shape[0], shape[2])
     volume: Nifti1Image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]
-    values = np.asarray(volume.dataobj, dtype=np.float32)
+    values = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
     _check_finite(path, values)
 
     low, high = float(values.min()), float(values.max())

@@ -77,7 +77,7 @@ def list_members(path: Path) -> Listing:
         ``"too large"``: it claims too many members, or to unpack to too much.
     """
     with decoding(path), zipfile.ZipFile(path) as archive:
-        infos = [info for info in archive.infolist() if not info.is_dir()]
+        infos = [info for info in archive.infolist() if not _is_folder(info)]
         total = sum(info.file_size for info in infos)
         limit = min(max(_ALWAYS_FINE, MAX_RATIO * path.stat().st_size), MAX_BYTES)
         if len(infos) > MAX_MEMBERS or total > limit:
@@ -127,6 +127,10 @@ def _parted(path: Path) -> tuple[Path, str | None]:
         if is_zip(parent) and os.path.isfile(parent):  # noqa: PTH113
             return parent, path.relative_to(parent).as_posix()
     return path, None
+
+
+def _is_folder(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith(("/", "\\")) and not info.file_size
 
 
 def _plain(info: zipfile.ZipInfo) -> str:

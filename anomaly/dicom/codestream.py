@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 
-__all__ = ["CodestreamHeader", "read_codestream_header"]
+__all__ = ["CodestreamHeader", "read_codestream_header", "run_length_conflict"]
 
 # Start of frame of every JPEG process, and of JPEG-LS (ITU-T T.81 table B.1, T.87 annex C).
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
@@ -34,9 +34,12 @@ class CodestreamHeader:
         Samples a pixel.
     bits : int
         Bits of a sample.
-    mixed : bool
-        Its components are mixed for compression, and a decoder gives them back as red, green and
-        blue, whatever the DICOM header calls them (JPEG 2000's multiple component transformation).
+    colours : {"", "RGB", "YBR_FULL"}
+        Colour space that its samples decode to, whatever the DICOM header calls it; empty where
+        the codestream does not say. JPEG 2000 whose components are mixed decodes to RGB; JPEG says
+        it by the Adobe marker, and JFIF is YBR (T.871).
+    signed : bool
+        Its samples are signed; JPEG 2000 alone knows such.
     """
 
     coding: str
@@ -44,7 +47,8 @@ class CodestreamHeader:
     columns: int
     components: int
     bits: int
-    mixed: bool = False
+    colours: str = ""
+    signed: bool = False
 
     def conflict(self, header: Dataset) -> str:
         """Say where the codestream contradicts the DICOM header; empty where it does not."""
@@ -53,12 +57,15 @@ class CodestreamHeader:
         # Writers give a coding more bits than are stored, which changes no value. One that cannot
         # hold the values that the header promises changes their range.
         fits = self.bits <= allocated and not self.bits <= 8 < stored
+        # The reverse occurs, and decoders set it right.
+        fits = fits and not (self.signed and int(header.get("PixelRepresentation", 0)) == 0)
         if said == (self.rows, self.columns, self.components) and fits:
             return ""
         return (
             f"the {self.coding} codestream holds {self.rows} x {self.columns} pixels, "
-            f"{self.components} sample(s) of {self.bits} bits; the header says {said[0]} x "
-            f"{said[1]}, {said[2]} sample(s) of {stored} bits in {allocated}"
+            f"{self.components} sample(s) of {self.bits} bits{', signed' if self.signed else ''}; "
+            f"the header says {said[0]} x {said[1]}, {said[2]} sample(s) of {stored} bits in "
+            f"{allocated}, PixelRepresentation {header.get('PixelRepresentation', 0)}"
         )
 
 
@@ -76,8 +83,44 @@ def read_codestream_header(frame: bytes) -> CodestreamHeader | None:
     return read_codestream_header(frame[start:]) if start > 0 else None
 
 
+def run_length_conflict(frame: bytes, header: Dataset) -> str:
+    """Say where a run-length coded frame contradicts the DICOM header; empty where it does not.
+
+    It says no size of its own: a segment holds one byte of every pixel (PS3.5 annex G), and a
+    decoder cuts what is too much.
+    """
+    pixels = int(header.Rows) * int(header.Columns)
+    expected = int(header.get("SamplesPerPixel", 1)) * int(header.BitsAllocated) // 8
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if count != expected:
+        return f"the run-length coding has {count} segments, and the header asks for {expected}"
+    end = offsets[1] if count > 1 else len(frame)
+    length = _unpacked_length(frame[offsets[0] : end], pixels)
+    if length in (pixels, pixels + 1):  # segments have even length
+        return ""
+    return (
+        f"the run-length coding holds {length} pixels, and the header says {header.Rows} x "
+        f"{header.Columns}"
+    )
+
+
+def _unpacked_length(segment: bytes, wanted: int) -> int:
+    """Bytes that a PackBits segment unpacks to (PS3.5 G.3.2), less zeros that only fill it up."""
+    place = length = 0
+    content = len(segment.rstrip(b"\0"))
+    while place + 1 < len(segment) and (place < content or length < wanted):
+        control = segment[place]
+        if control < 128:
+            length += min(control + 1, len(segment) - place - 1)
+            place += control + 2
+        else:
+            length += 257 - control if control > 128 else 0
+            place += 2 if control > 128 else 1
+    return length
+
+
 def _jpeg(frame: bytes) -> CodestreamHeader | None:
-    place = 2
+    place, colours = 2, ""
     while True:
         while frame[place] == 0xFF and frame[place + 1] == 0xFF:  # fill bytes (T.81 B.1.1.2)
             place += 1
@@ -87,18 +130,31 @@ def _jpeg(frame: bytes) -> CodestreamHeader | None:
         if marker in _WITHOUT_LENGTH:
             place += 2
             continue
+        (length,) = struct.unpack_from(">H", frame, place + 2)
+        body = frame[place + 4 : place + 2 + length]
+        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            colours = {0: "RGB", 1: "YBR_FULL"}.get(body[11], colours)
+        elif marker == 0xE0 and body.startswith(b"JFIF\0") and not colours:
+            colours = "YBR_FULL"
         if marker in _START_OF_FRAME:
             bits, rows, columns, components = struct.unpack_from(">BHHB", frame, place + 4)
+            if body[6::3][:3] == b"RGB":  # names of the components
+                colours = "RGB"
+            # Lossless processes and JPEG-LS transform no colours.
+            lossy = marker in (0xC0, 0xC1, 0xC2)
             coding = "JPEG-LS" if marker == 0xF7 else "JPEG"
-            return CodestreamHeader(coding, rows, columns, components, bits)
-        place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
+            return CodestreamHeader(
+                coding, rows, columns, components, bits, colours if lossy else ""
+            )
+        place += 2 + length
 
 
 def _jpeg_2000(frame: bytes) -> CodestreamHeader:
     # SIZ: length, capabilities, then size and offset of the image on its grid (T.800 A.5.1)
     width, height, left, top = struct.unpack_from(">4I", frame, 8)
     (components,) = struct.unpack_from(">H", frame, 40)
-    bits = 1 + max(frame[42 + 3 * index] & 0x7F for index in range(components))
+    depths = [frame[42 + 3 * index] for index in range(components)]
+    bits, signed = 1 + max(depth & 0x7F for depth in depths), bool(max(depths) & 0x80)
     place = 4 + struct.unpack_from(">H", frame, 4)[0]
     mixed = False
     while place + 4 <= len(frame):
@@ -109,4 +165,7 @@ def _jpeg_2000(frame: bytes) -> CodestreamHeader:
         if not 0xFF4F <= marker < 0xFF90:  # tile-parts begin
             break
         place += 2 + length
-    return CodestreamHeader("JPEG 2000", height - top, width - left, components, bits, mixed)
+    colours = "RGB" if mixed and components == 3 else ""
+    return CodestreamHeader(
+        "JPEG 2000", height - top, width - left, components, bits, colours, signed
+    )

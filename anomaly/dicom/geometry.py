@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydicom import Dataset
 
-from anomaly.dicom.tags import functional_group, is_broken, numbers, text, value_of
+from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
 from anomaly.types import Orientation, SpacingSource
 
 __all__ = ["open_to_view", "orientation", "spacing", "unreadable_tags"]
@@ -127,8 +127,7 @@ def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:
         (dataset, "EstimatedRadiographicMagnificationFactor", _magnification),
         (plane, "ImageOrientationPatient", _cosines),
     ):
-        is_there = is_broken(holder, keyword) or bool(text(holder, keyword))
-        if is_there and usable(holder, keyword) is None:
+        if is_there(holder, keyword) and usable(holder, keyword) is None:
             remarks.append(f"{keyword} not used: its value is out of range or no number")
     return tuple(remarks)
 

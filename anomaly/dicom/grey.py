@@ -12,6 +12,7 @@ what is read, what is shown and what is written: `is_inverted`, `modality_lut`, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 from pydicom import uid as uids
 
-from anomaly.dicom.tags import first_number, functional_group, is_broken, text, value_of
+from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
 from anomaly.errors import UnsupportedScan
 from anomaly.grey import GreyCurve, to_unit, window_range
 
@@ -80,8 +81,8 @@ def modality_lut(header: Dataset) -> Dataset | None:
     In X-ray angiography and fluoroscopy whose pixels are LOG or DISP the table leads back to linear
     intensity and is not for display (PS3.3 C.8.7.1.1.2).
     """
-    tables = header.get("ModalityLUTSequence", None)
-    if not tables:
+    tables = value_of(header, "ModalityLUTSequence")
+    if not isinstance(tables, Sequence) or not len(tables):
         return None
     relation = text(header, "PixelIntensityRelationship").upper()
     if text(header, "SOPClassUID") in _FLUOROSCOPY and relation in ("LOG", "DISP"):
@@ -140,15 +141,12 @@ class FileVOI:
         Item of the VOI LUT; None for a window.
     window : tuple
         Function, centre and width.
-    fault : str
-        What is wrong with it, empty where nothing is. A faulty one cannot be applied.
     """
 
     name: str
     dataset: FileDataset
     table: Dataset | None = None
     window: tuple[str, float, float] = ("LINEAR", 0.0, 1.0)
-    fault: str = ""
 
     def apply(self, graded: GradedValues, *, inverted: bool) -> NDArray[np.float32]:
         """Grey in [0, 1] of rescaled values."""
@@ -166,27 +164,40 @@ class FileVOI:
         return to_unit(graded.values, *window_range(centre, width), inverted=inverted)
 
 
-def file_voi(dataset: FileDataset, index: int) -> FileVOI | None:
-    """Window or VOI LUT of a frame, the first where there are several; None where there is none."""
+def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[str, ...]]:
+    """Window or VOI LUT of a frame, the first where there are several, and remarks.
+
+    None where there is none. One that is broken counts as absent, and a remark says why: behind a
+    broken table a window may stand that is not.
+    """
+    remarks: tuple[str, ...] = ()
     tables = value_of(dataset, "VOILUTSequence")
-    if tables:
+    if isinstance(tables, Sequence) and len(tables):
         fault = _lut_fault(dataset, tables[0])
-        return FileVOI("VOI LUT of the file", dataset, table=tables[0], fault=fault)
+        name = "VOI LUT of the file"
+        if not fault:
+            return FileVOI(name, dataset, table=tables[0]), ()
+        remarks = (f"{name} not used: {fault}",)
     window = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     ends = ("WindowCenter", "WindowWidth")
-    if any(is_broken(window, keyword) for keyword in ends):
-        return FileVOI("window of the file", dataset, fault="its values are no numbers")
-    if any(value_of(window, keyword) in (None, "") for keyword in ends):
-        return None
-    centre, width = (first_number(value_of(window, keyword)) for keyword in ends)
+    if not all(is_there(window, keyword) for keyword in ends):
+        return None, remarks
+    centres, widths = (numbers(window, keyword) for keyword in ends)
+    if not centres or not widths:
+        return None, (*remarks, "window of the file not used: its values are no numbers")
+    centre, width = centres[0], widths[0]
     function = text(window, "VOILUTFunction").upper() or "LINEAR"
     name = f"window {centre:g} / {width:g} of the file, {function}"
     fault = ""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         fault = f"VOILUTFunction {function!r}"
-    elif not math.isfinite(centre) or not (width >= 1 if function == "LINEAR" else width > 0):
+    elif not math.isfinite(centre) or not (
+        width >= 1 if function == "LINEAR" else 0 < width < math.inf
+    ):
         fault = f"centre {centre:g} and width {width:g}"
-    return FileVOI(name, dataset, window=(function, centre, width), fault=fault)
+    if fault:
+        return None, (*remarks, f"{name} not used: {fault}")
+    return FileVOI(name, dataset, window=(function, centre, width)), remarks
 
 
 def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> GreyCurve:
@@ -208,19 +219,24 @@ def presentation_grey(header: FileDataset) -> Dataset:
     replaces all of them, also where it says nothing.
     """
     state = Dataset()
+    bits = int(header.BitsStored)
+    signed = int(header.get("PixelRepresentation", 0)) == 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    stored = GradedValues(np.zeros(0), low, high, 2**bits, ())
     table = modality_lut(header)
     if table is not None:
-        state.ModalityLUTSequence = [_portable_lut(header, table)]
+        state.ModalityLUTSequence = [_portable_lut(header, table, stored)]
         state.ModalityLUTSequence[0].ModalityLUTType = text(table, "ModalityLUTType") or "US"
-    elif header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None:
+    elif not is_there(header, "ModalityLUTSequence") and is_there(header, "RescaleSlope"):
         state.RescaleIntercept, state.RescaleSlope = header.RescaleIntercept, header.RescaleSlope
         state.RescaleType = text(header, "RescaleType") or "US"
-    voi = file_voi(header, 0)
-    if voi is None or voi.fault:
+    voi, _ = file_voi(header, 0)
+    if voi is None:
         return state
     item = Dataset()
     if voi.table is not None:
-        item.VOILUTSequence = [_portable_lut(header, voi.table)]
+        rescaled = apply_modality(Path(), header, 0, stored)
+        item.VOILUTSequence = [_portable_lut(header, voi.table, rescaled)]
     else:
         function, centre, width = voi.window
         item.WindowCenter, item.WindowWidth = centre, width
@@ -229,9 +245,9 @@ def presentation_grey(header: FileDataset) -> Dataset:
     return state
 
 
-def _portable_lut(header: FileDataset, item: Dataset) -> Dataset:
+def _portable_lut(header: FileDataset, item: Dataset, values: GradedValues) -> Dataset:
     """Copy of a table with entries of 16 bits, little endian, that says how many of them count."""
-    count, first, bits = _lut_descriptor(item)
+    count, first, bits = _lut_descriptor(item, values)
     copy = Dataset()
     vr = "SS" if first < 0 else "US"
     copy.add_new("LUTDescriptor", vr, [count % 2**16, first, bits])
@@ -247,21 +263,22 @@ def _look_up(dataset: FileDataset, graded: GradedValues, item: Dataset, name: st
     Not by pydicom's own, which indexes in the type of the input or output and so wraps, for
     example in a table of 4096 entries of 8 bits.
     """
-    count, first, bits = _lut_descriptor(item)
-    # Its VR depends on tags that it may stand before: only the range of the values can say whether
-    # the first of them is below zero.
-    if graded.low < 0 and first >= 2**15:
-        first -= 2**16
-    elif graded.low >= 0 and first < 0:
-        first += 2**16
+    count, first, bits = _lut_descriptor(item, graded)
     table = _lut_entries(dataset, item, count)
     place = np.clip(np.rint(graded.values) - first, 0, count - 1).astype(np.int64)
     return GradedValues(table[place], 0, 2**bits - 1, 2**bits, (*graded.steps, name))
 
 
-def _lut_descriptor(item: Dataset) -> tuple[int, int, int]:
+def _lut_descriptor(item: Dataset, values: GradedValues | None = None) -> tuple[int, int, int]:
     """Return the number of entries, the first value mapped and the bits of an entry."""
     count, first, bits = (int(value) for value in item.LUTDescriptor)
+    if values is not None:
+        # Its VR depends on tags that it may stand before: only the range of the values can say
+        # whether the first of them is below zero.
+        if values.low < 0 and first >= 2**15:
+            first -= 2**16
+        elif values.low >= 0 and first < 0:
+            first += 2**16
     return count % 2**16 or 2**16, first, bits  # 0 stands for 65536; a signed VR wraps large counts
 
 

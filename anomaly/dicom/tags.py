@@ -6,37 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
+from pydicom.sequence import Sequence as DicomSequence
 
-__all__ = ["first_number", "functional_group", "is_broken", "numbers", "text", "value_of"]
+__all__ = ["functional_group", "is_there", "numbers", "text", "value_of", "whole_number"]
 
 
 def value_of(dataset: Dataset, keyword: str) -> Any:
     """Value of a tag; None where it is absent, or where its text is not of its type.
 
     pydicom converts a value when it is asked for, and raises what it likes on a decimal comma or
-    on letters in a number. Only for tags that an image can do without: `is_broken` tells the two
-    apart.
+    on letters in a number, or gives the text. Only for tags that an image can do without;
+    `is_there` tells the two apart.
     """
     try:
         return dataset.get(keyword, None)
-    except (ValueError, TypeError, ArithmeticError, LookupError):
+    except (ValueError, TypeError, ArithmeticError, LookupError, BytesLengthException):
         return None
 
 
-def is_broken(dataset: Dataset, keyword: str) -> bool:
-    """Whether a tag is there with a value that is not of its type."""
-    return (
-        keyword in dataset
-        and value_of(dataset, keyword) is None
-        and not _is_empty(dataset, keyword)
-    )
-
-
-def _is_empty(dataset: Dataset, keyword: str) -> bool:
-    try:
-        return dataset[keyword].is_empty
-    except (ValueError, TypeError, ArithmeticError, LookupError):
+def is_there(dataset: Dataset, keyword: str) -> bool:
+    """Whether a tag is there with some value, be it of its type or not."""
+    if keyword not in dataset:
         return False
+    try:
+        return not dataset[keyword].is_empty
+    except (ValueError, TypeError, ArithmeticError, LookupError, BytesLengthException):
+        return True
 
 
 def text(dataset: Dataset, keyword: str) -> str:
@@ -45,11 +41,14 @@ def text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def first_number(value: Any) -> float:
-    """First number of a value that may hold one or several."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = value[0]
-    return float(value)
+def whole_number(dataset: Dataset, tag: str | tuple[int, int]) -> int | None:
+    """Whole number of a tag; None where it is absent, empty, several or none."""
+    try:
+        found: Any = dataset.get(tag, None)
+        value = found if isinstance(tag, str) or found is None else found.value
+        return None if value is None else int(value)
+    except (ValueError, TypeError, ArithmeticError, LookupError, BytesLengthException):
+        return None
 
 
 def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
@@ -66,11 +65,16 @@ def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[f
 
 def functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset | None:
     """Item of an enhanced multi-frame object that applies to one frame, or None."""
-    per_frame = value_of(dataset, "PerFrameFunctionalGroupsSequence") or []
-    shared = value_of(dataset, "SharedFunctionalGroupsSequence") or []
+    per_frame = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = _items(dataset, "SharedFunctionalGroupsSequence")
     for group in (*per_frame[index : index + 1], *shared[:1]):
-        items = value_of(group, keyword)
+        items = _items(group, keyword)
         if items:
-            item: Dataset = items[0]
-            return item
+            return items[0]
     return None
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Items of a sequence; none where it is absent, or no sequence."""
+    value = value_of(dataset, keyword)
+    return list(value) if isinstance(value, DicomSequence) else []

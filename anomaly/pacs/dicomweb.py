@@ -28,10 +28,16 @@ from urllib.parse import urlsplit
 from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_dict
 
-from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.errors import (
+    AnomalyError,
+    ArchiveBusy,
+    ArchiveError,
+    ArchiveUnreachable,
+    ConfigError,
+)
 from anomaly.logs import Public
 from anomaly.pacs.instances import Instance, InstanceFile, is_uid, read_files, write_whole
-from anomaly.pacs.refusals import check_refused
+from anomaly.pacs.refusals import OUT_OF_RESOURCES, check_refused
 from anomaly.pacs.retries import Attempts
 from anomaly.pacs.sessions import check_url, open_session
 
@@ -201,7 +207,8 @@ class DicomWeb:
         ------
         ArchiveError
             The archive did not answer, or refused some, or some are no DICOM files that can be
-            named; the others are stored.
+            named; the others are stored. `ArchiveBusy` where all that it has refused it may take
+            later.
         """
         refused: Counter[str] = Counter()
         files = read_files(paths, refused)
@@ -285,26 +292,40 @@ class DicomWeb:
         A batch that is refused whole is sent again one by one: what one instance has wrong costs
         that instance.
         """
+        left, answers = list(batch), dict[str, str]()
+        refused: Counter[str] = Counter()
         try:
-            datasets = [dcmread(file.path) for file in batch]
-            stored, failed = self._ask("a request to store", self._post, datasets)
+            self._ask("a request to store", self._post, left, answers)
+        except ArchiveBusy:
+            left = []  # the answers tell
         except ArchiveUnreachable:
             raise
         except Exception as error:
             # pydicom raises anything at all on a data set that it cannot read or encode.
             reason = error.reason if isinstance(error, ArchiveError) else "cannot be encoded"
-            if len(batch) == 1 or reason in NOT_OF_ONE:
-                return Counter({reason: len(batch)})
-            return sum((self._send([file]) for file in batch), Counter())
-        refused = Counter(failed.values())
+            if len(left) == 1 or reason in NOT_OF_ONE:
+                refused[reason] += len(left)
+            else:
+                refused = sum((self._send([file]) for file in left), refused)
         for file in batch:
-            uid = file.instance.instance
-            if uid not in stored | failed.keys() and not self.holds(file.instance.study, uid):
+            study, uid = file.instance.study, file.instance.instance
+            if file in left:
+                continue
+            if answers.get(uid):
+                refused[answers[uid]] += 1
+            elif uid not in answers and not self.holds(study, uid):
                 refused["not confirmed"] += 1
         return refused
 
-    def _post(self, datasets: Sequence[Dataset]) -> tuple[set[str], dict[str, str]]:
-        """UIDs of what is stored, and of what is not with its failure reason."""
+    def _post(self, left: list[InstanceFile], answers: dict[str, str]) -> None:
+        """Send what is left, and note the answers: UID -> failure reason, empty where stored.
+
+        Raises
+        ------
+        ArchiveBusy
+            The archive has no room for some at present; those are left.
+        """
+        datasets = [dcmread(file.path) for file in left]
         try:
             answer = self._client.store_instances(datasets)
         except self._errors.HTTPError as error:
@@ -312,13 +333,14 @@ class DicomWeb:
             if error.response.status_code != HTTPStatus.CONFLICT:
                 raise
             answer = Dataset.from_json(error.response.json())
-        return (
-            {str(i.ReferencedSOPInstanceUID) for i in answer.get("ReferencedSOPSequence", ())},
-            {
-                str(item.ReferencedSOPInstanceUID): f"{int(item.FailureReason):04X}"
-                for item in answer.get("FailedSOPSequence", ())
-            },
-        )
+        for item in answer.get("ReferencedSOPSequence", ()):
+            answers[str(item.ReferencedSOPInstanceUID)] = ""
+        for item in answer.get("FailedSOPSequence", ()):
+            answers[str(item.ReferencedSOPInstanceUID)] = f"{int(item.FailureReason):04X}"
+        codes = {file: answers.get(file.instance.instance, "") for file in left}
+        left[:] = [file for file in left if OUT_OF_RESOURCES.fullmatch(codes[file])]
+        if left:
+            raise ArchiveBusy(codes[left[0]], f"{self.url} has no room for {len(left)} instances")
 
     def _ask(self, what: str, call: Callable[..., _Answer], *arguments: object) -> _Answer:
         return self._attempts(partial(self._once, what, partial(call, *arguments)))

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from anomaly.errors import (
@@ -27,7 +28,7 @@ from anomaly.errors import (
 )
 from anomaly.pacs.associations import end_alone
 from anomaly.pacs.instances import InstanceFile, read_files
-from anomaly.pacs.refusals import check_refused
+from anomaly.pacs.refusals import OUT_OF_RESOURCES, check_refused
 from anomaly.pacs.retries import Attempts
 
 __all__ = ["AE_TITLE", "CALLING", "Dimse"]
@@ -52,9 +53,6 @@ CONTEXTS = 128
 
 REJECTED_TRANSIENT = 2
 """Result of a rejected association: it may be let in later (PS3.8 Table 9-21)."""
-
-OUT_OF_RESOURCES = "A7[0-9A-F]{2}"
-"""Statuses of C-STORE that mean "no room at present" (PS3.4 Table B.2-1)."""
 
 SUCCESS = 0x0000
 WARNINGS = range(0xB000, 0xC000)
@@ -127,7 +125,8 @@ class Dimse:
         ------
         ArchiveError
             The archive did not answer, or refused some, or some are no DICOM files that can be
-            named; the others are stored.
+            named; the others are stored. `ArchiveBusy` where all that it has refused it may take
+            later.
         """
         refused: Counter[str] = Counter()
         files = read_files(paths, refused)
@@ -163,15 +162,17 @@ class Dimse:
             The archive has no room for some at present; those are left.
         """
         busy: dict[InstanceFile, str] = {}
-        with self._association(contexts) as association:
-            while left:
-                reason = self._refusal(association, left[0])
-                if re.fullmatch(OUT_OF_RESOURCES, reason):
-                    busy[left[0]] = reason
-                elif reason:
-                    refused[reason] += 1
-                left.pop(0)
-        left += busy
+        try:
+            with self._association(contexts) as association:
+                while left:
+                    reason = self._refusal(association, left[0])
+                    if OUT_OF_RESOURCES.fullmatch(reason):
+                        busy[left[0]] = reason
+                    elif reason:
+                        refused[reason] += 1
+                    left.pop(0)
+        finally:  # an association that is lost meanwhile loses none of them
+            left += busy
         if busy:
             code = next(iter(busy.values()))
             raise ArchiveBusy(code, f"{self} has no room for {len(busy)} instances ({code})")
@@ -182,7 +183,12 @@ class Dimse:
             sop_class, syntax = (UID(uid).name for uid in _context(file))
             return f"SOP class or transfer syntax not accepted: {sop_class}, {syntax}"
         try:
-            status = self._ask(partial(association.send_c_store, file.path))
+            dataset = dcmread(file.path)
+        except Exception as error:
+            # A damaged file makes pydicom raise anything at all, and costs itself.
+            return f"not sent, not readable ({type(error).__name__})"
+        try:
+            status = self._ask(partial(association.send_c_store, dataset))
         except ArchiveUnreachable:
             raise
         except ArchiveError as error:
@@ -203,7 +209,8 @@ class Dimse:
             answer = question()
         except RuntimeError as error:  # lost since the last answer
             raise ArchiveUnreachable("no answer", f"{self} broke off") from error
-        except (AttributeError, ValueError) as error:
+        except Exception as error:
+            # Encoding raises what it likes on a damaged data set.
             raise ArchiveError(
                 "cannot be encoded",
                 f"what is to be sent to {self} cannot be encoded ({error}): expected a data set "

@@ -26,10 +26,9 @@ from pydicom.sr.codedict import codes
 from anomaly.dicom.grey import is_inverted, presentation_grey
 from anomaly.errors import UnsupportedScan
 from anomaly.reporting.dicom_report import EVIDENCE, private_code
-from anomaly.reporting.dicom_source import NOTICE, Kind, SourceImage
+from anomaly.reporting.dicom_source import NOTICE, SEEN, DicomCase, Kind, SourceImage
 from anomaly.reporting.figures import overlay_rgba
 from anomaly.reporting.outlines import region_outlines
-from anomaly.types import Verdict
 
 __all__ = [
     "contours_object",
@@ -49,7 +48,7 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     opacity = rgba[lit, 3:] / 255
     grey = 255 * case.image[lit, None].astype(np.float64)
     pixels[lit] = np.rint((1 - opacity) * grey + opacity * rgba[lit, :3])
-    caption = _caption(case.verdict, pixels.shape[1])
+    caption = _caption(case, pixels.shape[1])
     made = sc.SCImage.from_ref_dataset(
         source.reference,
         pixel_array=np.concatenate([pixels, caption]),
@@ -77,13 +76,15 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     return made
 
 
-def _caption(verdict: Verdict, width: int) -> NDArray[np.uint8]:
+def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
     """Draw what the overlay says of its image, (height, width, 3), white on black."""
+    verdict = case.verdict
     flag = "Flagged" if verdict.flagged else "Not flagged"
     count = len(verdict.regions)
     text = (
         f"{NOTICE.upper()} {flag} at a false-alarm rate of {verdict.alpha:g}: p = "
         f"{verdict.p_value:.2g}. {count} region{'' if count == 1 else 's'} beyond chance."
+        + (f" {SEEN}" if case.seen else "")
     )
     size = max(9, width // 45)
     font = ImageFont.load_default(size)
@@ -231,7 +232,8 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         for number, loops in enumerate(traced, 1)
         for outline in loops
     ]
-    more = f" {len(listed)} of {count} regions are outlined." if count > len(listed) else ""
+    more = f" {SEEN}" if case.seen else ""
+    more += f" {len(listed)} of {count} regions are outlined." if count > len(listed) else ""
     notice = pr.TextObject(
         NOTICE + more,
         pr.AnnotationUnitsValues.DISPLAY,

@@ -22,7 +22,7 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 
 from anomaly import __version__
-from anomaly.reporting.dicom_source import ALGORITHM, MANUFACTURER, NOTICE, SourceImage
+from anomaly.reporting.dicom_source import ALGORITHM, MANUFACTURER, NOTICE, SEEN, SourceImage
 from anomaly.reporting.outlines import region_outlines
 from anomaly.types import DETECTOR_MODEL, Region
 
@@ -52,6 +52,8 @@ _PEAK = private_code("peak", "Largest evidence inside the region")
 _FLAGGED = private_code("flagged", "Flagged as unusual at the stated false-alarm rate")
 _USE = private_code("use", "Intended use")
 _RESEARCH = private_code("research", NOTICE)
+_VALIDITY = private_code("validity", "Whether the p-value is valid for this scan")
+_SEEN = private_code("seen", SEEN)
 _UNUSUAL = private_code("unusual", "Place unlike normal scans")
 
 
@@ -135,6 +137,7 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
         qualitative_evaluations=[
             sr.QualitativeEvaluation(_FLAGGED, said),
             sr.QualitativeEvaluation(_USE, _RESEARCH),
+            *([sr.QualitativeEvaluation(_VALIDITY, _SEEN)] if source.case.seen else []),
         ],
         source_images=[
             sr.SourceImageForMeasurementGroup(

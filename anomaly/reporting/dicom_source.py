@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from anomaly import __version__
 from anomaly.dicom.frames import holds_many, is_multiframe, stated_frames
+from anomaly.dicom.tags import functional_group, numbers, value_of, whole_number
 from anomaly.errors import UnsupportedScan
 from anomaly.types import DETECTOR_MODEL, NOTICE, Region, Verdict
 
@@ -42,6 +42,7 @@ __all__ = [
     "MANUFACTURER",
     "MAX_REGIONS",
     "NOTICE",
+    "SEEN",
     "DicomCase",
     "Kind",
     "SourceImage",
@@ -57,15 +58,19 @@ ALGORITHM = MANUFACTURER = "anomaly"
 MAX_REGIONS = 100
 """Regions that are listed one by one: nobody reads thousands, and they take minutes to write."""
 
+SEEN = "Seen in training or calibration: its p-value is not valid."
+"""Of a scan that the bundle has seen; a code's meaning has at most 64 characters (PS3.5 6.2)."""
+
 _FIRST_SERIES = 9901  # far above the numbers that modalities give their own series
 
 _PLANE = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
+    "ImagePositionPatient": ("PlanePositionSequence", 3),
+    "ImageOrientationPatient": ("PlaneOrientationSequence", 6),
+    "PixelSpacing": ("PixelMeasuresSequence", 2),
 }
 """What places a plane in a frame of reference (PS3.3 C.7.6.2): all of it, or none is used. Images
-of many frames say it in functional groups (PS3.3 C.7.6.16.2), named here."""
+of many frames say it in functional groups (PS3.3 C.7.6.16.2), named here with its count of numbers.
+"""
 
 _STRAIGHT = 1e-4  # a smaller cosine is rounding, not an angle
 
@@ -76,11 +81,17 @@ _PIXELS = (
     "PhotometricInterpretation",
     "BitsStored",
     "PixelRepresentation",
-    "SliceThickness",
-    "SpacingBetweenSlices",
     "PositionReferenceIndicator",
 )
 """What an object may repeat of how its source is stored and placed."""
+
+_BLANK = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+
+_MEASURES = ("SliceThickness", "SpacingBetweenSlices")
+"""Numbers that it may repeat, where they are some."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,11 @@ class DicomCase:
         Number of held-out normal scans behind the p-value.
     bundle : str
         SHA-256 of the bundle, hex.
+    frame_count : int
+        Frames that the reader has found in the file.
+    seen : bool
+        The scan took part in training or calibration of the bundle; every object with words on it
+        says so (`SEEN`).
 
     Raises
     ------
@@ -121,6 +137,8 @@ class DicomCase:
     evidence_ceiling: float
     calibration_scans: int
     bundle: str
+    frame_count: int = 1
+    seen: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would draw evidence on other pixels, or on no scale."""
@@ -207,10 +225,8 @@ class SourceImage:
 
     @property
     def frames(self) -> int:
-        """Number of frames in the file, as far as its header and the case know."""
-        stated = stated_frames(self.header) or 1
-        # A header may state fewer than there are (`anomaly.dicom.frames`).
-        return max(stated, self.case.frame + 1) if holds_many(self.header) else stated
+        """Number of frames in the file; a header may state fewer (`anomaly.dicom.frames`)."""
+        return max(stated_frames(self.header) or 1, self.case.frame_count)
 
     @property
     def is_multiframe(self) -> bool:
@@ -247,23 +263,14 @@ class SourceImage:
         A spacing that no pixel has says nothing, and is left out.
         """
         said = Dataset()
-        for keyword, group in _PLANE.items():
-            holder = self._functional_group(group)
-            if isinstance(holder.get(keyword), MultiValue):
+        for keyword, (group, count) in _PLANE.items():
+            holder = functional_group(self.header, self.case.frame, group) or self.header
+            values = numbers(holder, keyword, count)
+            if values is not None and all(map(math.isfinite, values)):
                 said.add(holder[keyword])
-        if "PixelSpacing" in said and not _sizes(said.PixelSpacing):
+        if "PixelSpacing" in said and not _sizes(said, "PixelSpacing"):
             del said.PixelSpacing
         return said
-
-    def _functional_group(self, name: str) -> Dataset:
-        """Find a group of the judged frame, or of all; the header itself where there is none."""
-        frames = self.header.get("PerFrameFunctionalGroupsSequence") or []
-        shared = self.header.get("SharedFunctionalGroupsSequence") or []
-        for groups in (*frames[self.case.frame : self.case.frame + 1], *shared[:1]):
-            if groups.get(name):
-                found: Dataset = groups[name][0]
-                return found
-        return self.header
 
     @property
     def frame_of_reference(self) -> str | None:
@@ -274,7 +281,9 @@ class SourceImage:
     @property
     def patient_orientation(self) -> list[str] | None:
         """Where in the patient a row and a column lead to (PS3.3 C.7.6.1.1.1); None is unknown."""
-        said: list[str] | None = self.header.get("PatientOrientation") or None
+        stated = value_of(self.header, "PatientOrientation")
+        several = isinstance(stated, Sequence) and not isinstance(stated, str)
+        said = [str(letter) for letter in stated] if several and len(stated) == 2 else None
         cosines = self.plane.get("ImageOrientationPatient", [])
         if said is None and len(cosines) == 6:
             row, column = _letters(cosines[:3]), _letters(cosines[3:])
@@ -285,11 +294,11 @@ class SourceImage:
     def aspect_ratio(self) -> list[int]:
         """Height and width of a pixel in whole numbers (PS3.3 C.7.6.3.1.7); unknown is [1, 1]."""
         said = (
-            self.plane.get("PixelSpacing"),
-            self.header.get("ImagerPixelSpacing"),
-            self.header.get("PixelAspectRatio"),
+            _sizes(self.plane, "PixelSpacing"),
+            _sizes(self.header, "ImagerPixelSpacing"),
+            _sizes(self.header, "PixelAspectRatio"),
         )
-        height, width = next(filter(None, map(_sizes, said)), (1.0, 1.0))
+        height, width = next(filter(None, said), (1.0, 1.0))
         ratio = Fraction(height / width).limit_denominator(_MOST_OBLONG)
         return [ratio.numerator, ratio.denominator]
 
@@ -324,9 +333,7 @@ class SourceImage:
         highdicom would first judge each value and log what it dislikes.
         """
         header, slim = self.header, Dataset()
-        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex"):
-            setattr(slim, keyword, "")
-        for keyword in ("AccessionNumber", "StudyID", "StudyDate", "StudyTime"):
+        for keyword in _BLANK:
             setattr(slim, keyword, "")
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
             setattr(slim, keyword, header[keyword].value)
@@ -335,9 +342,10 @@ class SourceImage:
         slim.Rows, slim.Columns = header.Rows, header.Columns
         if self.is_multiframe:
             slim.NumberOfFrames = self.frames
-        for keyword in _PIXELS:
-            if header.get(keyword) is not None:
-                slim.add(header[keyword])
+        kept = [keyword for keyword in _PIXELS if value_of(header, keyword) is not None]
+        kept += [keyword for keyword in _MEASURES if numbers(header, keyword, 1) is not None]
+        for keyword in kept:
+            slim.add(header[keyword])
         if self.frame_of_reference:
             slim.FrameOfReferenceUID = self.frame_of_reference
             slim.update(self.plane)
@@ -347,10 +355,7 @@ class SourceImage:
 
     def common(self, kind: Kind) -> dict[str, Any]:
         """Arguments that every constructor takes: names, place in the study and equipment."""
-        try:
-            order = max(int(self.header.get("InstanceNumber") or 1), 1)
-        except ValueError:
-            order = 1
+        order = max(whole_number(self.header, "InstanceNumber") or 1, 1)
         return {
             "series_instance_uid": self.series_uid(kind),
             "series_number": _FIRST_SERIES + KINDS.index(kind),
@@ -387,11 +392,12 @@ class SourceImage:
         )
 
 
-def _sizes(pair: Any) -> tuple[float, float] | None:
+def _sizes(holder: Dataset, keyword: str) -> tuple[float, float] | None:
     """Height and width of a pixel; None unless both are positive, finite and of one magnitude."""
-    if not isinstance(pair, MultiValue) or len(pair) != 2:
+    pair = numbers(holder, keyword, 2)
+    if pair is None:
         return None
-    height, width = map(float, pair)
+    height, width = pair
     sane = 0 < height < math.inf and 0 < width < math.inf
     return (height, width) if sane and 1 / _MOST_OBLONG < height / width < _MOST_OBLONG else None
 

@@ -195,6 +195,33 @@ def test_wrong_lut_of_the_modality_is_refused_and_one_of_the_display_noted(tmp_p
     assert "300" in scan.notes[0]
 
 
+def test_behind_a_broken_table_the_window_counts(file: Path) -> None:
+    tags = {"WindowCenter": 2048, "WindowWidth": 4096}
+    table = [lut_item(0, 8, [0, 300])]
+    scan = read_one(write_sample(file, RAMP, VOILUTSequence=table, **tags), FILE)
+    assert "window 2048 / 4096 of the file" in scan.intensity
+    assert "300" in scan.notes[0]
+    assert "window 2048" in scan.display.source
+
+
+@pytest.mark.parametrize("written", ["20,5", "abcd"])
+def test_a_window_that_is_no_number_counts_as_absent_and_is_noted(file: Path, written: str) -> None:
+    path = write_sample(file, RAMP, WindowCenter="1234", WindowWidth="4096")
+    path.write_bytes(path.read_bytes().replace(b"1234", written.encode()))
+    scan = read_one(path, FILE)
+    assert_allclose(scan.pixels, np.array(RAMP) / 4095, atol=1e-7)
+    assert "not used: its values are no numbers" in scan.notes[0]
+
+
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "HighBit", "PixelPaddingValue"])
+def test_a_side_tag_of_another_kind_condemns_no_pixels(file: Path, keyword: str) -> None:
+    dataset = make_dataset(RAMP)
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    assert tag is not None
+    dataset[tag] = pydicom.DataElement(tag, "LO", "several, 7")
+    assert_allclose(read_one(write_dicom(file, dataset)).pixels, np.array(RAMP) / 4095, atol=1e-7)
+
+
 def test_zero_slope_is_refused(file: Path) -> None:
     path = write_sample(file, RAMP, RescaleSlope=0, RescaleIntercept=0)
     assert refusal(path).reason == "rescale"
@@ -418,7 +445,7 @@ def test_bit_depth(file: Path, tags: dict[str, int]) -> None:
 
 def test_too_large_is_refused_before_decoding(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(file, np.zeros((2, 2)), Rows=40000, Columns=40000)
-    monkeypatch.setattr(dicom, "pixel_array", lambda *_a, **_k: pytest.fail("decoded"))
+    monkeypatch.setattr(dicom, "_decoded", lambda *_a, **_k: pytest.fail("decoded"))
     error = refusal(file)
     assert error.reason == "too large"
     assert "40000 x 40000" in error.message

@@ -23,10 +23,11 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
     UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
     XRayAngiographicImageStorage,
 )
 
-from anomaly.data.dicom import read_dicom
+from anomaly.data.dicom import open_dicom, read_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ScanError
 from anomaly.types import Scan
@@ -229,7 +230,11 @@ def state(dataset: FileDataset, number: int | str | None) -> FileDataset:
 
 @pytest.mark.parametrize("stated", ["absent", None, 1, 2])
 @pytest.mark.parametrize(
-    "coding", ["native", "RLE", "RLE, no offsets", "J2K", "J2K, no offsets", "J2K, extended"]
+    "coding",
+    [
+        *("native", "RLE", "RLE, no offsets", "RLE, one offset"),
+        *("J2K", "J2K, no offsets", "J2K, one offset", "J2K, extended"),
+    ],
 )
 def test_every_frame_that_is_there_gets_its_row(
     coding: str, stated: int | str | None, tmp_path: Path
@@ -241,6 +246,10 @@ def test_every_frame_that_is_there_gets_its_row(
         singles = [coded(syntax, frame) for frame in STACK]
         frames = [next(generate_frames(s.PixelData, number_of_frames=1)) for s in singles]
         with_frames(dataset, frames, syntax, has_bot="no offsets" not in coding)
+        if "one offset" in coding:
+            first = dataset.PixelData.index(b"\xfe\xff\x00\xe0", 4)  # of the first frame
+            table = b"\xfe\xff\x00\xe0\x04\0\0\0" + bytes(4)
+            dataset.PixelData = table + dataset.PixelData[first:]
         if "extended" in coding:
             data, offsets, lengths = encapsulate_extended(frames)
             dataset.PixelData = data
@@ -274,3 +283,111 @@ def test_one_frame_in_several_fragments_is_one(tmp_path: Path) -> None:
         only(write_dicom(tmp_path / "a", dataset)).pixels,
         only(write_dicom(tmp_path / "b", make_dataset(STACK[0]))).pixels,
     )
+
+
+# --- siblings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"Rows": 24}, {"Rows": 49}, {"Columns": 40}], ids=str)
+@pytest.mark.parametrize("bits", [8, 12])
+def test_run_lengths_of_another_size_are_refused(
+    bits: int, change: dict[str, int], tmp_path: Path
+) -> None:
+    options = {"bits": bits, "allocated": 8 if bits == 8 else 16}
+    dataset = coded(RLELossless, PICTURE % 2**bits, **options)
+    only(write_dicom(tmp_path / "good", dataset))
+    dataset.update(change)
+    error = fault(write_dicom(tmp_path / "bad", dataset))
+    assert error.reason == "codestream"
+    assert f"{dataset.Rows} x {dataset.Columns}" in error.message
+
+
+def test_run_lengths_that_zeros_fill_up_are_read(tmp_path: Path) -> None:
+    dataset = make_dataset(PICTURE % 256, bits=8, allocated=8)
+    expected = only(write_dicom(tmp_path / "a", dataset))
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    with_frames(dataset, [frame + bytes(64)], RLELossless)
+    assert_array_equal(only(write_dicom(tmp_path / "b", dataset)).pixels, expected.pixels)
+
+
+def test_signed_samples_under_an_unsigned_header_are_refused(tmp_path: Path) -> None:
+    """They would be read as 2048 too dark or too bright."""
+    dataset = coded(JPEG2000Lossless, PICTURE - 2048, signed=True)
+    only(write_dicom(tmp_path / "good", dataset))
+    dataset.PixelRepresentation = 0
+    error = fault(write_dicom(tmp_path / "bad", dataset))
+    assert error.reason == "codestream"
+    assert "12 bits, signed" in error.message
+    assert "PixelRepresentation 0" in error.message
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless], ids=lambda uid: uid.name)
+def test_coded_colours_are_pixel_by_pixel_whatever_their_planar_configuration(
+    syntax: UID, tmp_path: Path
+) -> None:
+    dataset = colour(RGB, "YBR_RCT" if syntax == JPEG2000Lossless else "YBR_FULL_422")
+    if syntax == JPEG2000Lossless:
+        dataset.compress(syntax, generate_instance_uid=False)
+    else:
+        with_frames(dataset, [jpeg(RGB)], syntax)
+    dataset.PlanarConfiguration = 1
+    scan = only(write_dicom(tmp_path / "a", dataset), COLOUR)
+    assert_allclose(scan.pixels, LUMINANCE, atol=3 / 255)
+
+
+def adobe(frame: bytes, transform: int) -> bytes:
+    """Say another transform in the Adobe marker (T.872 6.5.3)."""
+    head = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+    assert frame.startswith(head)
+    return head + bytes([transform]) + frame[len(head) + 1 :]
+
+
+@pytest.mark.parametrize("stated", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("transform", [0, 1])
+def test_the_colours_of_a_jpeg_are_those_of_its_adobe_marker(
+    transform: int, stated: str, tmp_path: Path
+) -> None:
+    """A transform of 0 means RGB as it is, 1 means YCbCr; the label may say anything."""
+    samples = RGB if transform == 0 else to_ybr(RGB, partial=False)
+    frame = jpeg_of_samples(samples)
+    dataset = colour(RGB, stated)
+    with_frames(dataset, [adobe(frame, transform)], JPEGBaseline8Bit)
+    scan = only(write_dicom(tmp_path / "a", dataset), COLOUR)
+    assert_allclose(scan.pixels, LUMINANCE, atol=4 / 255)
+
+
+def jpeg_of_samples(samples: NDArray[np.uint8]) -> bytes:
+    """Code three components as they are, under the names 1, 2 and 3."""
+    frame = jpeg(samples, keep_rgb=True, subsampling=0)
+    for name, number in zip(b"RGB", b"\1\2\3", strict=True):  # in SOF0 and SOS
+        frame = _renamed(frame, b"\xff\xc0", name, number)
+        frame = _renamed(frame, b"\xff\xda", name, number)
+    return frame
+
+
+def _renamed(frame: bytes, marker: bytes, name: int, number: int) -> bytes:
+    start = frame.index(marker)
+    place = frame.index(bytes([name]), start + (10 if marker == b"\xff\xc0" else 5))
+    return frame[:place] + bytes([number]) + frame[place + 1 :]
+
+
+def test_colours_above_the_bits_stored_are_refused(tmp_path: Path) -> None:
+    dataset = colour(RGB, "RGB")
+    dataset.BitsStored, dataset.HighBit = 6, 5
+    error = fault(write_dicom(tmp_path / "a", dataset), COLOUR)
+    assert error.reason == "out of range"
+    assert "248" in error.message
+
+
+def test_a_frame_read_again_is_the_same(tmp_path: Path) -> None:
+    """Reading changes nothing of the object: neither the same frame again nor the next."""
+    ybr = to_ybr(RGB, partial=True)
+    packed = np.stack([ybr[:, ::2, 0], ybr[:, 1::2, 0], ybr[:, ::2, 1], ybr[:, ::2, 2]], axis=-1)
+    dataset = colour(RGB, "YBR_PARTIAL_422")
+    dataset.SOPClassUID = UltrasoundMultiFrameImageStorage
+    dataset.NumberOfFrames = 2
+    dataset.PixelData = packed.tobytes() * 2
+    frames = open_dicom(write_dicom(tmp_path / "a", dataset), COLOUR)
+    for index in (0, 1, 0):
+        assert_allclose(frames.read(index).pixels, LUMINANCE, atol=1.5 / 219)

@@ -78,3 +78,19 @@ def test_two_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
     rows = build(tmp_path).rows
     assert sorted(row.path for row in rows if row.status == "ok") == ["a/1.png", "b/2.png"]
     assert sum(row.reason == "link" for row in rows) == 2
+
+
+def test_a_folder_keeps_its_own_name_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    """Patients are told apart by the names of real folders, not by that of a link before them."""
+    picture(tmp_path / "P2" / "1.png")
+    (tmp_path / "A-link").symlink_to(tmp_path / "P2")
+    rows = build(tmp_path).rows
+    assert [(row.path, row.reason) for row in rows] == [("A-link", "link"), ("P2/1.png", "")]
+
+
+def test_a_link_to_results_is_left_out(tmp_path: Path) -> None:
+    picture(tmp_path / "scans" / "a.png")
+    picture(make_results_folder(tmp_path / "run") / "b.png", 1)
+    (tmp_path / "scans" / "results").symlink_to(tmp_path / "run")
+    rows = build(tmp_path / "scans").rows
+    assert [(row.path, row.reason) for row in rows] == [("a.png", ""), ("results", "own results")]

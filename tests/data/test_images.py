@@ -384,3 +384,18 @@ def test_a_nifti_of_one_volume_in_time_is_a_volume(tmp_path: Path) -> None:
         assert isinstance(scan, Scan)
         assert isinstance(other, Scan)
         assert_array_equal(scan.pixels, other.pixels)
+
+
+def test_a_nifti_of_one_volume_in_time_keeps_its_scale(tmp_path: Path) -> None:
+    """Values are stored times slope plus intercept, however many axes of length 1 follow."""
+    values = np.random.default_rng(0).integers(0, 100, (4, 5, 3)).astype(np.int16)
+    for name, stored in (("a", values), ("b", values[..., None, None])):
+        image = nibabel.Nifti1Image(stored, np.eye(4))
+        image.header.set_slope_inter(-2.0, 7.0)
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    plain, found = (read_image(tmp_path / f"{name}.nii", FULL) for name in "ab")
+    assert len(found) == len(plain) == 3
+    for scan, other in zip(found, plain, strict=True):
+        assert isinstance(scan, Scan)
+        assert isinstance(other, Scan)
+        assert_array_equal(scan.pixels, other.pixels)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from dicom_samples import write_sample
 from numpy.testing import assert_allclose
 from PIL import Image
+from pydicom import Dataset
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import RLELossless
 
-from anomaly.data import dicom, readers
+from anomaly.data import readers
 from anomaly.data.frames import Frames
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.readers import kind_of, open_frames, read_frames, read_scan
@@ -92,13 +95,13 @@ def test_one_frame_decodes_one_frame(tmp_path: Path, monkeypatch: pytest.MonkeyP
     values = np.arange(24).reshape(3, 2, 4)
     path = write_sample(tmp_path / "a", values, kind="OT", syntax=RLELossless)
     decoded: list[int] = []
-    original = dicom.pixel_array
+    original = Decoder.as_array
 
-    def counted(dataset: object, *, index: int, **options: object) -> object:
+    def counted(decoder: Decoder, dataset: Dataset, *, index: int, **options: Any) -> Any:
         decoded.append(index)
-        return original(dataset, index=index, **options)  # type: ignore[arg-type, call-overload]
+        return original(decoder, dataset, index=index, **options)
 
-    monkeypatch.setattr(dicom, "pixel_array", counted)
+    monkeypatch.setattr(Decoder, "as_array", counted)
     scan = read_scan(path, 1, FULL)
     assert_allclose(scan.pixels, values[1] / 4095, atol=1e-7)
     assert decoded == [1]
@@ -124,5 +127,5 @@ def test_no_such_frame(tmp_path: Path, frame: int) -> None:
 
 def test_frames_are_lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_sample(tmp_path / "a", np.arange(24).reshape(3, 2, 4), kind="OT")
-    monkeypatch.setattr(dicom, "pixel_array", lambda *_a, **_k: pytest.fail("decoded"))
+    monkeypatch.setattr(Decoder, "as_array", lambda *_a, **_k: pytest.fail("decoded"))
     assert len(open_frames(path, FULL)) == 3

@@ -125,6 +125,7 @@ def test_names_from_other_systems_are_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for number, name in enumerate(["study\\series\\IM1.png", "a/11:30:05.png"]):
             archive.writestr(name, png(number))
+        archive.writestr("study\\series\\", b"")  # a folder
     rows = sorted((row.path, row.reason) for row in build(tmp_path).rows)
     assert rows == [("x.zip/a/11:30:05.png", ""), ("x.zip/study/series/IM1.png", "")]
 

@@ -26,7 +26,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
-from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.errors import ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.associations import end_alone
 from anomaly.pacs.destinations import destination
 from anomaly.pacs.dicomweb import DicomWeb
@@ -240,10 +240,47 @@ def test_an_archive_that_stays_full_is_said_by_its_code(tmp_path: Path) -> None:
 
     with (
         listener(store) as dimse,
-        pytest.raises(ArchiveError, match=r"refused 1 of 3 instances \(1 x A700\)"),
+        pytest.raises(ArchiveBusy, match="no room for 1 of 3 instances") as caught,
     ):
         dimse.store(paths)
+    assert caught.value.reason == "A700"  # nothing is refused for good: it may be sent later
     assert got == [uid(66, number) for number in (0, 1, 2, 1, 1)]
+
+
+def test_what_an_archive_had_no_room_for_outlives_a_broken_association(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 4, series=73)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        if len(got) == 3:
+            event.assoc.abort()
+        return 0xA700 if len(got) == 1 else 0x0000
+
+    with listener(store) as dimse:
+        dimse.store(paths)
+    assert sorted(set(got)) == [uid(73, number) for number in range(4)]
+    assert got.count(uid(73, 0)) == 2  # refused for now, and then taken
+    assert got.count(uid(73, 2)) == 2  # not acknowledged
+
+
+def test_a_file_that_is_gone_meanwhile_costs_itself(
+    tmp_path: Path,
+) -> None:
+    paths = make_studies(tmp_path, 3, series=74)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        paths[1].unlink(missing_ok=True)
+        return 0x0000
+
+    with (
+        listener(store) as dimse,
+        pytest.raises(ArchiveError, match=r"refused 1 of 3 instances \(1 x not sent, not readable"),
+    ):
+        dimse.store(paths)
+    assert got == [uid(74, 0), uid(74, 2)]
 
 
 class Doorman:

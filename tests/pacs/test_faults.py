@@ -31,7 +31,7 @@ from archives import (
 )
 from pydicom import dcmread
 
-from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.dimse import Dimse
 from anomaly.pacs.instances import Instance, is_uid
@@ -177,10 +177,10 @@ def test_the_host_is_named_with_its_port() -> None:
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dicomweb_client.web", None)
-    with pytest.raises(AnomalyError, match=r"pip install 'anomaly\[pacs\]'"):
+    with pytest.raises(AnomalyError, match=r"pip install dicomweb-client"):
         client("https://archive.example/dicom-web")
     monkeypatch.setitem(sys.modules, "pynetdicom", None)
-    with pytest.raises(AnomalyError, match=r"pip install 'anomaly\[pacs\]'"):
+    with pytest.raises(AnomalyError, match=r"pip install pynetdicom"):
         Dimse("ARCHIVE", "archive.example", 104)
 
 
@@ -360,6 +360,40 @@ def test_refused_instances_are_counted_by_code(status: int, tmp_path: Path) -> N
     with (
         web_server(answer) as server,
         pytest.raises(ArchiveError, match=r"refused 3 of 4 instances \(2 x A700, 1 x C000\)"),
+    ):
+        client(server.url).store(paths)
+
+
+def test_what_there_is_no_room_for_at_present_is_sent_again(tmp_path: Path) -> None:
+    """A7xx is no refusal for good (PS3.18 Table I.2-2)."""
+    paths = make_studies(tmp_path, 3, series=84)
+    posts: list[list[int]] = []
+
+    def answer(request: Request) -> Answer:
+        if request.method != "POST":
+            return Answer()
+        sent = [one for one in range(3) if uid(84, one).encode() + b"\0" in request.body]
+        posts.append(sent)
+        busy = {uid(84, 1): 0xA700} if len(posts) < 3 and 1 in sent else {}
+        return Answer(
+            202, body=stow([uid(84, one) for one in sent if uid(84, one) not in busy], busy)
+        )
+
+    with web_server(answer) as server:
+        client(server.url).store(paths)
+    assert posts == [[0, 1, 2], [1], [1]]
+
+
+def test_what_there_is_never_room_for_is_busy_and_not_refused(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 2, series=85)
+    body = stow([uid(85, 1)], {uid(85, 0): 0xA700})
+
+    def answer(request: Request) -> Answer:
+        return Answer(202, body=body) if request.method == "POST" else Answer()
+
+    with (
+        web_server(answer) as server,
+        pytest.raises(ArchiveBusy, match="no room for 1 of 2"),
     ):
         client(server.url).store(paths)
 

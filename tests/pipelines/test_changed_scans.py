@@ -18,6 +18,8 @@ from road import Road, copy, done, refused
 
 from anomaly.bundle import read_bundle
 from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.reporting.dicom_source import SEEN as MEANS_SEEN
+from pipelines.report import SEEN
 from pipelines.run import RunFolder
 
 
@@ -131,6 +133,24 @@ def test_scans_of_training_and_calibration_count_in_no_figure(
     assert f"left out: {seen} scans" in caplog.text
     said = done("query", run.path, "SELECT count(*) AS n FROM scores WHERE seen").out
     assert said.split() == ["n", str(seen)]
+
+
+def test_a_seen_scan_is_marked_at_every_door(road: Road, tmp_path: Path) -> None:
+    """The whole archive, scored by the bundle that most of it has trained or calibrated."""
+    run = RunFolder(tmp_path / "run")
+    done("score", road.scans / "normal", "--bundle", road.run.bundle, "--out", run.path)
+    rows = [row for row in run.results.read()[0] if row.status == "scored"]
+    seen = {row.key for row in rows if row.seen}
+    assert len(rows) > len(seen) > 20
+    for count in ("SELECT sum(images) n FROM studies", "SELECT sum(images) n FROM patients"):
+        assert done("query", run.path, count).out.split() == ["n", str(len(rows) - len(seen))]
+    done("dicom", run.path)
+    reports = [dcmread(path) for path in run.dicom.glob("*.dcm")]
+    said = [str(report).count(MEANS_SEEN) for report in reports if report.Modality == "SR"]
+    assert sorted(said) == [0] * (len(rows) - len(seen)) + [1] * len(seen)
+    for option in ((), ("--no-images",)):
+        done("report", run.path, *option)
+        assert run.report.read_text().count(SEEN) == len(seen)
 
 
 def test_training_scans_in_another_format_are_no_calibration(road: Road, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_an_export_of_what_is_not_scored_or_unknown_is_refused(
 ) -> None:
     folder, _ = run
     assert "expected .csv or .xlsx" in refused("export", folder.path, tmp_path / "t.txt")
-    assert "could not be written" in refused("export", folder.path, tmp_path / "no" / "t.xlsx")
+    assert "no is no folder" in refused("export", folder.path, tmp_path / "no" / "t.xlsx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -346,7 +346,7 @@ def test_figures_are_of_the_rate_that_the_flags_were_raised_at(run: RunFolder) -
         (["--split", "train"], "were used to train the network or the detector"),
         (["--split", "validation"], "were used to train the network or the detector"),
         (["--split", "test"], "are not labelled 'normal'"),
-        (["--split", "tset"], "0 calibration scans cannot support"),
+        (["--split", "tset"], "--split is 'tset': expected one of train, validation"),
         (["--set", "alpha=0.001"], "expected at least 999"),
         (["--set", "alpha=2"], "alpha is 2"),
     ],
@@ -546,3 +546,12 @@ def test_the_demo_deletes_nothing_but_an_earlier_demo(tmp_path: Path) -> None:
     treasure.write_bytes(b"precious")
     assert "holds no demo" in refused("demo", "--out", tmp_path / "project")
     assert treasure.read_bytes() == b"precious"
+
+
+def test_a_demo_that_cannot_begin_leaves_the_one_before(tmp_path: Path) -> None:
+    mark = tmp_path / "demo" / "scans" / "normal" / "PHANTOM0001" / "a.dcm"
+    mark.parent.mkdir(parents=True)
+    mark.write_bytes(b"an earlier demo")
+    said = refused("demo", "--out", tmp_path / "demo", "--set", "training.steps=many")
+    assert "training.steps" in said
+    assert mark.read_bytes() == b"an earlier demo"

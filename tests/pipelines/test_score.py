@@ -381,7 +381,7 @@ def test_a_part_that_is_lost_later_is_made_again(scored: RunFolder, fresh: RunFo
 
 def test_shares_and_ray_are_refused_together(fresh: RunFolder) -> None:
     message = refused("score", fresh.path, *SHARD, "--ray", "2", "--shard", "1/2")
-    assert "leave --shard away" in message
+    assert "--shard has no effect here: --ray deals out all shards" in message
 
 
 # --- how far it is ----------------------------------------------------------------------------

@@ -101,6 +101,34 @@ def test_training_again_leaves_the_calibration(
     assert read_bundle(run.bundle).calibrated is not None
 
 
+def test_looking_more_often_is_no_other_training(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read_bundle(run.bundle).hash
+    often = ("--set", "training.checkpoint_every=7", "--set", "training.validate_every=5")
+    done("train", run.path, "--device", "cpu", *often, "--set", "name=another name")
+    assert "nothing to do" in caplog.text
+    assert read_bundle(run.bundle).hash == before
+
+
+def test_a_bundle_that_is_half_copied_is_copied_again(road: Road, tmp_path: Path) -> None:
+    command = (
+        "score",
+        road.scans / "abnormal",
+        "--bundle",
+        road.run.bundle,
+        "--out",
+        tmp_path / "a",
+    )
+    done(*command)
+    run = RunFolder(tmp_path / "a")
+    (run.bundle / "weights.safetensors").write_bytes(b"half of it")
+    run.results.forget(0)
+    done(*command)
+    assert read_bundle(run.bundle).hash == read_bundle(road.run.bundle).hash
+    assert sorted(p.name for p in run.path.glob("*bundle*")) == ["bundle"]
+
+
 def test_another_detector_is_fitted_and_the_lost_calibration_said(
     run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +267,23 @@ def test_numbers_out_of_range_are_refused(run: RunFolder, arguments: tuple[str, 
     said = anomaly(arguments[0], run.path, *arguments[1:])
     assert said.code == 2
     assert "greater than or equal" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--query", "PatientID=1"), "--query has no effect here"),
+        (("--out", "elsewhere"), "--out has no effect here"),
+        (("--scans", ".", "--data", "."), "--data has no effect here"),
+        (("--calling", "SCANNER"), "--calling has no effect here"),
+        (("--send", "https://127.0.0.1:1", "--calling", "SCANNER"), "--calling has no effect here"),
+        (("--shard", "1/2", "--ray", "2"), "--shard has no effect here"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    run: RunFolder, arguments: tuple[str, ...], said: str
+) -> None:
+    assert said in refused("score", run.path, *arguments)
 
 
 # --- where the scans are ----------------------------------------------------------------------

@@ -27,6 +27,7 @@ from anomaly.data.dicom import open_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.detection.heatmap import find_regions
 from anomaly.reporting.dicom import MAX_REGIONS, write_objects
+from anomaly.reporting.dicom_source import SEEN
 from anomaly.reporting.figures import overlay_rgba
 
 # What the judges say
@@ -53,6 +54,17 @@ def test_a_study_with_two_images_agrees_with_itself(
         study += [source, *write_objects(make_case(source), expected_kinds(modality), out)]
     assert len({dcmread(path).SOPInstanceUID for path in study}) == len(study)
     assert errors("dcentvfy", *study) == []
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_scan_that_the_bundle_has_seen_is_said_to_be(seen: bool, source: Path, out: Path) -> None:
+    kinds = ("report", "overlay", "contours")
+    paths = write_objects(make_case(source, seen=seen), kinds, out)
+    report, overlay, contours = (dcmread(path) for path in paths)
+    assert (SEEN in str(report)) == (SEEN in str(contours)) == seen
+    without = write(make_case(source), "overlay", out)
+    assert (overlay.Rows > without.Rows) == seen  # a line more below the image
+    assert [errors("dciodvfy", path) for path in paths] == [[], [], []]
 
 
 def test_the_judges_see_an_error(source: Path, out: Path) -> None:

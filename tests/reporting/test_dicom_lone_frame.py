@@ -18,6 +18,7 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
 )
 
+from anomaly.errors import UnsupportedScan
 from anomaly.reporting.dicom import Kind
 
 CLASSES = [
@@ -62,8 +63,10 @@ def test_more_frames_than_the_header_states_are_named_by_number(tmp_path: Path) 
     dataset.file_meta.MediaStorageSOPClassUID = XRayAngiographicImageStorage
     dataset.NumberOfFrames = 1
     dataset.PixelData = np.tile(dataset.pixel_array, (3, 1, 1)).tobytes()
-    case = make_case(save(dataset, tmp_path / "source.dcm"), frame=2)
+    case = make_case(save(dataset, tmp_path / "source.dcm"), frame=2, frame_count=3)
     made = write(case, "report", tmp_path)
+    with pytest.raises(UnsupportedScan, match="3 frame"):
+        write(make_case(case.source, frame_count=3), "contours", tmp_path)
     numbers = {
         item.get("ReferencedFrameNumber") for item in references(made, dataset.SOPInstanceUID)
     }

@@ -57,11 +57,12 @@ def with_modality_lut() -> FileDataset:
     return dataset
 
 
-def with_negative_voi_lut() -> FileDataset:
-    """Rescaled to -1024 to 3071; the table's first value is below zero."""
+def with_negative_voi_lut(*, signed: bool) -> FileDataset:
+    """Rescaled to -1024 to 3071; the table's first value is below zero, or written as unsigned."""
     dataset = ct_slice(shape=SHAPE)
     del dataset.WindowCenter, dataset.WindowWidth
-    dataset.VOILUTSequence = [table(-1024, 12, 4096, signed=True)]
+    first = -1024 if signed else 2**16 - 1024
+    dataset.VOILUTSequence = [table(first, 12, 4096, signed=signed)]
     return dataset
 
 
@@ -87,7 +88,8 @@ SOURCES: dict[str, Callable[[], FileDataset]] = {
     "VOI LUT of 10 bits": lambda: with_voi_lut(10),
     "VOI LUT of 12 bits": lambda: with_voi_lut(12),
     "VOI LUT of 16 bits": lambda: with_voi_lut(16),
-    "VOI LUT from below zero": with_negative_voi_lut,
+    "VOI LUT from below zero": lambda: with_negative_voi_lut(signed=True),
+    "VOI LUT from below zero, as unsigned": lambda: with_negative_voi_lut(signed=False),
     "modality LUT and window": with_modality_lut,
     "sigmoid": sigmoid,
     "MONOCHROME1": lambda: inverted("MONOCHROME1", None),
@@ -164,6 +166,9 @@ def test_a_modality_lut_for_linear_intensity_is_not_for_display(
     assert np.array_equal(scan.pixels, expected.pixels)
     assert "not for display" in scan.intensity
     assert "ModalityLUTSequence" not in presentation_grey(dcmread(path))
+    plain_source.RescaleSlope, plain_source.RescaleIntercept = 2, -100  # belongs to the table
+    assert "RescaleSlope" not in presentation_grey(dcmread(save(plain_source, path)))
+    del plain_source.RescaleSlope, plain_source.RescaleIntercept
     plain_source.PixelIntensityRelationship = "LIN"
     (linear,) = read_dicom(save(plain_source, path), IntensityPolicy())
     assert "ModalityLUTSequence" in presentation_grey(dcmread(path))

@@ -259,7 +259,7 @@ class _Broken(MetaPathFinder):
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (ImportError("no"), r"pip install 'anomaly\[pdf\]'"),
+        (ImportError("no"), r"pip install weasyprint"),
         (OSError("cannot load library 'libpango-1.0-0'"), "libpango-1.0-0.*apt install libpango"),
     ],
 )
