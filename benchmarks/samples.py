@@ -12,7 +12,9 @@ those normals:
   the image at sigma / alpha = 0.25 (noise of seed 0), standardised by the held-out normals. To
   compare bundles, give the same one to each.
 
-The same distance of as many training normals says what is left between two sets of real scans.
+The same distance of as many training normals says what is left between two sets of real scans, and
+that of all training normals under the training's augmentation, moved and unmoved, what a perfect
+model of what the network was shown would have.
 Intervals: 95 %, 1,000 bootstrap draws of the samples. The last line is JSON.
 """
 
@@ -35,7 +37,9 @@ from torch import Tensor, nn
 
 from anomaly.bundle import Bundle, find_bundle, read_bundle
 from anomaly.cdm.sampling import sample
-from anomaly.data.network_images import ImageReader, read_images
+from anomaly.data.augmentation import RandomAugmentation
+from anomaly.data.network_images import ImageReader, framed_images, read_images
+from anomaly.data.transforms import Augmentation, Preprocessing
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 
@@ -58,15 +62,30 @@ def draw_samples(bundle: Bundle, eta: float) -> Tensor:
 
 
 def read_normals(bundle: Bundle, data: Path) -> dict[str, Tensor]:
-    """Return normals of the training and of the test split, as the network sees them."""
+    """Return normals of the training and of the test split, as the network sees them.
+
+    And those of training as augmentation shows them, with and without moves.
+    """
     config = replace(bundle.config, data=replace(bundle.config.data, root=data, workers=0))
     with tempfile.TemporaryDirectory() as folder:
         manifest = prepare(RunFolder(Path(folder)), config)
     reader = ImageReader(data, config.intensity, config.preprocessing)
-    return {
-        split: read_images(reader, manifest.select(split=split, label=config.data.normal), 0).images
-        for split in ("train", "test")
+    rows = {
+        split: manifest.select(split=split, label=config.data.normal) for split in ("train", "test")
     }
+    framed = framed_images(reader, rows["train"], 0)
+    return {
+        **{split: read_images(reader, rows[split], 0).images for split in rows},
+        "moved": augmented(framed, config.augmentation, config.preprocessing),
+        "unmoved": augmented(framed, config.augmentation.unmoved, config.preprocessing),
+    }
+
+
+def augmented(framed: Tensor, augmentation: Augmentation, how: Preprocessing) -> Tensor:
+    """Every framed image under one random change of seed 0."""
+    change = RandomAugmentation(augmentation, how)
+    change.set_random_state(seed=0)
+    return torch.stack([change(image) for image in framed])
 
 
 def network_features(bundle: Bundle, images: Tensor) -> Tensor:
@@ -156,6 +175,8 @@ def main() -> None:
     sets = {
         "samples": draw_samples(bundle, options.eta),
         "training normals": normals["train"][order[:COUNT]],
+        "moved": normals["moved"],
+        "unmoved": normals["unmoved"],
     }
     if options.sheet is not None:
         write_sheet(sets["samples"], options.sheet)
