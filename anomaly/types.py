@@ -130,6 +130,9 @@ class Scan:
         How the stored pixels were turned into `pixels`; `spacing` is that of `pixels`.
     voi : GreyCurve or None
         Display of `pixels` that the source or the configuration asks for; None where neither says.
+    visible : GreyCurve or None
+        Display by the percentiles of what a shutter or padding leaves visible; None where nothing
+        is hidden.
     frame_count : int
         Frames, pages or slices in the file that it is one of.
     notes : tuple of str
@@ -150,13 +153,14 @@ class Scan:
     synthetic: bool = False
     orientation: Orientation = Orientation()
     voi: GreyCurve | None = None
+    visible: GreyCurve | None = None
     frame_count: int = 1
     notes: tuple[str, ...] = ()
 
     @property
     def display(self) -> GreyCurve:
         """How `pixels` are shown to people: by `voi`, or else by the image's own percentiles."""
-        return self.voi if self.voi is not None else percentile_curve(self.pixels)
+        return self.voi or self.visible or percentile_curve(self.pixels)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,8 @@ class _Writing:
             raise UnsupportedScan("no map kept", "score with results.maps = all")
         norm = self.norm
         scan = read_scan(source, todo.scan.frame, self.intensity, sha256=todo.scan.sha256)
-        shown = scan.display(scan.pixels)
+        display = scan.display
+        shown = display(scan.pixels)
         return DicomCase(
             source=source,
             frame=todo.scan.frame,
@@ -185,5 +186,6 @@ class _Writing:
             calibration_scans=norm.calibration_scans,
             bundle=norm.bundle,
             frame_count=scan.frame_count,
+            spread=None if scan.voi else (float(display.grey[0]), float(display.grey[-1])),
             seen=todo.row.seen,
         )

@@ -297,18 +297,25 @@ def _listed(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
 
 def _lacking(found: Mapping[str, list[ManifestRow]]) -> Iterator[tuple[str, list[ManifestRow]]]:
     # Discs are copied by systems that change the case of names, or the names: the UID stays.
-    here = {path.lower() for path in found}
+    here = {
+        path.lower(): {row.instance for row in rows if row.instance != row.sha256}
+        for path, rows in found.items()
+    }
     read = {row.instance for rows in found.values() for row in rows if row.reason != "missing"}
     read.discard("")
     for path, rows in found.items():
         yield (
             path,
-            [
-                row
-                for row in rows
-                if row.reason != "missing" or not (row.path.lower() in here or row.instance in read)
-            ],
+            [row for row in rows if row.reason != "missing" or not _is_there(row, here, read)],
         )
+
+
+def _is_there(listed: ManifestRow, here: Mapping[str, set[str]], read: set[str]) -> bool:
+    """Whether a listed file was found: by its instance, or in its place where neither says one."""
+    if listed.instance in read:
+        return True
+    known = here.get(listed.path.lower())
+    return known is not None and (not listed.instance or not known - {""})
 
 
 def _describe(

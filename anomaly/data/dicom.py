@@ -22,29 +22,31 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom import misc as pydicom_misc
 from pydicom import uid as uids
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import get_expected_length
 
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.dicom.codestream import (
     CodestreamHeader,
+    coding_of,
     read_codestream_header,
     run_length_conflict,
 )
 from anomaly.dicom.frames import (
     encoded_frame,
-    forget_offsets,
     frames_present,
     holds_many,
+    lay_out_frames,
+    native_length,
     stated_frames,
 )
 from anomaly.dicom.geometry import open_to_view, orientation, spacing, unreadable_tags
 from anomaly.dicom.grey import GradedValues, apply_modality, display_curve, file_voi, is_inverted
 from anomaly.dicom.tags import text, value_of, whole_number
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
-from anomaly.grey import GreyCurve, luminance, to_unit, window_range
+from anomaly.grey import GreyCurve, luminance, percentile_curve, to_unit, window_range
 from anomaly.types import DETECTOR_MODEL, Scan, ScanIdentity
 
 __all__ = [
@@ -91,6 +93,8 @@ IMAGE_CLASSES: frozenset[str] = frozenset(
 """SOP classes that can hold a scan; objects of others are skipped with a reason."""
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+_ONE_GREY = 2 / 255  # whatever is displayed within less is flat to the eye
 
 
 def is_dicom(path: Path) -> bool:
@@ -167,15 +171,16 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
             del dataset.SpecificCharacterSet  # in memory; its texts are read as ASCII
         _check_transfer_syntax(path, dataset)
         _check_class(path, dataset)
+        _complete_pixel_module(path, dataset)
         _check_pixel_module(path, dataset, policy)
         stated = stated_frames(dataset)
         check_size(path, int(dataset.Rows), int(dataset.Columns), stated or 1)
         # In memory only: decoders count by this tag, and stumble over one that is no number.
         dataset.NumberOfFrames = stated or 1
         _check_decodable(path, dataset)
-        count = _count_frames(path, dataset, stated)
+        count, present = _count_frames(path, dataset, stated)
         check_size(path, int(dataset.Rows), int(dataset.Columns), count)
-    return Frames(count, partial(_read_frame, path, dataset, policy, count), path)
+    return Frames(count, partial(_read_frame, path, dataset, policy, (count, present)), path)
 
 
 def _knows_its_characters(dataset: FileDataset) -> bool:
@@ -238,10 +243,35 @@ def _check_class(path: Path, dataset: FileDataset) -> None:
             f"{path} has SOP class {sop_class.name or 'none'!r}{retired}; expected a radiograph, "
             "CT, MR, PET, ultrasound, fluoroscopy, angiography or secondary capture.",
         )
+    has_floats = any(keyword in dataset for keyword in _PIXEL_KEYWORDS[1:])
     if "PixelData" not in dataset:
         raise UnreadableScan(
-            "no pixel data", f"{path} is a {sop_class.name} without PixelData (7FE0,0010)."
+            "no pixel data",
+            f"{path} is a {sop_class.name} without PixelData (7FE0,0010)"
+            f"{', but with values in floating point' if has_floats else ''}.",
         )
+
+
+def _complete_pixel_module(path: Path, dataset: Dataset) -> None:
+    """Put what may be left open in its place, in memory only; refuse what may not."""
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
+        try:
+            int(dataset[keyword].value)
+        except (LookupError, TypeError, ValueError, ArithmeticError, BytesLengthException) as error:
+            raise UnreadableScan(
+                "undecodable",
+                f"{path} says no {keyword}, or no whole number: its pixels cannot be told apart. "
+                "Export it again.",
+            ) from error
+    photometric = text(dataset, "PhotometricInterpretation")
+    defaults = {
+        "SamplesPerPixel": 3 if photometric.startswith(("RGB", "YBR")) else 1,
+        "PixelRepresentation": 0,
+        "PlanarConfiguration": 0,
+    }
+    for keyword, value in defaults.items():
+        if whole_number(dataset, keyword) is None:
+            setattr(dataset, keyword, value)
 
 
 def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -> None:
@@ -289,7 +319,7 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
         )
     if transfer_syntax.is_encapsulated:
         return
-    actual, expected = len(dataset.PixelData), _native_length(dataset)
+    actual, expected = len(dataset.PixelData), native_length(dataset)
     if actual < expected:
         raise UnreadableScan(
             "truncated",
@@ -298,15 +328,8 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
         )
 
 
-def _native_length(dataset: FileDataset) -> int:
-    """Bytes that the header implies; of a frame where it does not say how many there are."""
-    if text(dataset, "PhotometricInterpretation") == "YBR_PARTIAL_422":
-        return get_expected_length(dataset) // 3 * 2  # which pydicom takes for three full samples
-    return get_expected_length(dataset)
-
-
-def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> int:
-    """Frames of an object: those that are there, where its class may hold several.
+def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple[int, int]:
+    """Frames of an object, and those of them that are there: its class may hold several.
 
     Raises
     ------
@@ -326,10 +349,11 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> int:
             )
         count = present
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        forget_offsets(dataset)
-    dataset.NumberOfFrames = count
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        expected = _native_length(dataset)
+        lay_out_frames(dataset)
+        dataset.NumberOfFrames = present or count  # by which decoders count fragments
+    else:
+        dataset.NumberOfFrames = count
+        expected = native_length(dataset)
         excess = dataset.PixelData[expected:]
         if len(excess) > 1 and any(excess):  # zeros are padding, which some writers add a lot of
             raise UnreadableScan(
@@ -337,17 +361,22 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> int:
                 f"{path} has {len(dataset.PixelData)} bytes of pixel data; its header implies "
                 f"{expected}, so Rows, Columns or BitsAllocated are wrong. Export it again.",
             )
-    return count
+    return count, int(dataset.NumberOfFrames)
 
 
 # --- one frame --------------------------------------------------------------------------------
 
 
 def _read_frame(
-    path: Path, dataset: FileDataset, policy: IntensityPolicy, count: int, index: int
+    path: Path, dataset: FileDataset, policy: IntensityPolicy, counts: tuple[int, int], index: int
 ) -> Scan:
+    count, present = counts
+    if index >= present:
+        raise UnreadableScan(
+            "truncated", f"{path} has {present} of the {count} frames it states. Copy it again."
+        )
     with decoding(path):
-        coded = _codestream(path, dataset, count, index)
+        coded = _codestream(path, dataset, present, index)
         voi: GreyCurve | None = None
         notes: tuple[str, ...] = ()
         if _is_coloured(dataset):
@@ -357,10 +386,13 @@ def _read_frame(
             rescaled = apply_modality(path, dataset, index, stored)
             pixels, steps, voi, more = _grey(dataset, index, rescaled, policy)
             notes += more
-        seen, shutter_notes = open_to_view(dataset)
+        seen, shutter_notes = open_to_view(dataset, index)
         if seen is not None:
             hidden, steps = hidden | ~seen, (*steps, "display shutter")
         check_varied(path, pixels[~hidden])
+        if voi is not None and np.ptp(voi(pixels[~hidden])) < _ONE_GREY:
+            notes, voi = (*notes, f"{voi.source} not used for display: it shows one grey"), None
+        visible = percentile_curve(pixels[~hidden]) if hidden.any() else None
         pixels[hidden] = 0
         turn = orientation(dataset, index)
         size, source = spacing(dataset, index)
@@ -385,6 +417,7 @@ def _read_frame(
             synthetic=text(dataset, "SyntheticData").upper() == "YES",
             orientation=turn,
             voi=voi,
+            visible=visible,
             frame_count=count,
             notes=(*notes, *shutter_notes, *unreadable_tags(dataset, index)),
         )
@@ -403,6 +436,15 @@ def _codestream(
     else:
         coded = read_codestream_header(frame)
         conflict = coded.conflict(dataset) if coded is not None else ""
+        expected = coding_of(syntax)
+        if coded is None and expected:
+            raise UnreadableScan(
+                "undecodable",
+                f"{path}, frame {index}: it holds no header of a {expected} codestream, as "
+                f"{syntax.name} has. Export it again.",
+            )
+        if coded is not None and expected and coded.coding != expected:
+            conflict = f"the codestream is {coded.coding}, the transfer syntax {syntax.name}"
     if conflict:
         raise UnreadableScan("codestream", f"{path}, frame {index}: {conflict}. Export it again.")
     return coded
@@ -417,6 +459,8 @@ def _decoded(
         wanted["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
     if coded is not None and coded.components > 1 and coded.coding != "JPEG-LS":
         wanted["planar_configuration"] = 0  # its decoders know no other
+    if coded is not None and coded.coding == "JPEG" and coded.bits > int(dataset.BitsStored):
+        wanted["bits_stored"] = coded.bits  # its decoder would mask what lies above
     if coded is not None and coded.colours and coded.coding == "JPEG":
         plugins = [name for name in _decoders(syntax) if name == "gdcm"]
         wanted["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
@@ -473,7 +517,7 @@ def _luminance(
         )
     if colours == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)
-        top = 2 ** (8 * values.dtype.itemsize) - 1
+        top = _palette_top(dataset, values)
     if values.ndim != 3 or values.shape[-1] != 3:
         raise UnreadableScan(
             "undecodable",
@@ -488,6 +532,16 @@ def _luminance(
         pixels = luminance(to_unit(values, 0, top))
     steps = f"luminance of {stated}" + ("" if colours == stated else f", decoded as {colours}")
     return pixels, np.zeros(pixels.shape, dtype=bool), (steps,)
+
+
+def _palette_top(dataset: FileDataset, values: NDArray[Any]) -> int:
+    """Largest entry that a palette can hold: writers put entries of 8 bits into words of 16."""
+    widest = 2 ** (8 * values.dtype.itemsize) - 1
+    colours = ("Red", "Green", "Blue")
+    tables = [dataset.get(f"{colour}PaletteColorLookupTableData", None) for colour in colours]
+    entries = [np.frombuffer(table, "<u2") for table in tables if isinstance(table, bytes)]
+    narrow = len(entries) == 3 and all(table.max(initial=0) <= 255 for table in entries)
+    return 255 if narrow else widest
 
 
 def _decoded_colours(
@@ -571,4 +625,9 @@ def _padding(
     if signed:
         # Writers put -2000 as the unsigned 63536 where the VR is ambiguous.
         ends = [(end + 2 ** (allocated - 1)) % 2**allocated - 2 ** (allocated - 1) for end in ends]
-    return (values >= min(ends)) & (values <= max(ends)), ()
+    else:  # and -500, of the other VR, for 65036
+        ends = [end % 2**allocated for end in ends]
+    padding = (values >= min(ends)) & (values <= max(ends))
+    if padding.all():
+        return nowhere, ("PixelPaddingValue not used: it would hide every pixel",)
+    return padding, ()

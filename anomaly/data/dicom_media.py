@@ -10,7 +10,7 @@ from pydicom import dcmread
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from anomaly.data.frames import decoding
-from anomaly.dicom.tags import text
+from anomaly.dicom.tags import value_of
 from anomaly.errors import UnsupportedScan
 
 __all__ = ["ListedFile", "listed_files"]
@@ -18,7 +18,7 @@ __all__ = ["ListedFile", "listed_files"]
 MAX_RECORDS = 100_000
 
 # The standard has capitals, digits and underscores (PS3.10 8.5); discs have more.
-_NAME = re.compile(r"[\w.\- ]+")
+_NAME = re.compile(r"[^\x00-\x1f\x7f:/\\]+")
 
 
 class ListedFile(NamedTuple):
@@ -64,8 +64,9 @@ def listed_files(path: Path) -> list[ListedFile]:
             value = record.get("ReferencedFileID", None)
             if not value:
                 continue
-            parts = [value] if isinstance(value, str) else [str(part) for part in value]
+            joined = value if isinstance(value, str) else "/".join(map(str, value))
+            parts = re.split(r"[/\\]", joined)
             if all(part not in ("", ".", "..") and _NAME.fullmatch(part) for part in parts):
-                uid = text(record, "ReferencedSOPInstanceUIDInFile")
-                names.append(ListedFile("/".join(parts), uid))
+                uid = value_of(record, "ReferencedSOPInstanceUIDInFile")
+                names.append(ListedFile("/".join(parts), uid if isinstance(uid, str) else ""))
         return names

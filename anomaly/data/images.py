@@ -140,7 +140,8 @@ def _scan(
 def _open_pillow(path: Path, policy: IntensityPolicy) -> Frames:
     del policy  # the bits give the range
     with Image.open(path, formats=("PNG", "JPEG")) as image:
-        count = int(getattr(image, "n_frames", 1))
+        # A multi-picture JPEG holds smaller copies of its first picture.
+        count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         check_size(path, image.height, image.width, count)
     return Frames(count, partial(_read_pillow, path), path)
 
@@ -195,6 +196,15 @@ def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
 def _open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
     with tifffile.TiffFile(path) as tiff:
         pages = _tiff_images(tiff)
+        if tiff.is_shaped or tiff.is_imagej:  # they may keep a stack behind a single page
+            told = sum(series.size for series in tiff.series)
+            there = sum(page.aspage().size for page in tiff.pages)
+            if told > there:
+                raise UnsupportedScan(
+                    "frames",
+                    f"{path} holds {told} values, and its {len(pages)} page(s) {there}: a stack "
+                    "behind one page. Save every image as a page of its own.",
+                )
         if not pages:
             raise UnsupportedScan("empty", f"{path} holds nothing but thumbnails and masks.")
         first = tiff.pages[pages[0]].aspage()
@@ -278,24 +288,41 @@ def _tiff_decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[An
         )
     with Image.open(path, formats=("TIFF",)) as image:
         image.seek(index)
-        return np.asarray(image)
+        values = np.asarray(image)
+    whole = values.dtype.kind in "iu" and page.dtype is not None and page.dtype.kind in "iu"
+    if whole and page.dtype is not None and values.dtype.itemsize == page.dtype.itemsize:
+        return values.view(page.dtype)  # pillow takes 8 bits for unsigned and 32 for signed
+    return values
 
 
 def _tiff_range(path: Path, policy: IntensityPolicy) -> tuple[float, float]:
     if policy.window is not None:
         return window_range(*policy.window)
+    ends: list[float] = []
+    fault: ScanError | None = None
     with tifffile.TiffFile(path) as tiff:
-        pages = [_tiff_values(path, tiff.pages[k].aspage(), k) for k in _tiff_images(tiff)]
-    return float(min(page.min() for page in pages)), float(max(page.max() for page in pages))
+        for index in _tiff_images(tiff):
+            try:
+                values = _tiff_values(path, tiff.pages[index].aspage(), index)
+            except ScanError as error:  # costs its page alone
+                fault = error
+            else:
+                ends += [float(values.min()), float(values.max())]
+    if fault is not None and not ends:
+        raise fault
+    return min(ends), max(ends)
 
 
 # --- NIfTI ------------------------------------------------------------------------------------
 
 
 _NO_AFFINE = (
-    "orientation unknown: the file has neither qform nor sform, so left and right, and which way "
-    "is up, are as its axes happen to lie"
+    "orientation unknown: the file has neither a usable qform nor sform, so left and right, and "
+    "which way is up, are as its axes happen to lie"
 )
+
+_COARSE = 256
+"""Where values lie further from zero than this many times their range, float32 has too few."""
 
 
 class _Marks(NamedTuple):
@@ -317,11 +344,18 @@ def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     if stored.kind not in "buif":
         raise UnsupportedScan("colour", f"{path} holds {stored}; expected real numbers.")
     check_size(path, shape[1], shape[0], shape[2])
+    affine = _nifti_affine(image)
+    if not _leads_somewhere(image.affine):
+        given = np.eye(4) if affine is None else affine
+        image = Nifti1Image(image.dataobj, given, header)  # type: ignore[no-untyped-call]
     volume: Nifti1Image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]
-    values = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
+    values: NDArray[np.floating[Any]] = np.asarray(volume.dataobj, dtype=np.float32)
+    values = values.reshape(volume.shape[:3])
     _check_finite(path, values)
-
     low, high = float(values.min()), float(values.max())
+    if max(abs(low), abs(high)) > _COARSE * (high - low):
+        values = np.asarray(volume.dataobj, dtype=np.float64).reshape(volume.shape[:3])
+        low, high = float(values.min()), float(values.max())
     levels = _FLOAT_LEVELS
     if stored.kind != "f":
         slope = abs(float(getattr(image.dataobj, "slope", 1.0)))
@@ -331,15 +365,29 @@ def _open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     marks = _Marks(
         _nifti_spacing(volume.header),
         _configured(policy),
-        () if header["qform_code"] or header["sform_code"] else (_NO_AFFINE,),
+        () if affine is not None else (_NO_AFFINE,),
     )
     decode = partial(_nifti_slice, path, values, (low, high), levels, marks)
     return Frames(values.shape[2], decode, path)
 
 
+def _nifti_affine(image: Nifti1Image) -> NDArray[np.float64] | None:
+    """Affine of a volume by its sform, or else its qform; None where neither can be used."""
+    header: Any = image.header
+    for name in ("sform", "qform"):
+        affine = getattr(header, f"get_{name}")(coded=True)[0]
+        if affine is not None and _leads_somewhere(affine):
+            return np.asarray(affine, dtype=np.float64)
+    return None
+
+
+def _leads_somewhere(affine: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0)
+
+
 def _nifti_slice(
     path: Path,
-    values: NDArray[np.float32],
+    values: NDArray[np.floating[Any]],
     span: tuple[float, float],
     levels: int,
     marks: _Marks,
@@ -353,7 +401,10 @@ def _nifti_slice(
 
 
 def _nifti_spacing(header: Any) -> tuple[float, float] | None:
-    unit = _MILLIMETRES.get(header.get_xyzt_units()[0])
+    try:
+        unit = _MILLIMETRES.get(header.get_xyzt_units()[0])
+    except KeyError:  # a code that the format does not know
+        unit = None
     width, height = (float(zoom) for zoom in header.get_zooms()[:2])
     if unit is None or not (math.isfinite(width * height) and width > 0 and height > 0):
         return None

@@ -10,8 +10,9 @@ import struct
 from dataclasses import dataclass
 
 from pydicom import Dataset
+from pydicom import uid as uids
 
-__all__ = ["CodestreamHeader", "read_codestream_header", "run_length_conflict"]
+__all__ = ["CodestreamHeader", "coding_of", "read_codestream_header", "run_length_conflict"]
 
 # Start of frame of every JPEG process, and of JPEG-LS (ITU-T T.81 table B.1, T.87 annex C).
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
@@ -19,6 +20,11 @@ _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _END_OR_SCAN = frozenset({0xD9, 0xDA})
 _SOC = b"\xff\x4f\xff\x51"  # start of codestream, then SIZ (ITU-T T.800 A.4.1, A.5.1)
 _COD = 0xFF52
+_CODINGS = {
+    **dict.fromkeys(uids.JPEGTransferSyntaxes, "JPEG"),
+    **dict.fromkeys(uids.JPEGLSTransferSyntaxes, "JPEG-LS"),
+    **dict.fromkeys(uids.JPEG2000TransferSyntaxes, "JPEG 2000"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class CodestreamHeader:
     colours : {"", "RGB", "YBR_FULL"}
         Colour space that its samples decode to, whatever the DICOM header calls it; empty where
         the codestream does not say. JPEG 2000 whose components are mixed decodes to RGB; JPEG says
-        it by the Adobe marker, and JFIF is YBR (T.871).
+        it by the Adobe marker, JFIF is YBR (T.871), and so is what has fewer samples of some
+        component.
     signed : bool
         Its samples are signed; JPEG 2000 alone knows such.
     """
@@ -69,6 +76,11 @@ class CodestreamHeader:
         )
 
 
+def coding_of(transfer_syntax: str) -> str:
+    """Coding that a transfer syntax names, as `CodestreamHeader.coding`; empty for the others."""
+    return _CODINGS.get(uids.UID(transfer_syntax), "")
+
+
 def read_codestream_header(frame: bytes) -> CodestreamHeader | None:
     """Read the header of a compressed frame; None where there is none, as in run-length coding."""
     try:
@@ -79,8 +91,24 @@ def read_codestream_header(frame: bytes) -> CodestreamHeader | None:
     except (struct.error, IndexError):  # it ends early: the decoder will say so
         return None
     # A JP2 file in a frame is against the standard (PS3.5 A.4.4), and decoders take it.
-    start = frame.find(_SOC, 0, 1024) if frame[4:8] == b"jP  " else -1
-    return read_codestream_header(frame[start:]) if start > 0 else None
+    start = _contiguous_codestream(frame) if frame[4:8] == b"jP  " else 0
+    return read_codestream_header(frame[start:]) if start else None
+
+
+def _contiguous_codestream(frame: bytes) -> int:
+    """Where the codestream of a JP2 file begins (ITU-T T.800 I.4, I.5.4); 0 where there is none."""
+    place = 0
+    while place + 8 <= len(frame):
+        length, kind = int.from_bytes(frame[place : place + 4], "big"), frame[place + 4 : place + 8]
+        header = 8
+        if length == 1:  # a longer length follows
+            length, header = int.from_bytes(frame[place + 8 : place + 16], "big"), 16
+        if kind == b"jp2c":
+            return place + header
+        if length < header:  # to the end of the file, or nonsense
+            return 0
+        place += length
+    return 0
 
 
 def run_length_conflict(frame: bytes, header: Dataset) -> str:
@@ -89,6 +117,8 @@ def run_length_conflict(frame: bytes, header: Dataset) -> str:
     It says no size of its own: a segment holds one byte of every pixel (PS3.5 annex G), and a
     decoder cuts what is too much.
     """
+    if len(frame) < 64:
+        return f"the run-length coding has no header: it ends after {len(frame)} bytes"
     pixels = int(header.Rows) * int(header.Columns)
     expected = int(header.get("SamplesPerPixel", 1)) * int(header.BitsAllocated) // 8
     count, *offsets = struct.unpack_from("<16I", frame)
@@ -122,9 +152,10 @@ def _unpacked_length(segment: bytes, wanted: int) -> int:
 def _jpeg(frame: bytes) -> CodestreamHeader | None:
     place, colours = 2, ""
     while True:
-        while frame[place] == 0xFF and frame[place + 1] == 0xFF:  # fill bytes (T.81 B.1.1.2)
+        # Fill bytes (T.81 B.1.1.2), and strays between segments, which decoders pass over.
+        while frame[place] != 0xFF or frame[place + 1] in (0x00, 0xFF):
             place += 1
-        if frame[place] != 0xFF or frame[place + 1] in _END_OR_SCAN:
+        if frame[place + 1] in _END_OR_SCAN:
             return None
         marker = frame[place + 1]
         if marker in _WITHOUT_LENGTH:
@@ -140,6 +171,8 @@ def _jpeg(frame: bytes) -> CodestreamHeader | None:
             bits, rows, columns, components = struct.unpack_from(">BHHB", frame, place + 4)
             if body[6::3][:3] == b"RGB":  # names of the components
                 colours = "RGB"
+            elif not colours and len(set(body[7::3][:components])) > 1:  # sampling factors
+                colours = "YBR_FULL"
             # Lossless processes and JPEG-LS transform no colours.
             lossy = marker in (0xC0, 0xC1, 0xC2)
             coding = "JPEG-LS" if marker == 0xF7 else "JPEG"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 from pydicom import Dataset, FileDataset
 from pydicom import uid as uids
-from pydicom.encaps import get_frame, parse_basic_offsets
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
 from pydicom.pixels.utils import get_expected_length
 
 from anomaly.dicom.tags import text, value_of
 
 __all__ = [
     "encoded_frame",
-    "forget_offsets",
     "frames_present",
     "holds_many",
     "is_multiframe",
+    "lay_out_frames",
+    "native_length",
     "stated_frames",
 ]
 
@@ -70,78 +71,123 @@ def is_multiframe(header: Dataset) -> bool:
 def frames_present(dataset: FileDataset) -> int | None:
     """Whole frames in the pixel data; None where coded data do not tell.
 
-    Coded frames are counted by their offset table and by the fragments that begin a codestream,
-    whichever are more; in run-length coding a fragment is a frame (PS3.5 A.4.2).
+    Coded frames are counted by the fragments that begin one, whatever an offset table says; only
+    where none is known by its beginning, by the table. Zeros that fill native data up are no frame.
     """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        frame = get_expected_length(dataset) // (stated_frames(dataset) or 1)
-        return len(dataset.PixelData) // frame if frame else None
-    return max(_offsets(dataset), _beginnings(dataset)) or None
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        fragments = _fragments(dataset)
+        known = sum(fragment.begins for fragment in fragments)
+        return known or len(parse_basic_offsets(dataset.PixelData)) or None
+    wanted = native_length(dataset)
+    frame = wanted // (stated_frames(dataset) or 1)
+    if not frame:
+        return None
+    # The last frame may end in black, and the next one be nothing but filling.
+    content = max(wanted, len(dataset.PixelData.rstrip(b"\0")))
+    return min(len(dataset.PixelData) // frame, -(-content // frame))
 
 
-def forget_offsets(dataset: FileDataset) -> None:
-    """Drop offset tables that know fewer frames than there are codestreams, in memory only.
+def native_length(dataset: Dataset) -> int:
+    """Bytes of native pixel data that a header asks for."""
+    if text(dataset, "PhotometricInterpretation") == "YBR_PARTIAL_422":
+        # As YBR_FULL_422, two samples a pixel; pydicom takes it for three.
+        return 2 * int(dataset.Rows) * int(dataset.Columns) * (stated_frames(dataset) or 1)
+    return get_expected_length(dataset)
 
-    A decoder would believe them, and lay several frames end to end as one.
+
+def lay_out_frames(dataset: FileDataset) -> None:
+    """Lay coded frames out so that a decoder finds each of them, in memory only.
+
+    It believes offset tables, and would lay several frames end to end as one, or give one for
+    another, where they are wrong; without one it counts fragments.
     """
-    if not _extended(dataset):
-        _drop_extended(dataset)
-    if _offsets(dataset) >= _beginnings(dataset):
+    fragments = _fragments(dataset)
+    if not any(fragment.begins for fragment in fragments):
         return
-    data = dataset.PixelData
-    dataset.PixelData = _NO_OFFSETS + data[8 + int.from_bytes(data[4:8], "little") :]
-    _drop_extended(dataset)
-
-
-def _drop_extended(dataset: FileDataset) -> None:
-    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+    begins = [fragment.place for fragment in fragments if fragment.begins]
+    table = parse_basic_offsets(dataset.PixelData)
+    if _extended_is_right(dataset, fragments) and not table:
+        return
+    for keyword in _EXTENDED:
         if keyword in dataset:
             delattr(dataset, keyword)
+    if table == begins or (not table and len(begins) == len(fragments)):
+        return
+    frames: list[bytes] = []
+    for fragment in fragments:
+        content = dataset.PixelData[fragment.start : fragment.start + fragment.length]
+        if fragment.begins:
+            frames.append(content)
+        elif frames:
+            frames[-1] += content
+    dataset.PixelData = encapsulate(frames, has_bot=False)
 
 
 def encoded_frame(dataset: FileDataset, index: int, count: int) -> bytes:
     """Codestream of one frame of an encapsulated object of `count` frames."""
     extended = None
-    if _extended(dataset):
+    if _EXTENDED[0] in dataset:
         extended = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     return get_frame(dataset.PixelData, index, number_of_frames=count, extended_offsets=extended)
 
 
-_ITEM, _NO_OFFSETS = b"\xfe\xff\x00\xe0", b"\xfe\xff\x00\xe0\0\0\0\0"
+_ITEM = b"\xfe\xff\x00\xe0"
+_EXTENDED = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
-def _offsets(dataset: FileDataset) -> int:
-    """Frames that the offset tables know."""
-    return max(_extended(dataset), len(parse_basic_offsets(dataset.PixelData)))
+class _Fragment(NamedTuple):
+    """Item of encapsulated pixel data (PS3.5 A.4).
+
+    Attributes
+    ----------
+    place : int
+        Of the item, from that of the first fragment: what an offset table holds.
+    start, length : int
+        Of its content, in the pixel data.
+    begins : bool
+        A frame begins with it.
+    """
+
+    place: int
+    start: int
+    length: int
+    begins: bool
 
 
-def _extended(dataset: FileDataset) -> int:
-    """Frames that an extended offset table knows; 0 where it is not whole (PS3.3 C.7.6.3.1.8)."""
-    tables = [
-        value_of(dataset, keyword)
-        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-    ]
-    if not all(isinstance(table, bytes) for table in tables) or len(tables[0]) != len(tables[1]):
-        return 0
-    return len(tables[0]) // 8
-
-
-def _beginnings(dataset: FileDataset) -> int:
-    """Fragments that begin a frame."""
-    if dataset.file_meta.TransferSyntaxUID == uids.RLELossless:
-        return sum(1 for _ in _fragments(dataset.PixelData))
-    return sum(_begins(head) for head in _fragments(dataset.PixelData))
-
-
-def _fragments(data: bytes) -> Iterator[bytes]:
-    """First bytes of every fragment; the item before them is the offset table (PS3.5 A.4)."""
-    place = 8 + int.from_bytes(data[4:8], "little")
+def _fragments(dataset: FileDataset) -> list[_Fragment]:
+    """Fragments of encapsulated pixel data; the item before them is the offset table."""
+    data = dataset.PixelData
+    run_length = dataset.file_meta.TransferSyntaxUID == uids.RLELossless
+    first = place = 8 + int.from_bytes(data[4:8], "little")
+    fragments = []
     while data[place : place + 4] == _ITEM:
-        length = int.from_bytes(data[place + 4 : place + 8], "little")
-        yield data[place + 8 : place + 24]
-        place += 8 + length
+        start, length = place + 8, int.from_bytes(data[place + 4 : place + 8], "little")
+        begins = length > 0 and (run_length or _begins(data[start : start + 16]))
+        fragments.append(_Fragment(place - first, start, length, begins))
+        place = start + length
+    if len(fragments) == stated_frames(dataset) and any(item.begins for item in fragments):
+        # One each: a damaged or empty one is a frame that cannot be read.
+        fragments = [item._replace(begins=True) for item in fragments]
+    return fragments
 
 
 def _begins(head: bytes) -> bool:
     return head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")) or head[4:8] == b"jP  "
+
+
+def _extended_is_right(dataset: FileDataset, fragments: list[_Fragment]) -> bool:
+    """Whether an extended offset table names every frame, each of one fragment (C.7.6.3.1.8)."""
+    offsets, lengths = (value_of(dataset, keyword) for keyword in _EXTENDED)
+    if not (isinstance(offsets, bytes) and isinstance(lengths, bytes)):
+        return False
+    told = list(zip(_numbers(offsets), _numbers(lengths), strict=False))
+    # A length leaves out the zero that makes a fragment even.
+    there = [(f.place, f.length) for f in fragments if f.begins]
+    return len(told) == len(there) == len(fragments) and all(
+        place == offset and length in (size, size - 1)
+        for (offset, length), (place, size) in zip(told, there, strict=True)
+    )
+
+
+def _numbers(table: bytes) -> list[int]:
+    return [int.from_bytes(table[k : k + 8], "little") for k in range(0, len(table), 8)]

@@ -17,7 +17,7 @@ from pydicom import Dataset
 from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
 from anomaly.types import Orientation, SpacingSource
 
-__all__ = ["open_to_view", "orientation", "spacing", "unreadable_tags"]
+__all__ = ["open_to_view", "orientation", "shutter_tags", "spacing", "unreadable_tags"]
 
 # Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis that each lies on.
 _AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
@@ -132,29 +132,69 @@ def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def open_to_view(dataset: Dataset) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Pixels ``(Rows, Columns)`` that no display shutter covers, and remarks.
+def open_to_view(dataset: Dataset, index: int) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Pixels ``(Rows, Columns)`` of a frame that no display shutter covers, and remarks.
 
-    None where there is no shutter. One of unknown shape, or without the edges that belong to it
-    (PS3.3 C.7.6.11), covers nothing, and a remark says so.
+    None where there is no shutter. One of unknown shape, without the edges that belong to it
+    (PS3.3 C.7.6.11) or with edges that leave nothing open covers nothing, and a remark says so.
     """
-    shapes = value_of(dataset, "ShutterShape")
+    shutter = functional_group(dataset, index, "FrameDisplayShutterSequence") or dataset
+    shapes = value_of(shutter, "ShutterShape")
     if not shapes:
         return None, ()
+    size = int(dataset.Rows), int(dataset.Columns)
     seen: NDArray[np.bool_] | None = None
     remarks = []
     for shape in [shapes] if isinstance(shapes, str) else shapes:
-        hole = _hole(dataset, str(shape))
+        hole = _hole(shutter, str(shape), size)
         if hole is None:
-            remarks.append(f"display shutter {shape!r} not used: its edges are missing")
+            remarks.append(f"display shutter {shape!r} not used: {_why_not(str(shape))}")
+        elif not hole.any():
+            remarks.append(f"display shutter {shape!r} not used: it leaves nothing open")
         else:
             seen = hole if seen is None else seen & hole
+    if seen is not None and not seen.any():
+        return None, (*remarks, "display shutters not used: together they leave nothing open")
     return seen, tuple(remarks)
 
 
-def _hole(dataset: Dataset, shape: str) -> NDArray[np.bool_] | None:
+def shutter_tags(header: Dataset) -> Dataset:
+    """Elements of the display shutters of a single image that are used, covered black."""
+    made = Dataset()
+    shapes = value_of(header, "ShutterShape") or []
+    size = int(header.Rows), int(header.Columns)
+    used = []
+    for shape in map(str, [shapes] if isinstance(shapes, str) else shapes):
+        hole = _hole(header, shape, size)
+        if hole is not None and hole.any():
+            used.append(shape)
+            for keyword in _SHUTTERS[shape]:
+                made.add(header[keyword])
+    if used:
+        made.ShutterShape = used
+        made.ShutterPresentationValue = 0
+    return made
+
+
+_SHUTTERS = {
+    "RECTANGULAR": (
+        *("ShutterLeftVerticalEdge", "ShutterRightVerticalEdge"),
+        *("ShutterUpperHorizontalEdge", "ShutterLowerHorizontalEdge"),
+    ),
+    "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
+    "POLYGONAL": ("VerticesOfThePolygonalShutter",),
+}
+"""Elements of a shutter, by its shape (PS3.3 C.7.6.11)."""
+
+
+def _why_not(shape: str) -> str:
+    missing = shape in _SHUTTERS
+    return "its edges are missing" if missing else f"expected {', '.join(_SHUTTERS)}"
+
+
+def _hole(dataset: Dataset, shape: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """Return what one shutter leaves open; its positions count from 1 (PS3.3 C.7.6.11)."""
-    rows, columns = np.ogrid[1 : int(dataset.Rows) + 1, 1 : int(dataset.Columns) + 1]
+    rows, columns = np.ogrid[1 : size[0] + 1, 1 : size[1] + 1]
     if shape == "RECTANGULAR":
         edges = [
             numbers(dataset, f"Shutter{edge}Edge", 1)
@@ -179,7 +219,7 @@ def _hole(dataset: Dataset, shape: str) -> NDArray[np.bool_] | None:
     corners = numbers(dataset, "VerticesOfThePolygonalShutter")
     if shape != "POLYGONAL" or corners is None or len(corners) < 6 or len(corners) % 2:
         return None
-    drawing = Image.new("1", (int(dataset.Columns), int(dataset.Rows)))
+    drawing = Image.new("1", size[::-1])
     points = [(corners[k + 1] - 1, corners[k] - 1) for k in range(0, len(corners), 2)]
     ImageDraw.Draw(drawing).polygon(points, fill=1, outline=1)
     return np.asarray(drawing, dtype=bool)

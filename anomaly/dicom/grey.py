@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 from pydicom import uid as uids
+from pydicom.valuerep import DSfloat
 
 from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
 from anomaly.errors import UnsupportedScan
@@ -111,15 +112,15 @@ def apply_modality(
         step = "modality LUT for linear intensity, not for display"
         return stored._replace(steps=(*stored.steps, step))
     rescale = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
-    slope, intercept = rescale.get("RescaleSlope", None), rescale.get("RescaleIntercept", None)
-    if slope is None or intercept is None:
+    if not (is_there(rescale, "RescaleSlope") and is_there(rescale, "RescaleIntercept")):
         return stored
-    slope, intercept = float(slope), float(intercept)
+    said = [numbers(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    slope, intercept = (math.nan if pair is None else pair[0] for pair in said)
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise UnsupportedScan(
             "rescale",
             f"{path} has RescaleSlope {slope} and RescaleIntercept {intercept}; expected finite "
-            "numbers and a slope other than 0.",
+            "numbers (one each, with a decimal point) and a slope other than 0.",
         )
     low, high = sorted((stored.low * slope + intercept, stored.high * slope + intercept))
     step = f"rescaled by {slope:g} and {intercept:g}"
@@ -141,18 +142,21 @@ class FileVOI:
         Item of the VOI LUT; None for a window.
     window : tuple
         Function, centre and width.
+    bits : int
+        Of the entries of the table.
     """
 
     name: str
     dataset: FileDataset
     table: Dataset | None = None
     window: tuple[str, float, float] = ("LINEAR", 0.0, 1.0)
+    bits: int = 0
 
     def apply(self, graded: GradedValues, *, inverted: bool) -> NDArray[np.float32]:
         """Grey in [0, 1] of rescaled values."""
         if self.table is not None:
             seen = _look_up(self.dataset, graded, self.table, self.name)
-            return to_unit(seen.values, seen.low, seen.high, inverted=inverted)
+            return to_unit(seen.values, 0, 2**self.bits - 1, inverted=inverted)
         function, centre, width = self.window
         if function == "SIGMOID":
             # tanh form of 1 / (1 + exp(-4 (x - c) / w)), which cannot overflow
@@ -172,12 +176,14 @@ def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[st
     """
     remarks: tuple[str, ...] = ()
     tables = value_of(dataset, "VOILUTSequence")
-    if isinstance(tables, Sequence) and len(tables):
-        fault = _lut_fault(dataset, tables[0])
+    for table in tables if isinstance(tables, Sequence) else ():
+        fault = _lut_fault(dataset, table)
         name = "VOI LUT of the file"
         if not fault:
-            return FileVOI(name, dataset, table=tables[0]), ()
-        remarks = (f"{name} not used: {fault}",)
+            bits, remark = _bits_in_use(dataset, table)
+            said = (f"{name}: {remark}",) if remark else ()
+            return FileVOI(name, dataset, table=table, bits=bits), (*remarks, *said)
+        remarks = (*remarks, f"{name} not used: {fault}")
     window = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     ends = ("WindowCenter", "WindowWidth")
     if not all(is_there(window, keyword) for keyword in ends):
@@ -185,19 +191,37 @@ def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[st
     centres, widths = (numbers(window, keyword) for keyword in ends)
     if not centres or not widths:
         return None, (*remarks, "window of the file not used: its values are no numbers")
-    centre, width = centres[0], widths[0]
     function = text(window, "VOILUTFunction").upper() or "LINEAR"
-    name = f"window {centre:g} / {width:g} of the file, {function}"
-    fault = ""
+    for centre, width in zip(centres, widths, strict=False):
+        name = f"window {centre:g} / {width:g} of the file, {function}"
+        fault = _window_fault(function, centre, width)
+        if not fault:
+            return FileVOI(name, dataset, window=(function, centre, width)), remarks
+        remarks = (*remarks, f"{name} not used: {fault}")
+    return None, remarks
+
+
+def _window_fault(function: str, centre: float, width: float) -> str:
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        fault = f"VOILUTFunction {function!r}"
-    elif not math.isfinite(centre) or not (
-        width >= 1 if function == "LINEAR" else 0 < width < math.inf
-    ):
-        fault = f"centre {centre:g} and width {width:g}"
-    if fault:
-        return None, (*remarks, f"{name} not used: {fault}")
-    return FileVOI(name, dataset, window=(function, centre, width)), remarks
+        return f"VOILUTFunction {function!r}"
+    least = 1 if function == "LINEAR" else math.ulp(0.0)
+    if math.isfinite(centre) and least <= width < math.inf:
+        return ""
+    return f"centre {centre:g} and width {width:g}"
+
+
+def _bits_in_use(dataset: FileDataset, table: Dataset) -> tuple[int, str]:
+    """Bits of the entries of a VOI LUT, and a remark where they are fewer than it declares.
+
+    Its output is displayed from black to white; entries of 10 bits that are declared as 16 would
+    all be black.
+    """
+    count, _, declared = _lut_descriptor(table)
+    largest = int(_lut_entries(dataset, table, count).max())
+    used = max(largest.bit_length(), 1)
+    if used > declared - 2:  # a table may well leave out the brightest greys
+        return declared, ""
+    return used, f"entries up to {largest} where {declared} bits are declared, displayed as {used}"
 
 
 def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> GreyCurve:
@@ -212,11 +236,18 @@ def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> Grey
     return GreyCurve(grey[order], displayed[order], voi.name)
 
 
-def presentation_grey(header: FileDataset) -> Dataset:
+def presentation_grey(header: FileDataset, spread: tuple[float, float] | None = None) -> Dataset:
     """Elements by which a presentation state shows an image as its own header does (PS3.3 A.33.1).
 
-    Modality LUT or rescale and window or VOI LUT, the first where there are several; a state
-    replaces all of them, also where it says nothing.
+    Modality LUT or rescale and window or VOI LUT, the first usable one where there are several; a
+    state replaces all of them, also where it says nothing.
+
+    Parameters
+    ----------
+    header : FileDataset
+    spread : (float, float), optional
+        Grey, in the whole range of the image, that is displayed black and white here, because the
+        header has no window or table, or none that is used: it becomes a window.
     """
     state = Dataset()
     bits = int(header.BitsStored)
@@ -227,16 +258,23 @@ def presentation_grey(header: FileDataset) -> Dataset:
     if table is not None:
         state.ModalityLUTSequence = [_portable_lut(header, table, stored)]
         state.ModalityLUTSequence[0].ModalityLUTType = text(table, "ModalityLUTType") or "US"
-    elif not is_there(header, "ModalityLUTSequence") and is_there(header, "RescaleSlope"):
+    elif not is_there(header, "ModalityLUTSequence") and all(
+        is_there(header, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")
+    ):
         state.RescaleIntercept, state.RescaleSlope = header.RescaleIntercept, header.RescaleSlope
         state.RescaleType = text(header, "RescaleType") or "US"
+    rescaled = apply_modality(Path(), header, 0, stored)
     voi, _ = file_voi(header, 0)
-    if voi is None:
-        return state
     item = Dataset()
-    if voi.table is not None:
-        rescaled = apply_modality(Path(), header, 0, stored)
-        item.VOILUTSequence = [_portable_lut(header, voi.table, rescaled)]
+    if spread is not None:
+        black, white = _values_at(spread, rescaled, inverted=is_inverted(header))
+        item.WindowCenter = DSfloat((black + white) / 2, auto_format=True)
+        item.WindowWidth = DSfloat(abs(white - black), auto_format=True)
+        item.VOILUTFunction = "LINEAR_EXACT"
+    elif voi is None:
+        return state
+    elif voi.table is not None:
+        item.VOILUTSequence = [_portable_lut(header, voi.table, rescaled, voi.bits)]
     else:
         function, centre, width = voi.window
         item.WindowCenter, item.WindowWidth = centre, width
@@ -245,9 +283,21 @@ def presentation_grey(header: FileDataset) -> Dataset:
     return state
 
 
-def _portable_lut(header: FileDataset, item: Dataset, values: GradedValues) -> Dataset:
+def _values_at(
+    grey: tuple[float, float], rescaled: GradedValues, *, inverted: bool
+) -> tuple[float, float]:
+    """Rescaled values of two greys in the whole range of an image."""
+    ends = [1 - one if inverted else one for one in grey]
+    span = rescaled.high - rescaled.low
+    return rescaled.low + ends[0] * span, rescaled.low + ends[1] * span
+
+
+def _portable_lut(
+    header: FileDataset, item: Dataset, values: GradedValues, bits: int | None = None
+) -> Dataset:
     """Copy of a table with entries of 16 bits, little endian, that says how many of them count."""
-    count, first, bits = _lut_descriptor(item, values)
+    count, first, declared = _lut_descriptor(item, values)
+    bits = declared if bits is None else bits
     copy = Dataset()
     vr = "SS" if first < 0 else "US"
     copy.add_new("LUTDescriptor", vr, [count % 2**16, first, bits])

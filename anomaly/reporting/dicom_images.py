@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from anomaly.dicom.geometry import shutter_tags
 from anomaly.dicom.grey import is_inverted, presentation_grey
 from anomaly.errors import UnsupportedScan
 from anomaly.reporting.dicom_report import EVIDENCE, private_code
@@ -259,7 +260,8 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         **source.common("contours"),
     )
     # The constructor takes every pixel for a square, and a viewer believes the state.
-    made.update(presentation_grey(source.header))
+    made.update(presentation_grey(source.header, case.spread))
+    made.update(shutter_tags(source.header))
     for area in made.DisplayedAreaSelectionSequence:
         area.PresentationPixelAspectRatio = source.aspect_ratio
     return made

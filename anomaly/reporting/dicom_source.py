@@ -119,6 +119,9 @@ class DicomCase:
         SHA-256 of the bundle, hex.
     frame_count : int
         Frames that the reader has found in the file.
+    spread : (float, float) or None
+        Grey of the scan that is displayed black and white, where no window or table of the file is
+        used (`anomaly.dicom.grey.presentation_grey`).
     seen : bool
         The scan took part in training or calibration of the bundle; every object with words on it
         says so (`SEEN`).
@@ -138,6 +141,7 @@ class DicomCase:
     calibration_scans: int
     bundle: str
     frame_count: int = 1
+    spread: tuple[float, float] | None = None
     seen: bool = False
 
     def __post_init__(self) -> None:

@@ -222,6 +222,78 @@ def test_a_side_tag_of_another_kind_condemns_no_pixels(file: Path, keyword: str)
     assert_allclose(read_one(write_dicom(file, dataset)).pixels, np.array(RAMP) / 4095, atol=1e-7)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("hides", ["shutter", "padding"])
+def test_what_is_hidden_has_no_part_in_what_is_displayed(
+    file: Path, photometric: str, hides: str
+) -> None:
+    """10 bits in 16, half of the image hidden: what is left fills the screen."""
+    values = 30000 + np.arange(1024).reshape(32, 32)
+    tags: dict[str, Any] = {"PixelPaddingValue": 0}
+    if hides == "shutter":
+        edges = {
+            "LeftVertical": 1,
+            "RightVertical": 16,
+            "UpperHorizontal": 1,
+            "LowerHorizontal": 32,
+        }
+        tags = {f"Shutter{name}Edge": value for name, value in edges.items()}
+        tags["ShutterShape"] = "RECTANGULAR"
+    else:
+        values[:, 16:] = 0
+    scan = read_one(write_sample(file, values, bits=16, photometric=photometric, **tags))
+    seen = scan.display(scan.pixels)[:, :16]
+    assert np.ptp(seen) == 1
+    assert 0.45 < seen.mean() < 0.55
+
+
+def test_a_window_beyond_the_values_is_not_used_for_display(file: Path) -> None:
+    scan = read_one(write_sample(file, RAMP, WindowCenter=50000, WindowWidth=400))
+    assert scan.display.source.startswith("percentiles")
+    assert "window 50000 / 400 of the file, LINEAR not used for display" in scan.notes[0]
+
+
+def test_the_first_usable_window_counts(file: Path) -> None:
+    path = write_sample(file, RAMP, WindowCenter=[0, 2048], WindowWidth=[0, 4096])
+    scan = read_one(path, FILE)
+    assert_allclose(scan.pixels, np.array(RAMP) / 4095, atol=1e-7)
+    assert "window 0 / 0" in scan.notes[0]
+    tables = [lut_item(0, 8, []), lut_item(0, 8, np.arange(4096) // 16)]
+    scan = read_one(write_sample(file, RAMP, VOILUTSequence=tables), FILE)
+    assert_allclose(scan.pixels, np.array([[0, 64], [128, 255]]) / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize(("bits", "top"), [(16, 1023), (16, 4095), (12, 255)])
+def test_a_table_of_fewer_bits_than_it_declares_is_not_black(
+    file: Path, bits: int, top: int
+) -> None:
+    item = lut_item(0, bits, np.linspace(0, top, 4096).round())
+    scan = read_one(write_sample(file, RAMP, VOILUTSequence=[item]))
+    assert_allclose(scan.display(scan.pixels), np.array(RAMP) / 4095, atol=1 / top)
+    assert f"entries up to {top} where {bits} bits are declared" in scan.notes[0]
+
+
+def test_padding_written_as_a_negative_number_is_found(file: Path) -> None:
+    dataset = make_dataset([[0, 100, 200, 65036]], bits=16)
+    dataset.add_new("PixelPaddingValue", "SS", -500)
+    scan = read_one(write_dicom(file, dataset))
+    assert scan.pixels[0, 3] == 0
+    assert scan.display(scan.pixels)[0, 2] == 1
+
+
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+def test_half_a_rescale_is_none(file: Path, tag: str) -> None:
+    scan = read_one(write_sample(file, RAMP, **{tag: 2}))
+    assert_allclose(scan.pixels, np.array(RAMP) / 4095, atol=1e-7)
+
+
+@pytest.mark.parametrize("keyword", ["PixelRepresentation", "SamplesPerPixel"])
+def test_what_a_header_may_leave_open_is_taken_as_usual(file: Path, keyword: str) -> None:
+    dataset = make_dataset(RAMP)
+    del dataset[keyword]
+    assert_allclose(read_one(write_dicom(file, dataset)).pixels, np.array(RAMP) / 4095, atol=1e-7)
+
+
 def test_zero_slope_is_refused(file: Path) -> None:
     path = write_sample(file, RAMP, RescaleSlope=0, RescaleIntercept=0)
     assert refusal(path).reason == "rescale"

@@ -30,6 +30,7 @@ from pydicom.uid import (
 from anomaly.data.dicom import open_dicom, read_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ScanError
+from anomaly.grey import to_unit
 from anomaly.types import Scan
 
 GREY = IntensityPolicy()
@@ -391,3 +392,177 @@ def test_a_frame_read_again_is_the_same(tmp_path: Path) -> None:
     frames = open_dicom(write_dicom(tmp_path / "a", dataset), COLOUR)
     for index in (0, 1, 0):
         assert_allclose(frames.read(index).pixels, LUMINANCE, atol=1.5 / 219)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "coded_as"),
+    [(JPEGBaseline8Bit, JPEG2000Lossless), (JPEG2000Lossless, JPEGLSLossless)],
+    ids=lambda uid: uid.name,
+)
+def test_another_coding_than_the_transfer_syntax_names_is_refused(
+    syntax: UID, coded_as: UID, tmp_path: Path
+) -> None:
+    dataset = coded(coded_as)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax == JPEGBaseline8Bit:
+        dataset.BitsStored, dataset.HighBit = 8, 7
+    error = fault(write_dicom(tmp_path / "a", dataset))
+    assert error.reason == "codestream"
+    name = {JPEG2000Lossless: "JPEG 2000", JPEGLSLossless: "JPEG-LS"}[coded_as]
+    assert f"the codestream is {name}" in error.message
+    assert syntax.name in error.message
+
+
+def test_a_frame_without_a_header_of_its_coding_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(PICTURE)
+    with_frames(dataset, [b"no codestream " * 20], JPEG2000Lossless)
+    error = fault(write_dicom(tmp_path / "a", dataset))
+    assert error.reason == "undecodable"
+    assert "no header of a JPEG 2000 codestream" in error.message
+
+
+@pytest.mark.parametrize("boxes", [0, 3000])
+def test_a_jp2_file_in_a_frame_is_compared_with_the_header(boxes: int, tmp_path: Path) -> None:
+    """However long what stands before its codestream, such as a profile of colours."""
+    dataset = coded(JPEG2000Lossless)
+    (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    signature = b"\0\0\0\x0cjP  \r\n\x87\n"
+    free = (8 + boxes).to_bytes(4, "big") + b"free" + bytes(boxes)
+    frame = signature + free + b"\0\0\0\0jp2c" + stream
+    with_frames(dataset, [frame], JPEG2000Lossless)
+    dataset.Rows, dataset.Columns = 80, 48
+    error = fault(write_dicom(tmp_path / "a", dataset))
+    assert error.reason == "codestream"
+    assert "48 x 80 pixels" in error.message
+
+
+def test_what_is_coded_beyond_the_bits_stored_is_seen_and_not_masked(tmp_path: Path) -> None:
+    """A baseline JPEG of 8 bits under a header of 7; its decoder would cut the eighth."""
+    values = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    dataset = make_dataset(values, bits=7, allocated=8)
+    with_frames(dataset, [jpeg(values)], JPEGBaseline8Bit)
+    error = fault(write_dicom(tmp_path / "a", dataset))
+    assert error.reason == "out of range"
+    assert "BitsStored 7" in error.message
+
+
+def test_fewer_samples_of_colour_are_no_rgb(tmp_path: Path) -> None:
+    """A JPEG of 4:2:0 without any marker, labelled RGB."""
+    frame = jpeg(RGB, subsampling=2)
+    assert frame[2:4] == b"\xff\xe0"  # JFIF, left out
+    frame = frame[:2] + frame[4 + int.from_bytes(frame[4:6], "big") :]
+    dataset = colour(RGB, "RGB")
+    with_frames(dataset, [frame], JPEGBaseline8Bit)
+    scan = only(write_dicom(tmp_path / "a", dataset), COLOUR)
+    assert_allclose(scan.pixels, LUMINANCE, atol=4 / 255)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palettes_of_8_bits_in_words_are_as_bright_as_in_bytes(bits: int, tmp_path: Path) -> None:
+    index = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1))
+    dataset = make_dataset(index, bits=8, allocated=8, photometric="PALETTE COLOR")
+    dataset.SOPClassUID = UltrasoundImageStorage
+    for name in ("Red", "Green", "Blue"):
+        dataset.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
+        entries = np.arange(256, dtype="<u2").tobytes()
+        dataset.add_new(f"{name}PaletteColorLookupTableData", "OW", entries)
+    scan = only(write_dicom(tmp_path / "a", dataset), COLOUR)
+    assert_allclose(scan.pixels, index / 255, atol=1e-6)
+
+
+# --- offset tables ----------------------------------------------------------------------------
+
+
+def stacked(*contents: bytes, table: Any = (), syntax: UID = JPEG2000Lossless) -> FileDataset:
+    """Put fragments behind an offset table as it is given."""
+    dataset = angiogram()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    items = [np.asarray(table, dtype="<u4").tobytes(), *(c + bytes(len(c) % 2) for c in contents)]
+    data = b"".join(b"\xfe\xff\0\xe0" + len(c).to_bytes(4, "little") + c for c in items)
+    dataset.PixelData = data + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+def codestreams(syntax: UID = JPEG2000Lossless) -> list[bytes]:
+    singles = [coded(syntax, frame) for frame in STACK]
+    return [next(generate_frames(s.PixelData, number_of_frames=1)) for s in singles]
+
+
+def same_frames(found: list[Scan | ScanError]) -> bool:
+    return [isinstance(scan, Scan) for scan in found] == [True] * 3 and all(
+        np.array_equal(scan.pixels, to_unit(values, 0, 4095))
+        for scan, values in zip(found, STACK, strict=True)
+        if isinstance(scan, Scan)
+    )
+
+
+@pytest.mark.parametrize("wrong", ["zeros", "turned", "shifted", "one more"])
+def test_an_offset_table_that_contradicts_the_fragments_is_not_believed(
+    wrong: str, tmp_path: Path
+) -> None:
+    frames = codestreams()
+    places = [0, *np.cumsum([8 + len(f) + len(f) % 2 for f in frames])[:2]]
+    table = {
+        "zeros": [0, 0, 0],
+        "turned": places[::-1],
+        "shifted": [place + 8 for place in places],
+        "one more": [*places, places[1] + 2],
+    }[wrong]
+    dataset = stacked(*frames, table=table)
+    assert same_frames(read(write_dicom(tmp_path / "a", dataset)))
+
+
+@pytest.mark.parametrize("lengths", ["right", "wrong"])
+def test_an_extended_table_of_zeros_is_not_believed(lengths: str, tmp_path: Path) -> None:
+    frames = codestreams()
+    dataset = stacked(*frames)
+    dataset.ExtendedOffsetTable = bytes(24)
+    known = [len(f) for f in frames] if lengths == "right" else [10, 10, 10]
+    dataset.ExtendedOffsetTableLengths = np.array(known, dtype="<u8").tobytes()
+    assert same_frames(read(write_dicom(tmp_path / "a", dataset)))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_an_empty_fragment_at_an_end_is_no_frame(where: str, syntax: UID, tmp_path: Path) -> None:
+    frames = codestreams(syntax)
+    contents = [b"", *frames] if where == "first" else [*frames, b""]
+    assert same_frames(read(write_dicom(tmp_path / "a", stacked(*contents, syntax=syntax))))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("content", [b"", b"damaged " * 10])
+def test_a_frame_that_cannot_be_read_costs_itself_and_keeps_its_place(
+    content: bytes, syntax: UID, tmp_path: Path
+) -> None:
+    first, _, last = codestreams(syntax)
+    found = read(write_dicom(tmp_path / "a", stacked(first, content, last, syntax=syntax)))
+    assert [isinstance(scan, Scan) for scan in found] == [True, False, True]
+    assert isinstance(found[2], Scan)
+    assert_array_equal(found[2].pixels, to_unit(STACK[2], 0, 4095))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless], ids=lambda uid: uid.name)
+def test_frames_that_are_stated_and_not_there_are_rows(syntax: UID, tmp_path: Path) -> None:
+    dataset = stacked(*codestreams(syntax), syntax=syntax)
+    dataset.NumberOfFrames = 5
+    found = read(write_dicom(tmp_path / "a", dataset))
+    assert same_frames(found[:3])
+    assert [getattr(error, "reason", "") for error in found[3:]] == ["truncated"] * 2
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_zeros_as_long_as_a_frame_are_filling(frames: int, tmp_path: Path) -> None:
+    dataset = make_dataset(STACK[0], kind="CR") if frames == 1 else angiogram()
+    dataset.PixelData += bytes(40 * 40 * 2)
+    assert len(read(write_dicom(tmp_path / "a", dataset))) == frames
+
+
+def test_a_last_frame_that_ends_in_black_is_a_frame(tmp_path: Path) -> None:
+    stack = STACK.copy()
+    stack[2, 20:] = 0
+    dataset = state(angiogram(stack), "absent")
+    found = read(write_dicom(tmp_path / "a", dataset))
+    assert len(found) == 3

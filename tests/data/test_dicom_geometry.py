@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_sample
+from dicom_samples import make_dataset, write_dicom, write_sample
 from numpy.testing import assert_allclose, assert_array_equal
 from pydicom import Dataset
 
+from anomaly.data.dicom import read_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.readers import read_scan
 from anomaly.dicom.geometry import orientation, spacing
@@ -188,6 +189,48 @@ def test_a_shutter_without_edges_covers_nothing_and_is_noted(tmp_path: Path, sha
 
 
 # --- overlays ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {
+            "ShutterShape": "CIRCULAR",
+            "CenterOfCircularShutter": [2, 2],
+            "RadiusOfCircularShutter": 0,
+        }
+        | {"CenterOfCircularShutter": [90, 90]},
+        {"ShutterShape": "RECTANGULAR"}
+        | {f"Shutter{edge}Edge": 0 for edge in ("LeftVertical", "RightVertical")}
+        | {f"Shutter{edge}Edge": 0 for edge in ("UpperHorizontal", "LowerHorizontal")},
+    ],
+    ids=["circle", "rectangle"],
+)
+def test_a_shutter_that_leaves_nothing_open_covers_nothing_and_is_noted(
+    tmp_path: Path, tags: dict[str, Any]
+) -> None:
+    scan = read(tmp_path / "a", np.arange(12).reshape(3, 4), **tags)
+    assert scan.pixels.max() > 0
+    assert "leaves nothing open" in scan.notes[0]
+
+
+def test_every_frame_has_its_own_shutter(tmp_path: Path) -> None:
+    values = 100 + np.arange(32).reshape(2, 4, 4)
+    dataset = make_dataset(values, kind="ECT")
+    groups = []
+    for right in (2, 3):
+        shutter, group = Dataset(), Dataset()
+        shutter.ShutterShape = "RECTANGULAR"
+        shutter.ShutterLeftVerticalEdge, shutter.ShutterRightVerticalEdge = 1, right
+        shutter.ShutterUpperHorizontalEdge, shutter.ShutterLowerHorizontalEdge = 1, 4
+        group.FrameDisplayShutterSequence = [shutter]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    scans = read_dicom(write_dicom(tmp_path / "a", dataset), IntensityPolicy())
+    for scan, right in zip(scans, (2, 3), strict=True):
+        assert isinstance(scan, Scan)
+        assert scan.pixels[:, :right].all()
+        assert not scan.pixels[:, right:].any()
 
 
 def overlay(dataset: Dataset, position: int, data: bytes | None = None) -> Dataset:

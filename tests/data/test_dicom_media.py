@@ -111,3 +111,36 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\0" * 200)
     with pytest.raises(UnreadableScan):
         listed_files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", [["IMG", "A^B"], ["IMG", "SCAN(1)"], ["IMG", "A,B~1"], "DIR/IM9"])
+def test_names_that_the_standard_does_not_know_are_missed_too(
+    disc: Path, name: str | list[str]
+) -> None:
+    listing = pydicom.dcmread(disc / "DICOMDIR")
+    record = next(r for r in listing.DirectoryRecordSequence if "ReferencedFileID" in r)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        record.ReferencedFileID, record.ReferencedSOPInstanceUIDInFile = name, "1.2.3.4"
+        listing.save_as(disc / "DICOMDIR")
+    whole = name if isinstance(name, str) else "/".join(name)
+    missing = [row.path for row in build(disc).rows if row.reason == "missing"]
+    assert missing == [whole]
+
+
+def test_another_instance_in_the_place_of_a_listed_one_is_not_it(disc: Path) -> None:
+    path = disc / listed_files(disc / "DICOMDIR")[0].name
+    other = pydicom.dcmread(path)
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    other.save_as(path)
+    reasons = {row.reason for row in build(disc).rows}
+    assert reasons == {"", "media directory", "missing"}
+
+
+def test_a_list_of_uids_is_none(disc: Path) -> None:
+    listing = pydicom.dcmread(disc / "DICOMDIR")
+    record = next(r for r in listing.DirectoryRecordSequence if "ReferencedFileID" in r)
+    record.ReferencedSOPInstanceUIDInFile = ["1.2", "3.4"]
+    listing.save_as(disc / "DICOMDIR")
+    assert "" in {listed.instance for listed in listed_files(disc / "DICOMDIR")}
+    assert "missing" not in {row.reason for row in build(disc).rows}

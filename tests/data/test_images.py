@@ -399,3 +399,106 @@ def test_a_nifti_of_one_volume_in_time_keeps_its_scale(tmp_path: Path) -> None:
         assert isinstance(scan, Scan)
         assert isinstance(other, Scan)
         assert_array_equal(scan.pixels, other.pixels)
+
+
+# --- siblings ---------------------------------------------------------------------------------
+
+
+def patched(path: Path, **changes: Any) -> Path:
+    """Volume of 4 x 5 x 3 voxels of 2, 2 and 3 mm, with fields of its header overwritten."""
+    values = np.arange(60, dtype=np.int16).reshape(4, 5, 3)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2, 2, 3, 1])), path)
+    content = bytearray(path.read_bytes())
+    places = {"qform_code": (252, "<h"), "sform_code": (254, "<h"), "srow": (280, "<12f")}
+    places |= {"pixdim": (80, "<3f"), "xyzt_units": (123, "<B")}
+    for name, value in changes.items():
+        place, form = places[name]
+        struct.pack_into(form, content, place, *np.atleast_1d(value).tolist())
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("broken", [0.0, np.nan])
+def test_behind_a_broken_sform_the_qform_counts(tmp_path: Path, broken: float) -> None:
+    both = {"qform_code": 1, "sform_code": 1}
+    expected = read_image(patched(tmp_path / "a.nii", **both), FULL)
+    found = read_image(patched(tmp_path / "b.nii", **both, srow=[broken] * 12), FULL)
+    for scan, other in zip(found, expected, strict=True):
+        assert isinstance(scan, Scan)
+        assert isinstance(other, Scan)
+        assert_array_equal(scan.pixels, other.pixels)
+        assert scan.spacing == other.spacing == (2, 2)
+        assert scan.notes == ()
+
+
+def test_a_volume_whose_place_cannot_be_read_is_marked(tmp_path: Path) -> None:
+    none = {"qform_code": 0, "sform_code": 0}
+    for scan in read_image(patched(tmp_path / "a.nii", **none, pixdim=[np.nan] * 3), FULL):
+        assert isinstance(scan, Scan)
+        assert "orientation unknown" in scan.notes[0]
+    (scan, *_) = read_image(patched(tmp_path / "b.nii", **none), FULL)
+    assert isinstance(scan, Scan)
+    assert scan.spacing == (2, 2)
+
+
+def test_a_unit_that_nobody_knows_is_no_spacing(tmp_path: Path) -> None:
+    (scan, *_) = read_image(patched(tmp_path / "a.nii", xyzt_units=0x99), FULL)
+    assert isinstance(scan, Scan)
+    assert scan.spacing is None
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64])
+def test_values_far_from_zero_keep_their_greys(tmp_path: Path, kind: Any) -> None:
+    """float32 has 24 bits: of 2^30 + 0 to 59 it leaves a step of 64."""
+    values = (2**30 + np.arange(60)).astype(kind).reshape(4, 5, 3)
+    greys = [s.pixels for s in read_image(nifti(tmp_path / "a.nii", values), FULL) if s]  # type: ignore[union-attr]
+    assert len(np.unique(greys)) == 60
+
+
+def test_the_small_copy_in_a_multi_picture_jpeg_is_no_scan(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    big, small = (
+        Image.fromarray(rng.integers(0, 256, s).astype(np.uint8)) for s in ((48, 64), (12, 16))
+    )
+    big.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small])
+    assert read_one(tmp_path / "a.jpg").pixels.shape == (48, 64)
+
+
+@pytest.mark.parametrize("imagej", [True, False])
+def test_a_stack_behind_one_page_is_refused_and_not_cut(tmp_path: Path, imagej: bool) -> None:
+    stack = np.random.default_rng(0).integers(0, 9999, (5, 12, 10)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=imagej, truncate=True)
+    error = refusal(tmp_path / "a.tif")
+    assert error.reason == "frames"
+    assert "600 values" in error.message
+    tifffile.imwrite(tmp_path / "b.tif", stack, imagej=imagej)
+    assert len(read_image(tmp_path / "b.tif", FULL)) == 5
+
+
+@pytest.mark.parametrize(("kind", "signed"), [("i1", 2), ("u4", 1)])
+def test_packed_values_keep_their_sign(tmp_path: Path, kind: str, signed: int) -> None:
+    values = np.linspace(-100, 90, 120).reshape(12, 10).astype("i8")
+    if kind == "u4":
+        values = (values + 100) * 2**24
+    other = values.astype(kind).view({"i1": "u1", "u4": "i4"}[kind])  # as pillow knows it
+    path = tmp_path / "a.tif"
+    Image.fromarray(other).save(path, compression="tiff_lzw", tiffinfo={339: signed})
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        struct.pack_into(
+            "<H", content, tiff.pages[0].aspage().tags["SampleFormat"].valueoffset, signed
+        )
+    path.write_bytes(content)
+    grey = (values - values.min()) / (values.max() - values.min())
+    assert_allclose(read_one(path).pixels, grey, atol=1e-6)
+
+
+def test_a_bad_page_of_real_numbers_costs_itself(tmp_path: Path) -> None:
+    pages = np.random.default_rng(0).random((3, 12, 10)).astype(np.float32)
+    pages[1, 0, 0] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    found = read_image(tmp_path / "a.tif", FULL)
+    assert [getattr(scan, "reason", "") for scan in found] == ["", "non-finite", ""]
+    low, high = pages[[0, 2]].min(), pages[[0, 2]].max()
+    assert isinstance(found[2], Scan)
+    assert_allclose(found[2].pixels, (pages[2] - low) / (high - low), atol=1e-6)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_cases import make_case, write
+from dicom_cases import errors, make_case, write
 from dicom_sources import computed_radiograph, ct_slice, digital_radiograph, ramp, save
 from numpy.typing import NDArray
 from PIL import Image
@@ -174,3 +174,53 @@ def test_a_modality_lut_for_linear_intensity_is_not_for_display(
     assert "ModalityLUTSequence" in presentation_grey(dcmread(path))
     assert isinstance(linear, Scan)
     assert not np.array_equal(linear.pixels, expected.pixels)
+
+
+def unusable(**tags: object) -> FileDataset:
+    """12 bits in 16 without a usable window: what it says of its display would be black."""
+    dataset = plain()
+    dataset.BitsStored, dataset.HighBit = 16, 15
+    dataset.update(tags)
+    return dataset
+
+
+WITHOUT: dict[str, Callable[[], FileDataset]] = {
+    "no window": unusable,
+    "no window, MONOCHROME1": lambda: unusable(PhotometricInterpretation="MONOCHROME1"),
+    "no window, rescaled": lambda: unusable(RescaleSlope="0.5", RescaleIntercept="-100"),
+    "a window beyond the values": lambda: unusable(WindowCenter=60000, WindowWidth=100),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_where_a_file_says_nothing_the_state_shows_what_the_page_shows(
+    name: str, tmp_path: Path
+) -> None:
+    source = save(WITHOUT[name](), tmp_path / "source.dcm")
+    (scan,) = read_dicom(source, IntensityPolicy())
+    assert isinstance(scan, Scan)
+    assert scan.voi is None
+    grey = scan.display.grey
+    spread = (float(grey[0]), float(grey[-1]))
+    evidence = np.zeros(SHAPE, dtype=np.float32)
+    made = write(make_case(source, evidence, spread=spread), "contours", tmp_path)
+    shown = scan.orientation.store(scan.display(scan.pixels)) * 255
+    under = rendered(source, Path(str(made.filename)))
+    visible = slice(0, SHAPE[0] - 4)
+    assert shown.std() > 50
+    assert np.abs(shown[visible] - under[visible]).max() <= 2
+
+
+def test_a_state_keeps_the_shutter_of_its_source(tmp_path: Path) -> None:
+    """A state without one would take it off (PS3.3 A.33.1.2)."""
+    dataset = inverted("MONOCHROME1", None)
+    dataset.ShutterShape = ["RECTANGULAR", "CIRCULAR"]  # of the second nothing else is known
+    dataset.ShutterLeftVerticalEdge, dataset.ShutterRightVerticalEdge = 10, 40
+    dataset.ShutterUpperHorizontalEdge, dataset.ShutterLowerHorizontalEdge = 1, SHAPE[0]
+    source = save(dataset, tmp_path / "source.dcm")
+    made = write(make_case(source, np.zeros(SHAPE, dtype=np.float32)), "contours", tmp_path)
+    assert made.ShutterShape == "RECTANGULAR"  # dcmp2pgm renders none
+    assert made.ShutterPresentationValue == 0  # black, whatever is inverted
+    assert (made.ShutterLeftVerticalEdge, made.ShutterRightVerticalEdge) == (10, 40)
+    assert (made.ShutterUpperHorizontalEdge, made.ShutterLowerHorizontalEdge) == (1, SHAPE[0])
+    assert errors("dciodvfy", Path(str(made.filename))) == []
