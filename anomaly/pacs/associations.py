@@ -1,9 +1,11 @@
 """An association that ends early ends alone.
 
-pynetdicom drives each association by a thread of its own, and that thread dies of an event that the
-state machine of PS3.8 section 9.2 has no transition for: for example an abort of ours after the
-peer's, while the connection is being closed. What is lost then is a thread, not a program, and
-nobody is told. Such an event ends the association here, and no thread.
+pynetdicom drives each association by a thread of its own, and that thread dies of what it does not
+expect: an event that the state machine of PS3.8 section 9.2 has no transition for, such as an abort
+of ours after the peer's while the connection is being closed, or a message that is none. What is
+lost then is a thread, not a program, and nobody is told. And it waits for ever for the rest of a
+message whose beginning has come, or for a peer that stops reading: no timer of the standard's can
+go off meanwhile. Either ends the association here, and no thread.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ log = logging.getLogger(__name__)
 
 
 def end_alone(event: Any) -> None:
-    """Handle EVT_CONN_OPEN: from now on an event out of turn closes this association alone."""
+    """Handle EVT_CONN_OPEN: from now on what goes wrong closes this association alone.
+
+    The peer may be silent for as long as the network timeout, also within a message.
+    """
     provider = event.assoc.dul
+    if provider.socket is not None and provider.socket.socket is not None:
+        provider.socket.socket.settimeout(event.assoc.network_timeout)
     machine = provider.state_machine
     act = machine.do_action
 
     def do_action(name: str) -> None:
-        from pynetdicom.fsm import InvalidEventError
-
         try:
             act(name)
-        except InvalidEventError:
-            log.debug("an association ended out of turn")
+        except Exception as error:
+            # What a peer sends can make the machine raise anything at all.
+            log.debug("an association ended out of turn (%s)", type(error).__name__)
             if provider.socket is not None:
                 provider.socket.close()
             provider.kill_dul()

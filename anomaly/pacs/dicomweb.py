@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 
 from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_dict
+from pydicom.dataelem import RawDataElement
 
 from anomaly.errors import (
     AnomalyError,
@@ -67,6 +69,12 @@ AGAIN = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 """Answers that mean "later"."""
+
+UNDEFINED = 0xFFFFFFFF
+"""Length of a value that ends by a mark of its own (PS3.5 section 7.1.1)."""
+
+BEYOND_THE_END = ("HTTP 400", "HTTP 404")
+"""What some answer to a page after the last."""
 
 NOT_OF_ONE = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 405", "redirect", "certificate")
 """Reasons that no single instance is the cause of."""
@@ -233,15 +241,28 @@ class DicomWeb:
         seen: set[tuple[str, ...]] = set()
         offset = 0
         while True:
-            self._more = False
-            found = self._ask("a search", page, offset)
+            said_more, self._more = self._more and offset > 0, False
+            try:
+                found = self._ask("a search", page, offset)
+            except ArchiveError as error:
+                if not offset or error.reason not in BEYOND_THE_END:
+                    raise
+                found = []  # so some say that nothing follows
             fresh = [uids for uids in dict.fromkeys(found) if uids not in seen]
-            if found and not fresh and (self._more or len(found) >= PAGE):
+            if not fresh and (said_more or (found and (self._more or len(found) >= PAGE))):
+                gives = "gives the same again" if found else "gives nothing"
                 raise ArchiveError(
                     "paging",
-                    f"{self.url} answers {len(found)} results and says or shows that there are "
-                    "more, and gives the same again when it is asked for the next page: narrow "
-                    "the query, for example by StudyDate, until fewer match.",
+                    f"{self.url} has answered {len(seen)} results and says or shows that there are "
+                    f"more, and {gives} when it is asked for the next page: narrow the query, for "
+                    "example by StudyDate, until fewer match.",
+                )
+            if found and not fresh and len(seen) > 1 and "offset" not in self._heeded:
+                self._heeded.add("offset")
+                log.warning(
+                    "the archive answers the same results, %d here, when it is asked for more: "
+                    "they are taken for all",
+                    len(seen),
                 )
             offset += len(found)
             if not fresh:
@@ -261,7 +282,7 @@ class DicomWeb:
         said = response.headers.get("Warning", "")
         if not said:
             return
-        self._more = self._more or said.lstrip().startswith("299")
+        self._more = self._more or bool(re.search(r"(?:^|,)\s*299\b", said))
         if said not in self._heeded:
             self._heeded.add(said)
             plain = re.sub(r"[^ -~]", "?", said)[:200]
@@ -299,22 +320,51 @@ class DicomWeb:
         except ArchiveBusy:
             left = []  # the answers tell
         except ArchiveUnreachable:
-            raise
+            if len(left) == 1:
+                raise
+            refused = self._send_apart(left)
         except Exception as error:
             # pydicom raises anything at all on a data set that it cannot read or encode.
             reason = error.reason if isinstance(error, ArchiveError) else "cannot be encoded"
-            if len(left) == 1 or reason in NOT_OF_ONE:
+            if reason == "not understood":  # the archive may well have stored them
+                left = []
+            elif len(left) == 1 or reason in NOT_OF_ONE:
                 refused[reason] += len(left)
             else:
                 refused = sum((self._send([file]) for file in left), refused)
-        for file in batch:
+        return refused + self._settled([file for file in batch if file not in left], answers)
+
+    def _settled(self, files: Sequence[InstanceFile], answers: Mapping[str, str]) -> Counter[str]:
+        """Count the reasons of those refused; what no answer speaks of is looked for."""
+        refused: Counter[str] = Counter()
+        for file in files:
             study, uid = file.instance.study, file.instance.instance
-            if file in left:
-                continue
             if answers.get(uid):
                 refused[answers[uid]] += 1
             elif uid not in answers and not self.holds(study, uid):
                 refused["not confirmed"] += 1
+        return refused
+
+    def _send_apart(self, files: Sequence[InstanceFile]) -> Counter[str]:
+        """Store one by one what an archive did not answer together.
+
+        One that it never answers costs itself; two in a row are no fault of theirs.
+
+        Raises
+        ------
+        ArchiveUnreachable
+        """
+        refused: Counter[str] = Counter()
+        skipped = False
+        for file in files:
+            try:
+                refused += self._send([file])
+                skipped = False
+            except ArchiveUnreachable as error:
+                if skipped:
+                    raise
+                refused[error.reason] += 1
+                skipped = True
         return refused
 
     def _post(self, left: list[InstanceFile], answers: dict[str, str]) -> None:
@@ -336,7 +386,9 @@ class DicomWeb:
         for item in answer.get("ReferencedSOPSequence", ()):
             answers[str(item.ReferencedSOPInstanceUID)] = ""
         for item in answer.get("FailedSOPSequence", ()):
-            answers[str(item.ReferencedSOPInstanceUID)] = f"{int(item.FailureReason):04X}"
+            code = item.get("FailureReason", None)
+            said = "no reason given" if code is None else f"{int(code):04X}"
+            answers[str(item.ReferencedSOPInstanceUID)] = said
         codes = {file: answers.get(file.instance.instance, "") for file in left}
         left[:] = [file for file in left if OUT_OF_RESOURCES.fullmatch(codes[file])]
         if left:
@@ -432,6 +484,7 @@ def _part(response: requests.Response) -> bytes:
     header, content = Message(), response.content
     header["Content-Type"] = response.headers.get("Content-Type", "")
     if header.get_content_type() == "application/dicom":
+        _check_whole(content)
         return content
     marker = b"--" + str(header.get_boundary("")).encode()
     # RFC 2046 section 5.1.1. Only the last marker ends in two dashes: without it the answer was
@@ -443,6 +496,24 @@ def _part(response: requests.Response) -> bytes:
     if end < start:
         raise ArchiveUnreachable("cut off", "the archive's answer was cut off")
     return content[start:end]
+
+
+def _check_whole(content: bytes) -> None:
+    """Refuse a data set that ends before its last value does: nothing else may tell its length."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            dataset = dcmread(BytesIO(content))
+        except EOFError as error:
+            raise ArchiveUnreachable("cut off", "the archive's answer was cut off") from error
+    short = any(
+        isinstance(element, RawDataElement)
+        and element.length != UNDEFINED
+        and len(element.value or b"") < element.length
+        for element in dataset.elements()
+    )
+    if short or any("nd of file" in str(warning.message) for warning in caught):
+        raise ArchiveUnreachable("cut off", "the archive's answer was cut off")
 
 
 def _client() -> Any:

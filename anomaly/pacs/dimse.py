@@ -134,11 +134,41 @@ class Dimse:
         for start in range(0, len(contexts), CONTEXTS):
             wanted = contexts[start : start + CONTEXTS]
             left = [file for file in files if _context(file) in wanted]
+            self._send_all(wanted, left, refused)
+        check_refused(self, refused, len(paths), "PS3.4 Table B.2-1")
+
+    def _send_all(
+        self,
+        contexts: Sequence[tuple[str, str]],
+        left: list[InstanceFile],
+        refused: Counter[str],
+    ) -> None:
+        """Send files in as many associations as it takes.
+
+        One that the archive breaks off at every time costs itself; two in a row are no fault of
+        theirs.
+
+        Raises
+        ------
+        ArchiveUnreachable
+        """
+        skipped = False
+        while left:
+            first = left[0]
             try:
-                self._attempts(partial(self._send, wanted, left, refused))
+                self._attempts(partial(self._send, contexts, left, refused))
             except ArchiveBusy as error:
                 refused[error.reason] += len(left)
-        check_refused(self, refused, len(paths), "PS3.4 Table B.2-1")
+                return
+            except _BrokenOff:
+                if left[0] is not first:
+                    skipped = False
+                elif skipped or len(left) == 1:
+                    raise
+                else:
+                    left.pop(0)
+                    refused["broken off"] += 1
+                    skipped = True
 
     def _echo(self) -> None:
         with self._association([VERIFICATION]) as association:
@@ -208,7 +238,7 @@ class Dimse:
         try:
             answer = question()
         except RuntimeError as error:  # lost since the last answer
-            raise ArchiveUnreachable("no answer", f"{self} broke off") from error
+            raise _BrokenOff("no answer", f"{self} broke off") from error
         except Exception as error:
             # Encoding raises what it likes on a damaged data set.
             raise ArchiveError(
@@ -217,7 +247,7 @@ class Dimse:
                 "that its transfer syntax can hold; write it again.",
             ) from error
         if "Status" not in answer:
-            raise ArchiveUnreachable("no answer", f"{self} broke off or did not answer in time")
+            raise _BrokenOff("no answer", f"{self} broke off or did not answer in time")
         return int(answer.Status)
 
     @contextmanager
@@ -252,6 +282,10 @@ class Dimse:
         finally:
             if association.is_established:
                 association.release()
+
+
+class _BrokenOff(ArchiveUnreachable):
+    """An association was let in, and ended without an answer."""
 
 
 def _offered(syntax: str) -> list[str]:

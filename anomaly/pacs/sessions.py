@@ -61,7 +61,7 @@ def check_url(url: str) -> str:
             f"{url!r} is not the URL of an archive; expected https://host/path or "
             "http://host:port/path, with nothing after the path."
         )
-    return url.rstrip("/")
+    return parts._replace(scheme=parts.scheme.lower()).geturl().rstrip("/")
 
 
 def open_session(url: str, environment: Mapping[str, str] = os.environ) -> requests.Session:

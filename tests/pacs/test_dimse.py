@@ -420,3 +420,119 @@ def test_an_abort_after_the_peers_own_kills_no_thread(tmp_path: Path) -> None:
     finally:
         threading.excepthook = before
     assert failures == []
+
+
+# --- a peer that falls silent -----------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly.pacs.dimse.TIMEOUT", 1.0)
+
+
+@pytest.mark.parametrize("said", [b"\2\0\0\0\1\0" + bytes(20), b"\3\0\0\0\0\4\0\1\x63\1"])
+@pytest.mark.usefixtures("impatient")
+def test_half_an_answer_or_none_is_not_waited_for(said: bytes, tmp_path: Path) -> None:
+    """An A-ASSOCIATE-AC whose rest never comes, and a rejection by nobody (PS3.8 9.3.4)."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connection.recv(65536)
+            connection.sendall(said)
+            held.append(connection)  # and is never closed
+
+    threading.Thread(target=answer, daemon=True).start()
+    failures: list[Any] = []
+    before = threading.excepthook
+    threading.excepthook = failures.append
+    try:
+        dimse = Dimse("SILENT", "127.0.0.1", server.getsockname()[1], attempts=IMPATIENT)
+        paths = make_studies(tmp_path, 1, series=75)
+        with pytest.raises(ArchiveError):
+            within(60, lambda: dimse.store(paths))
+    finally:
+        threading.excepthook = before
+        server.close()
+        for connection in held:
+            connection.close()
+    assert failures == []
+
+
+def within(seconds: float, act: Callable[[], Any]) -> None:
+    """Act in a thread, and fail where it has not ended in time."""
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(act())
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert ended, f"still at work after {seconds} seconds"
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_peer_that_stops_reading_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_dicom(
+        tmp_path / "large.dcm",
+        make_dataset(np.zeros((3000, 3000)), kind="CR", SOPInstanceUID=uid(76, 0)),
+    )
+    over = threading.Event()
+    chunks: list[int] = []
+
+    def receive(event: Any) -> None:
+        chunks.append(len(event.data))
+        if len(chunks) > 3:
+            over.wait(60)
+
+    with listener(lambda _: 0x0000, handlers=[(evt.EVT_DATA_RECV, receive)]) as dimse:
+        try:
+            with pytest.raises(ArchiveUnreachable):
+                within(50, lambda: dimse.store([path]))
+        finally:
+            over.set()
+
+
+def test_an_object_that_an_archive_breaks_off_at_costs_itself(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 5, series=77)
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        instance = str(event.request.AffectedSOPInstanceUID)
+        if instance == uid(77, 1):
+            event.assoc.abort()
+        else:
+            got.append(instance)
+        return 0x0000
+
+    with (
+        listener(store) as dimse,
+        pytest.raises(ArchiveError, match=r"refused 1 of 5 instances \(1 x broken off\)") as caught,
+    ):
+        dimse.store(paths)
+    assert not isinstance(caught.value, ArchiveUnreachable)
+    assert got == [uid(77, number) for number in (0, 2, 3, 4)]
+
+
+def test_an_archive_that_breaks_off_at_everything_is_unreachable(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def store(event: Any) -> int:
+        asked.append(str(event.request.AffectedSOPInstanceUID))
+        event.assoc.abort()
+        return 0x0000
+
+    with listener(store) as dimse, pytest.raises(ArchiveUnreachable, match="broke off"):
+        dimse.store(make_studies(tmp_path, 5, series=78))
+    assert set(asked) == {uid(78, 0), uid(78, 1)}

@@ -398,6 +398,82 @@ def test_what_there_is_never_room_for_is_busy_and_not_refused(tmp_path: Path) ->
         client(server.url).store(paths)
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_instance_that_an_archive_never_answers_costs_itself(
+    status: int, tmp_path: Path
+) -> None:
+    paths = make_studies(tmp_path, 5, series=86)
+    stored: set[int] = set()
+
+    def answer(request: Request) -> Answer:
+        if request.method != "POST":
+            return Answer()
+        sent = [one for one in range(5) if uid(86, one).encode() + b"\0" in request.body]
+        if 1 in sent:
+            return Answer(status)
+        stored.update(sent)
+        return Answer(body=stow([uid(86, one) for one in sent], {}))
+
+    said = rf"refused 1 of 5 instances \(1 x HTTP {status}\)"
+    with web_server(answer) as server, pytest.raises(ArchiveError, match=said):
+        client(server.url).store(paths)
+    assert stored == {0, 2, 3, 4}
+
+
+def test_an_archive_that_is_gone_is_not_asked_for_every_instance(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 5, series=87)
+    posts: list[int] = []
+
+    def answer(request: Request) -> Answer:
+        if request.method == "POST":
+            posts.append(len(request.body))
+            return Answer(503)
+        return Answer()
+
+    with web_server(answer) as server, pytest.raises(ArchiveUnreachable):
+        client(server.url).store(paths)
+    assert len(posts) == 3 * IMPATIENT.count  # together, the first, the second
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"[{}]", b"<html>"])
+def test_an_answer_that_is_none_is_no_refusal_of_what_is_stored(
+    body: bytes, tmp_path: Path
+) -> None:
+    paths = make_studies(tmp_path, 2, series=88)
+    posts: list[Request] = []
+
+    def answer(request: Request) -> Answer:
+        if request.method == "POST":
+            posts.append(request)
+            return Answer(body=body)
+        if not posts or "offset=0" not in request.path:
+            return Answer()
+        asked = request.path.split("SOPInstanceUID=")[1].split("&")[0]
+        return Answer(body=json.dumps([listing(t00080018=asked)]).encode())
+
+    with web_server(answer) as server:
+        client(server.url).store(paths)
+    assert len(posts) == 1
+
+
+def test_a_refusal_without_a_reason_is_counted_once(tmp_path: Path) -> None:
+    paths = make_studies(tmp_path, 2, series=89)
+    body = json.loads(stow([uid(89, 0)], {uid(89, 1): 0}))
+    del body["00081198"]["Value"][0]["00081197"]
+    posts: list[Request] = []
+
+    def answer(request: Request) -> Answer:
+        if request.method != "POST":
+            return Answer()
+        posts.append(request)
+        return Answer(202, body=json.dumps(body).encode())
+
+    said = r"refused 1 of 2 instances \(1 x no reason given\)"
+    with web_server(answer) as server, pytest.raises(ArchiveError, match=said):
+        client(server.url).store(paths)
+    assert len(posts) == 1
+
+
 def test_what_is_not_confirmed_is_looked_for(tmp_path: Path) -> None:
     paths = make_studies(tmp_path, 3, series=82)
     posted: list[bytes] = []
@@ -474,7 +550,9 @@ def test_an_archive_of_small_pages_is_read_to_the_end(
     assert ("the archive warns: 299" in caplog.text) == warns
 
 
-def test_an_archive_that_caps_a_page_and_knows_no_offset_is_no_whole_answer() -> None:
+def test_an_archive_that_caps_a_page_and_knows_no_offset_is_no_whole_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with (
         web_server(paged(25, 10, warns=True, knows_offset=False)) as server,
         pytest.raises(ArchiveError, match="gives the same again") as caught,
@@ -489,6 +567,7 @@ def test_an_archive_that_caps_a_page_and_knows_no_offset_is_no_whole_answer() ->
     # A short page without a warning is all there is.
     with web_server(paged(25, 200, warns=False, knows_offset=False)) as server:
         assert len(list(client(server.url).search({"PatientID": "P"}))) == 25
+    assert "the same results, 25 here" in caplog.text
 
 
 def test_what_is_sent_is_what_is_in_the_file(tmp_path: Path) -> None:
@@ -638,3 +717,49 @@ def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ANOMALY_DICOMWEB_CA", str(tmp_path / "none.pem"))
     with pytest.raises(ConfigError, match="which is no file"):
         client("https://archive.example/dicom-web")
+
+
+def after_the_end(answer: Any, last: Answer, *, said: str = "") -> Any:
+    """Let an archive of one page say something else of the page after it."""
+
+    def other(request: Request) -> Answer:
+        found: Answer = answer(request)
+        if "/instances" not in request.path:
+            return found
+        if "offset=0" not in request.path:
+            return last
+        return found._replace(headers=(("Warning", said),)) if said else found
+
+    return other
+
+
+@pytest.mark.parametrize("last", [Answer(204, b""), Answer(body=b"[]"), Answer(404, b"")], ids=str)
+@pytest.mark.parametrize("said", ['299 a "more"', '199 a "x", 299 b "more"'])
+def test_more_results_that_never_come_are_no_whole_answer(last: Answer, said: str) -> None:
+    whole = paged(25, 25, warns=False, knows_offset=True)
+    with (
+        web_server(after_the_end(whole, last, said=said)) as server,
+        pytest.raises(ArchiveError, match="25 results and says or shows that there are more"),
+    ):
+        list(client(server.url).search({"PatientID": "P"}))
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_page_after_the_last_may_be_refused(status: int) -> None:
+    whole = paged(25, 25, warns=False, knows_offset=True)
+    with web_server(after_the_end(whole, Answer(status, b""))) as server:
+        assert len(list(client(server.url).search({"PatientID": "P"}))) == 25
+
+
+def test_a_bare_instance_that_is_cut_off_is_asked_for_again(image: bytes, folder: Path) -> None:
+    """Without a length only the data set itself can tell."""
+    answers = [image[:-300], image[:-300], image]
+    kind = "application/dicom"
+    with web_server(lambda _: Answer(body=answers.pop(0), kind=kind, cut=True)) as server:
+        client(server.url).fetch(ONE, folder / "one.dcm")
+    assert (folder / "one.dcm").read_bytes() == image
+
+
+def test_a_scheme_in_capitals_is_one() -> None:
+    with web_server(lambda _: Answer()) as server:
+        assert list(client(server.url.replace("http", "HTTP")).search({"PatientID": "P"})) == []

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +28,7 @@ from pynetdicom import AE, _config
 
 from anomaly.errors import ConfigError
 from anomaly.pacs.batches import Received
-from anomaly.pacs.listener import Listener
+from anomaly.pacs.listener import MAX_ASSOCIATIONS, Listener
 from anomaly.pacs.spool import Spool
 
 pytestmark = pytest.mark.skipif(
@@ -224,6 +225,24 @@ def test_leaving_ends_associations_that_are_open(tmp_path: Path) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
         assert not thread.is_alive(), thread
+
+
+def test_senders_that_fall_silent_keep_nobody_out(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lost its line within a message; together they are all that may be there at once."""
+    monkeypatch.setattr("anomaly.pacs.listener.TIMEOUT", 1)
+    spool, port = start()
+    half = b"\1\0\0\0\1\0" + bytes(20)  # of an A-ASSOCIATE-RQ
+    with ExitStack() as silent:
+        for _ in range(MAX_ASSOCIATIONS):
+            line = silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            line.sendall(half)
+        end = time.monotonic() + 60
+        while echo(port) != 0:
+            assert time.monotonic() < end
+        store(port, [image(tmp_path / "1.dcm")])
+        assert len(kept(spool)) == 1
 
 
 def test_a_port_in_use_is_said(start: Start, tmp_path: Path) -> None:
