@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -106,6 +106,14 @@ class DataSettings:
             raise ConfigError(
                 f"data.normal is {self.normal!r}: expected one of the labels {sorted(self.labels)}"
             )
+        if self.masks is not None:
+            place = PurePosixPath(self.masks)
+            if place.is_absolute() or ".." in place.parts or not place.parts:
+                raise ConfigError(
+                    f"data.masks is {self.masks!r}: expected a folder within data.root, relative "
+                    "to it"
+                )
+            object.__setattr__(self, "masks", str(place))
         if self.workers < 0:
             raise ConfigError(f"data.workers is {self.workers}: expected 0 processes or more")
         if not self.seconds > 0:
@@ -291,8 +299,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
     """
     raw = read_keys(path)
-    for override in overrides:
-        _override(raw, override)
+    _apply(raw, overrides)
     return parse_config(raw)
 
 
@@ -325,6 +332,7 @@ def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
     """Check plain values against a class of settings; see `load_config` for errors."""
     _refuse_unknown(raw, settings, "")
     _refuse_mistaken(raw, "")
+    _refuse_beyond(raw, "")
     try:
         checked: _Settings = TypeAdapter(settings).validate_python(raw)
     except ValidationError as error:
@@ -334,6 +342,39 @@ def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
     _refuse_converted(raw, checked, "")
     _refuse_mistaken(checked, "")
     return checked
+
+
+_MOST: Mapping[str, float] = {
+    "augmentation.gamma": 100,
+    "augmentation.rotate": 180,
+    "augmentation.shift": 1,
+    "data.workers": 1024,
+    "detector.nuisance_copies": 1000,
+    "features.bands": 1024,
+    "features.draws": 1000,
+    "features.grid": 1024,
+    "levels.steps": 10_000,
+    "look_alikes": 1_000_000,
+    "network.blocks": 100,
+    "network.features": 8192,
+    "network.patch": 256,
+    "network.widths": 8192,
+    "preprocessing.size": 4096,
+    "training.batch_size": 1_000_000,
+}
+"""What lies beyond means nothing, or fills memory or time without a word."""
+
+
+def _refuse_beyond(raw: Any, where: str) -> None:
+    """Refuse numbers above `_MOST`, each one of a list."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            _refuse_beyond(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(raw, list | tuple):
+        for value in raw:
+            _refuse_beyond(value, where)
+    elif isinstance(raw, int | float) and raw > _MOST.get(where, math.inf):
+        raise ConfigError(f"{where} is {raw}: expected at most {_MOST[where]:,}")
 
 
 def _refuse_mistaken(raw: Any, where: str) -> None:
@@ -372,8 +413,7 @@ def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Apply ``a.b=c`` overrides to a configuration; see `load_config` for errors."""
     raw = plain(config)
-    for text in overrides:
-        _override(raw, text)
+    _apply(raw, overrides)
     return parse_config(raw)
 
 
@@ -385,6 +425,16 @@ def dump(config: Config) -> str:
 def plain(config: Config) -> dict[str, Any]:
     """Return the resolved configuration as plain values; `parse_config` reads it back equal."""
     return {name: _plain(value) for name, value in asdict(config).items()}
+
+
+def _apply(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply overrides in place; none may take back what another has set."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{key} is set twice (--set, --alpha): keep one")
+    for text in overrides:
+        _override(raw, text)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

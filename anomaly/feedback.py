@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
@@ -106,7 +106,7 @@ class Feedback:
                 content = file.read(MAX_FILE + 1)
             if len(content) > MAX_FILE:
                 raise AnomalyError(f"{path} is larger than {MAX_FILE} bytes: expected verdicts")
-            entries = json.loads(content)
+            entries = json.loads(content, object_pairs_hook=_once)
         except (OSError, ValueError, RecursionError) as error:
             raise AnomalyError(
                 f"{path} cannot be read as verdicts ({error}): expected the JSON file that the "
@@ -164,6 +164,16 @@ class Feedback:
     def table(cls, path: Path) -> pa.Table:
         """Read the same as a table for SQL."""
         return pa.Table.from_pylist([asdict(entry) for entry in cls.read(path)], schema=SCHEMA)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an entry, of which no name may stand twice: nobody could say which is meant."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one entry")
+    return entry
 
 
 def _parsed(entry: object, where: str) -> Feedback:

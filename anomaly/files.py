@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -20,9 +20,12 @@ from typing import IO
 from anomaly.errors import AnomalyError
 
 __all__ = [
+    "MARKS",
     "TEMPORARY",
     "holds_results",
     "make_results_folder",
+    "refuse_foreign",
+    "results_mark",
     "strict_json",
     "sync_folder",
     "temporary_name",
@@ -101,8 +104,8 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 
 _MARK = ".anomaly-results"
-# Runs and bundles made before folders were marked.
-_OLDER_MARKS = ("site.key", "bundle.json")
+MARKS = (_MARK, "site.key", "bundle.json")
+"""Names by which a folder is one of results; the latter two where it was made before the first."""
 
 
 def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
@@ -121,9 +124,45 @@ def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
     return path
 
 
+def refuse_foreign(folder: Path, ours: Collection[str] = ()) -> None:
+    """Refuse to make results in a folder of scans: they would not be read there any more.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist.
+    ours : collection of str
+        Names of what may be there.
+
+    Raises
+    ------
+    AnomalyError
+        It holds a folder, or a file that may be a scan, and no results.
+    """
+    if not folder.is_dir() or holds_results(folder) or holds_results(folder.parent):
+        return
+    for entry in sorted(folder.iterdir()):
+        known = entry.name.startswith(".") or entry.name in ours
+        harmless = entry.suffix.lower() in _NO_SCANS or (entry.is_dir() and holds_results(entry))
+        if not known and not harmless:
+            raise AnomalyError(
+                f"{folder} holds {entry.name} and is no folder of results: results in it would be "
+                "taken for scans, or its scans for results. Name a new folder"
+            )
+
+
+_NO_SCANS = frozenset({".csv", ".json", ".log", ".pdf", ".txt", ".yaml", ".yml"})
+"""Endings of files that no reader takes for scans."""
+
+
 def holds_results(folder: Path) -> bool:
     """Whether a folder was made for results: whatever looks like a scan in it is none."""
-    return any((folder / name).exists() for name in (_MARK, *_OLDER_MARKS))
+    return results_mark(folder) is not None
+
+
+def results_mark(folder: Path) -> str | None:
+    """Name of the file by which a folder is one of results; None where it is none."""
+    return next((name for name in MARKS if (folder / name).exists()), None)
 
 
 def sync_folder(path: Path) -> None:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import temporary_name, whole
 
-__all__ = ["Provenance", "Results", "ScoreRow", "plain_cell"]
+__all__ = ["Provenance", "Results", "ScoreRow", "plain_cell", "plain_values"]
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,26 @@ SCHEMA = pa.schema(
 
 _TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
 
-_FORMULA = "=+-@\t\r\n"
+_COMPUTED = "^[\\t\\r\\n]|^[ \u3000\xa0]*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
+"""Texts that spreadsheets compute; some look behind spaces, and take full-width signs for signs."""
 """A text that begins so is a formula to a spreadsheet (OWASP, "CSV injection")."""
 
 
 def plain_cell(value: object) -> object:
     """Return what a spreadsheet shows as this value: text that it would compute gets a quote."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA and value else value
+    return f"'{value}" if isinstance(value, str) and re.match(_COMPUTED, value) else value
+
+
+def plain_values(column: pa.Array) -> list[object]:
+    """Values of a column of an answer; times as text, which reach further than Python's."""
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.string())
+    values: list[object] = column.to_pylist()
+    return values
 
 
 _CSV_TABLE = ", ".join(
-    f"CASE WHEN contains('{_FORMULA}', left({name}, 1)) AND {name} != '' "
+    f"CASE WHEN regexp_matches({name}, '{_COMPUTED}') "
     f"THEN chr(39) || {name} ELSE {name} END AS {name}"
     if pa.types.is_string(SCHEMA.field(name).type)
     else name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -17,8 +18,15 @@ from anomaly.errors import ConfigError
 __all__ = ["read_yaml", "write_yaml"]
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_SPELLING = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]*_[0-9a-fA-F_]*|[0-9][0-9_]*_[0-9_.]*)")
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _TAG = "tag:yaml.org,2002:"
+
+
+_PLAIN = {
+    f"{_TAG}{kind}"
+    for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "merge")
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,7 +38,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = "'" if _LEADING_ZERO.fullmatch(text) else None
+    style = "'" if _LEADING_ZERO.fullmatch(text) or _SPELLING.fullmatch(text) else None
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
 
@@ -78,6 +86,12 @@ def _check(node: yaml.Node, where: str, known: set[int]) -> None:
     if id(node) in known:  # what an alias repeats
         raise ConfigError(f"{where} has an alias on {_line(node)} (& and *): write it out")
     known.add(id(node))
+    typed = isinstance(node, yaml.ScalarNode) and node.style and node.tag != f"{_TAG}str"
+    if node.tag not in _PLAIN or typed:
+        raise ConfigError(
+            f"{where} is not YAML of plain values: {node.tag.replace(_TAG, '!!')} on "
+            f"{_line(node)}; write the value alone"
+        )
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node, where)
     elif isinstance(node, yaml.SequenceNode):
@@ -88,7 +102,9 @@ def _check(node: yaml.Node, where: str, known: set[int]) -> None:
         for key, value in node.value:
             _check(key, where, known)
             _check(value, where, known)
-            name = key.value if isinstance(key, yaml.ScalarNode) else str(key)
+            name = normalize("NFC", key.value) if isinstance(key, yaml.ScalarNode) else str(key)
+            if key.tag == f"{_TAG}merge":
+                raise ConfigError(f"{where} merges keys (<<) on {_line(key)}: write them out")
             if name in seen:
                 raise ConfigError(
                     f"{where} names {name!r} twice, the second time on {_line(key)}: keep one"
@@ -107,6 +123,8 @@ def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
 
 def _second_meaning(node: yaml.ScalarNode) -> str:
     kind, value = node.tag.removeprefix(_TAG), node.value
+    if _SPELLING.fullmatch(value):
+        return "a number to some readers and a text to others"
     if _LEADING_ZERO.fullmatch(value):
         return "a number with a leading zero, which may count in eights"
     if kind in ("int", "float") and ":" in value:

@@ -21,6 +21,8 @@ from anomaly.grey import GreyCurve, percentile_curve
 
 __all__ = [
     "DETECTOR_MODEL",
+    "DRAWN_PNG",
+    "FIGURE_PNG",
     "NOTICE",
     "Orientation",
     "Region",
@@ -40,6 +42,10 @@ NOTICE = "Research use only. Not a diagnosis."
 
 DETECTOR_MODEL = "anomaly detector"
 """ManufacturerModelName of every DICOM object that the toolkit writes: results, never scans."""
+
+DRAWN_PNG = {"Source": "synthetic; drawn by a classification diffusion model"}
+FIGURE_PNG = {"Software": "anomaly"}
+"""Text in the PNG files of drawn images, and of figures: results, never scans."""
 
 _Value = TypeVar("_Value", bound=np.generic)
 

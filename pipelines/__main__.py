@@ -139,12 +139,14 @@ def calibrate(
 ) -> None:
     """Learn from held-out normal scans what a score is worth; the bundle can flag from then on."""
     from pipelines import calibrate as stage
-    from pipelines.context import pick_device, run_config
+    from pipelines.context import overrides_name, pick_device, run_config
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
-    resolved = run_config(folder, set_ or [], data)
+    resolved = run_config(folder, set_ or [], data, stage="calibrate")
     source = _found(bundle) or folder.bundle
+    if not overrides_name(set_ or [], "alpha"):
+        resolved = stage.at_known_rate(resolved, source)
     stage.calibrate(folder, resolved, source, split, pick_device(device))
     typer.echo(f"the bundle is {folder.bundle}; next: anomaly score {run}")
 
@@ -313,7 +315,7 @@ def query(
     import sys
 
     from anomaly.feedback import Feedback
-    from anomaly.results import plain_cell
+    from anomaly.results import plain_cell, plain_values
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
@@ -325,7 +327,7 @@ def query(
     lines.writerow(map(plain_cell, answer.column_names))
     for batch in answer.to_batches():
         # By place: two columns may have one name.
-        columns = [column.to_pylist() for column in batch.columns]
+        columns = [plain_values(column) for column in batch.columns]
         lines.writerows(map(plain_cell, line) for line in zip(*columns, strict=True))
 
 
@@ -421,8 +423,9 @@ def report(
     run: RunArgument,
     images: Annotated[bool, typer.Option(help="Show the images.")] = True,
     max_images: Annotated[
-        int, typer.Option(min=0, help="Of at most so many scans, most unusual first.")
-    ] = 500,
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Of at most so many scans, most unusual first; default: 500."),
+    ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the images into the page, to copy it alone.")
     ] = False,
@@ -442,17 +445,17 @@ def report(
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
+    _refuse_idle({"--max-images": max_images is not None and not images})
+    most = 500 if max_images is None else max_images
     config = run_config(folder, [], data)
     if pdf is not None:
         from pipelines.study import study_pdf
 
         if single_file:
             raise ConfigError("a PDF is a single file: leave --single-file away")
-        typer.echo(study_pdf(folder, config, pdf, images=images, max_images=max_images))
+        typer.echo(study_pdf(folder, config, pdf, images=images, max_images=most))
         return
-    page = stage.report(
-        folder, config, images=images, max_images=max_images, single_file=single_file
-    )
+    page = stage.report(folder, config, images=images, max_images=most, single_file=single_file)
     typer.echo(f"report: {page}")
 
 
@@ -596,6 +599,7 @@ _INSTEAD = {
     "--out": "it names the run of a folder of new scans: RUN is one already",
     "--data": "it says where the run's own scans are now: new scans are named by --scans",
     "--calling": "it is our AE title, and goes with --send AET@host:port",
+    "--max-images": "--no-images shows none",
     "--shard": "--ray deals out all shards itself",
 }
 
@@ -660,20 +664,24 @@ def _outputs_that_take_all() -> Iterator[None]:
 
 @contextmanager
 def _terminating_tidily() -> Iterator[None]:
-    """Have SIGTERM end a command as an interrupt does, so that what it has unpacked is removed."""
+    """Have signals end a command as an interrupt does, so that what it has unpacked is removed."""
 
-    def end(_number: int, _frame: object) -> None:
-        raise SystemExit(143)
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
 
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        ends.append(signal.SIGHUP)
     try:
-        before = signal.signal(signal.SIGTERM, end)
+        before = {number: signal.signal(number, end) for number in ends}
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -360,11 +360,15 @@ def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[Mani
 def _unfamiliar(rows: Sequence[ManifestRow], manifest: Manifest) -> list[ManifestRow]:
     """Leave out scans and patients that training, fitting or calibration know.
 
-    A copy of a training scan is a duplicate to the manifest, which then leaves its patient there.
+    A copy of a training scan is a duplicate to the manifest, which then leaves its patient there;
+    its picture is known in any container.
     """
     known = [row for row in manifest.select() if row.split != "test"]
-    patients, files = {row.patient for row in known}, {row.sha256 for row in known}
-    kept = [row for row in rows if row.patient not in patients and row.sha256 not in files]
+    patients = {row.patient for row in known}
+    marks = {mark for row in known for mark in scan_marks(row)}
+    kept = [
+        row for row in rows if row.patient not in patients and scan_marks(row).isdisjoint(marks)
+    ]
     if len(kept) < len(rows):
         log.warning(
             "%d of %d published scans are of patients of the other splits: left out",

@@ -22,7 +22,7 @@ from pipelines.fit import calibration_change
 from pipelines.job import check_same_grey
 from pipelines.run import RunFolder, progress_bar
 
-__all__ = ["calibrate"]
+__all__ = ["at_known_rate", "calibrate"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ def calibrate(
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}: expected one of {', '.join(SPLITS)}")
     bundle = read_bundle(bundle_folder)
+    if run.checkpoint.exists() and bundle_folder.resolve() != run.bundle.resolve():
+        raise ConfigError(
+            f"{run.path} has trained a bundle of its own, which would be lost: prepare a new run "
+            "to calibrate another one in"
+        )
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows = manifest.select(split=split)
     _refuse_unfit(rows, bundle, config)
@@ -62,7 +67,8 @@ def calibrate(
                 row, error = item
                 raise CalibrationError(
                     f"calibration scan {row.key} could not be read ({error.reason}): a scan left "
-                    "out would bend the false-alarm rate. Run `anomaly prepare` again"
+                    "out would bend the false-alarm rate. Put it back as it was, or prepare a new "
+                    "run"
                 )
             scored.append((item.score, item.peak, item.features))
             bar.update()
@@ -88,6 +94,22 @@ def calibrate(
     )
     run.record("calibrate", {"bundle_hash": written.hash, "scans": len(rows)})
     return written
+
+
+def at_known_rate(config: Config, bundle_folder: Path) -> Config:
+    """Return the configuration at the rate that a bundle has been calibrated at before."""
+    if not bundle_folder.exists():
+        return config
+    known = read_bundle(bundle_folder).calibrated
+    if known is None or known.alpha == config.alpha:
+        return config
+    log.info(
+        "calibrating at alpha = %g as before; the configuration says %g: --set alpha=%g for that",
+        known.alpha,
+        config.alpha,
+        config.alpha,
+    )
+    return replace(config, alpha=known.alpha)
 
 
 def _is_calibrated(run: RunFolder, bundle: Bundle, config: Config, marks: frozenset[str]) -> bool:

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from anomaly.config import Config, load_config
+from anomaly.config import Config, load_config, plain
 from anomaly.data.manifest import Manifest
 from anomaly.errors import ConfigError
 from pipelines.run import RunFolder
 
-__all__ = ["overrides_name", "pick_device", "process_place", "run_config"]
+__all__ = [
+    "WHERE_AND_HOW",
+    "changed_settings",
+    "overrides_name",
+    "pick_device",
+    "process_place",
+    "refuse_idle_settings",
+    "run_config",
+]
+
+WHERE_AND_HOW = ("data.root", "data.workers", "data.seconds")
+"""Settings that change nothing of what is found: where the scans are now, and how they are read."""
+
+_OF_THE_LIST = (
+    *("data.labels", "data.sites", "data.normal", "data.patient_pattern", "data.masks"),
+    *("data.splits", "data.seed", "gate"),
+)
+"""Settings that `prepare` has used up: the table of scans is made with them."""
+
+_EFFECTIVE = {
+    "calibrate": ("alpha", "detector.calibrate_under_nuisance", "detector.seed"),
+    "score": ("alpha", "results"),
+    "score a folder": (
+        *("alpha", "results", "name", "gate", "intensity", "preprocessing"),
+        *("data.labels", "data.sites", "data.normal", "data.patient_pattern", "data.masks"),
+    ),
+}
+"""Settings that a stage heeds, beside `WHERE_AND_HOW`; the others are the bundle's."""
 
 
 def pick_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -84,7 +111,48 @@ def overrides_name(overrides: Sequence[str], key: str) -> bool:
     return any(text.partition("=")[0] == key for text in overrides)
 
 
-def run_config(run: RunFolder, overrides: Sequence[str], data: Path | None = None) -> Config:
+def changed_settings(before: Config, after: Config) -> list[str]:
+    """Names of the settings in which two configurations differ, as ``a.b``, sorted."""
+    flat = [dict(_flat(plain(config), "")) for config in (before, after)]
+    return sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
+
+
+def _flat(value: object, where: str) -> Iterator[tuple[str, str]]:
+    # Labels and sites are settings as a whole: their names may hold anything.
+    if isinstance(value, Mapping) and where.count(".") == 0:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{where}.{key}" if where else str(key))
+    else:
+        yield where, repr(value)
+
+
+def refuse_idle_settings(before: Config, after: Config, stage: str) -> None:
+    """Refuse overrides that a stage does not heed.
+
+    Parameters
+    ----------
+    before, after : Config
+        Without and with them.
+    stage : {"train", "calibrate", "score", "score a folder"}
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in changed_settings(before, after):
+        if stage == "train":
+            idle = name.startswith(_OF_THE_LIST)
+            why = "the scans are listed and dealt already: prepare a new run with it"
+        else:
+            idle = not name.startswith((*_EFFECTIVE[stage], *WHERE_AND_HOW))
+            why = "the scans are listed and the bundle is made already"
+        if idle:
+            raise ConfigError(f"--set {name} has no effect here ({stage}): {why}")
+
+
+def run_config(
+    run: RunFolder, overrides: Sequence[str], data: Path | None = None, *, stage: str = "train"
+) -> Config:
     """Read the run's own configuration, with overrides; where its scans are is absolute.
 
     Parameters
@@ -93,8 +161,15 @@ def run_config(run: RunFolder, overrides: Sequence[str], data: Path | None = Non
     overrides : sequence of str
     data : Path, optional
         Where the scans are now; default: where they were when they were listed.
+    stage : str
+        Which one it is for; see `refuse_idle_settings`.
+
+    Raises
+    ------
+    ConfigError
     """
     config = load_config(run.need(run.config, "prepare"), list(overrides))
+    refuse_idle_settings(load_config(run.config), config, stage)
     root = config.data.root if data is None else data
     if data is None and not root.is_absolute() and not overrides_name(overrides, "data.root"):
         # Written by an earlier version; the current folder may be another one by now.

@@ -24,7 +24,7 @@ from anomaly.data.processes import Lost, Workers
 from anomaly.data.readers import read_scan
 from anomaly.data.zips import on_disk
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
-from anomaly.files import make_results_folder
+from anomaly.files import make_results_folder, refuse_foreign
 from anomaly.logs import Public
 from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
 from anomaly.results import Results, ScoreRow
@@ -102,6 +102,7 @@ def write_dicom(
     rows, provenance = matching_scores(run, manifest, bundle)
     by_key = {row.key: row for row in manifest.select()}
     target = folder or run.dicom
+    refuse_foreign(target)
     make_results_folder(target, mode=0o700)
     scored = [row for row in rows if row.status == "scored"]
     todo = (

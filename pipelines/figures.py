@@ -23,7 +23,7 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError, ScanError
 from anomaly.evaluation import auroc
-from anomaly.files import make_results_folder, writing
+from anomaly.files import make_results_folder, refuse_foreign, writing
 from anomaly.logs import Public
 from anomaly.reporting import plots
 from anomaly.results import Provenance, ScoreRow
@@ -70,6 +70,7 @@ def make_figures(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise AnomalyError(f"no figure of {run.path} can be made: {reasons}")
     folder = run.figures if out is None else out
+    refuse_foreign(folder)
     make_results_folder(folder)
     for name in left_out:
         for old in (folder / f"{name}.pdf", folder / f"{name}.png"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly.config import Config, dump
+from anomaly.config import Config, dump, load_config
 from anomaly.data.archive import build_manifest, matches
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
@@ -17,9 +18,11 @@ from anomaly.data.splits import SPLITS, assign_splits
 from anomaly.data.transforms import Preprocessing
 from anomaly.detection.calibration import allowed_rank
 from anomaly.detection.detector import FEWEST_NORMALS
-from anomaly.errors import CalibrationError, ManifestError
+from anomaly.errors import CalibrationError, ConfigError, ManifestError
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
+from pipelines.context import WHERE_AND_HOW, changed_settings
+from pipelines.leases import Leases
 from pipelines.run import RunFolder, progress_bar
 
 __all__ = ["prepare", "scan_folder"]
@@ -40,11 +43,20 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
             f"{run.path} holds results, and its site.key is gone: under a new one every scan would "
             "have another pseudonym. Restore it, or name a new folder"
         )
-    make_results_folder(run.path)
     config = replace(config, data=replace(config.data, root=config.data.root.absolute()))
+    run.refuse_foreign()
+    _refuse_within(run, config.data.root)
+    _warn_of_missing_masks(config)
+    make_results_folder(run.path)
+    lease = Leases().claim(run.path / "training.lease")
+    if lease is None:
+        raise ConfigError(f"a training is at work in {run.path}: wait, or name a new folder")
+    with lease:
+        return _prepare(run, config)
+
+
+def _prepare(run: RunFolder, config: Config) -> Manifest:
     listed = scan_folder(run, config, preprocessing=config.preprocessing)
-    for what, patterns in _idle_patterns(listed, config):
-        log.warning("%s: no file matches %s", Public(what), Public(", ".join(patterns)))
     manifest = assign_splits(
         listed,
         config.data.splits,
@@ -58,6 +70,7 @@ def prepare(run: RunFolder, config: Config) -> Manifest:
             f"data.labels ({config.data.labels}) and the reasons above"
         )
     _refuse_other_scans(run, manifest)
+    _refuse_other_settings(run, config)
     with writing(run.path):
         run.config.write_text(dump(config), encoding="utf-8")
         manifest.write(run.manifest)
@@ -81,6 +94,38 @@ def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
         raise ManifestError(
             f"{run.path} holds {later[0].name}, made with another table of scans than the one "
             "that these settings give: name a new folder, or remove that one"
+        )
+
+
+def _refuse_other_settings(run: RunFolder, config: Config) -> None:
+    """Refuse to state other settings than those that later stages have worked with."""
+    later = _made_later(run)
+    if not later or not run.config.exists():
+        return
+    differ = changed_settings(load_config(run.config), config)
+    if differ := [name for name in differ if name not in WHERE_AND_HOW]:
+        raise ConfigError(
+            f"{run.path} holds {later[0].name}, made with other settings than these "
+            f"({', '.join(differ)} differ): name a new folder, or remove that one"
+        )
+
+
+def _refuse_within(run: RunFolder, root: Path) -> None:
+    """Refuse a run that is its own folder of scans."""
+    if run.path.resolve() == root.resolve():
+        raise ConfigError(
+            f"{run.path} is the folder of scans: results in it would be taken for some. Name a new "
+            "folder for the run"
+        )
+
+
+def _warn_of_missing_masks(config: Config) -> None:
+    masks = config.data.masks
+    if masks is not None and config.data.root.is_dir() and not (config.data.root / masks).is_dir():
+        log.warning(
+            "data.masks is %s, and the scans have no such folder: masks of another name would be "
+            "listed as scans",
+            Public(masks),
         )
 
 
@@ -137,11 +182,17 @@ def _say_splits(manifest: Manifest, config: Config) -> None:
 
 
 def _idle_patterns(manifest: Manifest, config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Patterns of labels and sites that no file of the folder matches."""
-    paths = [row.path for row in manifest.rows]
+    """Patterns of labels and sites that decide of no file: none matches, or another came first."""
+    paths = [row.path for row in manifest.rows if row.reason != "own results"]
     for section, named in (("labels", config.data.labels), ("sites", config.data.sites)):
+        left = paths
         for name, patterns in named.items():
-            idle = [p for p in patterns if not any(matches(path, [p]) for path in paths)]
+            idle = []
+            for pattern in patterns:
+                still = [path for path in left if not matches(path, [pattern])]
+                if len(still) == len(left):
+                    idle.append(pattern)
+                left = still
             if idle:
                 yield f"data.{section}.{name}", idle
 
@@ -164,7 +215,7 @@ def scan_folder(
     preprocessing : Preprocessing, optional
         Leave out what a network could not see, as `anomaly.data.archive.build_manifest` does.
     """
-    exclude = [f"{config.data.masks}/*"] if config.data.masks else []
+    exclude = [f"{glob.escape(config.data.masks)}/*"] if config.data.masks else []
     with progress_bar(0, "reading scans", "file") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -185,6 +236,12 @@ def scan_folder(
             seconds=config.data.seconds,
             processes=processes,
             progress=progress,
+        )
+    for what, patterns in _idle_patterns(manifest, config):
+        log.warning(
+            "%s: no file matches %s that no pattern before it does",
+            Public(what),
+            Public(", ".join(patterns)),
         )
     policy = config.intensity
     if policy.window is None and policy.voi == "full":

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import anomaly
 from anomaly.errors import AnomalyError
-from anomaly.files import strict_json, writing
+from anomaly.files import refuse_foreign, strict_json, writing
 from anomaly.results import Results
 from anomaly.types import NOTICE
 
@@ -123,6 +123,10 @@ class RunFolder:
     def _at(self, name: str) -> Path:
         return self.path / name
 
+    def refuse_foreign(self) -> None:
+        """Refuse a folder that holds something else than a run; see `anomaly.files`."""
+        refuse_foreign(self.path, (self.config.name, self.spool.name, self.feedback.name))
+
     def need(self, path: Path, stage: str) -> Path:
         """Return a path that an earlier stage must have made.
 
@@ -156,10 +160,18 @@ def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> t
 
 
 class StopFlag:
-    """Set by the first Ctrl-C; the second one interrupts at once."""
+    """Set by the first signal to end; the second one interrupts at once.
+
+    Attributes
+    ----------
+    set : bool
+    signal : int
+        The one that set it; 0 before.
+    """
 
     def __init__(self) -> None:
         self.set = False
+        self.signal = 0
 
     def __call__(self) -> bool:
         """Return whether a stop was asked for."""
@@ -168,15 +180,18 @@ class StopFlag:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopFlag]:
-    """Turn SIGINT and SIGTERM into a request to stop after the current step."""
+    """Turn SIGINT, SIGTERM and SIGHUP into a request to stop after the current step."""
     flag = StopFlag()
 
     def ask(number: int, _frame: object) -> None:
         if flag.set:
             raise KeyboardInterrupt
-        flag.set = True
+        flag.set, flag.signal = True, number
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        ends.append(signal.SIGHUP)
+    old = {number: signal.signal(number, ask) for number in ends}
     try:
         yield flag
     finally:

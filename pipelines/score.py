@@ -28,7 +28,7 @@ from anomaly.export import export
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
 from anomaly.results import Results
-from pipelines.context import overrides_name, run_config
+from pipelines.context import overrides_name, refuse_idle_settings, run_config
 from pipelines.job import Job, wanted
 from pipelines.leases import Leases
 from pipelines.prepare import scan_folder
@@ -119,9 +119,12 @@ def choose_scans(
         run.need(run.config, "prepare")
     bundle = read_bundle(bundle_folder)
     if scans is None:
-        config = _at_operating_point(run_config(run, overrides, data), bundle, overrides)
+        config = _at_operating_point(
+            run_config(run, overrides, data, stage="score"), bundle, overrides
+        )
+        _refuse_foreign_bundle(run, bundle)
         return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-    scans = scans.absolute()
+    scans = scans.resolve()  # a link may lead elsewhere by the next time
     if run.manifest.exists() and any(row.split for row in Manifest.read(run.manifest).rows):
         raise ConfigError(
             f"{run.path} holds a prepared run, whose table of scans would be lost: name a new "
@@ -129,9 +132,15 @@ def choose_scans(
         )
     learned = bundle.config.data
     listed = replace(learned, root=scans, labels={learned.normal: []}, masks=None)
-    config = replace(bundle.config, data=replace(listed, patient_pattern=None))
-    config = _at_operating_point(override(config, overrides), bundle, overrides)
+    usual = replace(bundle.config, data=replace(listed, patient_pattern=None))
+    config = override(usual, overrides)
+    refuse_idle_settings(usual, config, "score a folder")
+    if config.data.root != scans:
+        raise ConfigError(f"--set data.root has no effect here: the scans are those of {scans}")
+    config = _at_operating_point(config, bundle, overrides)
     _refuse_other_folder(run, scans)
+    _refuse_other_bundle(run, bundle)
+    run.refuse_foreign()
     make_results_folder(run.path)
     if _is_begun(run, config) and not (may_have_grown and _has_grown(run, scans)):
         log.info("going on with the list of scans that the run holds")
@@ -180,6 +189,24 @@ def _refuse_other_folder(run: RunFolder, scans: Path) -> None:
     if before.resolve() != scans.resolve():
         raise ConfigError(
             f"{run.path} holds the scores of {before}, not of {scans}: name another folder by --out"
+        )
+
+
+def _refuse_other_bundle(run: RunFolder, bundle: Bundle) -> None:
+    """Refuse to write the scores by one bundle over those by another."""
+    if run.results.job.exists() and run.results.provenance().bundle != bundle.hash:
+        raise ConfigError(
+            f"{run.path} holds the scores by another bundle, and what readers said of them: name "
+            "another folder by --out"
+        )
+
+
+def _refuse_foreign_bundle(run: RunFolder, bundle: Bundle) -> None:
+    """Refuse to score a run that has a bundle by another one: its figures would be of neither."""
+    if run.bundle.exists() and not _holds(run, bundle):
+        raise ConfigError(
+            f"{run.path} has a bundle of its own: to score scans with another one, name their "
+            "folder, as in anomaly score FOLDER --bundle BUNDLE"
         )
 
 

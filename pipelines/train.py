@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,7 @@ from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import AnomalyError, BundleError, ConfigError, ManifestError
 from anomaly.files import writing
 from anomaly.training import Batch, FitResult, fit, validation_metrics
+from anomaly.types import DRAWN_PNG
 from pipelines.context import process_place
 from pipelines.fit import Watcher, fit_detector
 from pipelines.leases import Leases
@@ -292,6 +294,9 @@ def _fit(
     if board is not None:
         with writing(run.path / "tensorboard"):
             board.close()
+    if not result.finished and stop.signal in (signal.SIGTERM, signal.SIGHUP):
+        log.info("ended at step %d; the same command resumes", result.step)
+        raise SystemExit(128 + stop.signal)  # who ended it goes on with nothing
     return result
 
 
@@ -353,7 +358,8 @@ def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) 
     sheet.paste(Image.fromarray(grey), (0, 14))
     ImageDraw.Draw(sheet).text((2, 1), "SYNTHETIC: drawn by a model", fill=255)
     info = PngInfo()
-    info.add_text("Source", "synthetic; drawn by a classification diffusion model")
+    for name, text in DRAWN_PNG.items():
+        info.add_text(name, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, pnginfo=info)
     board.add_image("samples (synthetic)", np.asarray(sheet)[None], step)

@@ -201,7 +201,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ("pebble", {"anomaly.data.processes"}),
         (
             "pynetdicom",
-            {"anomaly.pacs.associations", "anomaly.pacs.dimse", "anomaly.pacs.listener"},
+            {"anomaly.pacs.dimse", "anomaly.pacs.listener"},
         ),
         ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
         ("requests", {"anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),

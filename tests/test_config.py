@@ -387,6 +387,23 @@ def test_every_setting_is_in_the_hash() -> None:
         ("data: {allow_synthetic: 1}", "data.allow_synthetic is 1: expected true or false"),
         ("data: &a {seed: 1}\ntraining: *a", "has an alias on line"),
         ("detector: {seed: 18446744073709551616}", "detector.seed is 18446744073709551616"),
+        ("training: {steps: 1_000}", "1_000 on line 2, a number to some readers"),
+        ("training: {steps: 0b11}", "0b11 on line 2, a number to some readers"),
+        ("training: {<<: {steps: 1}, steps: 2}", "merges keys (<<) on line 2"),
+        ("training: {steps: !!int '5'}", "!!int on line 2"),
+        ("data: {labels: {normal: [a], Gr\u00fcn: [b], Gru\u0308n: [c]}}", "twice"),
+        ("network: {widths: []}", "network.widths is (): expected 1 or more"),
+        ("network: {patch: 0}", "network.patch is 0: expected 1 or more"),
+        ("network: {blocks: -1}", "network.blocks is -1: expected 1 or more"),
+        ("network: {features: 0}", "network.features is 0: expected 1 or more"),
+        ("network: {kind: unet, widths: [0]}", "network.widths is (0,): expected 1 or more"),
+        ("features: {grid: 1000000000}", "features.grid is 1000000000: expected at most 1,024"),
+        ("levels: {steps: 1000000000}", "levels.steps is 1000000000: expected at most 10,000"),
+        ("preprocessing: {size: 1000000}", "preprocessing.size is 1000000: expected at most 4,096"),
+        ("data: {workers: 100000}", "data.workers is 100000: expected at most 1,024"),
+        ("augmentation: {rotate: 1e300}", "augmentation.rotate is 1e+300: expected at most 180"),
+        ("data: {masks: ../masks}", "data.masks is '../masks': expected a folder within"),
+        ("data: {masks: /masks}", "data.masks is '/masks': expected a folder within"),
         (f"data: {'[' * 3000}{']' * 3000}", "nested too deep"),
         ("training: {learning_rate: 2020-99-99}", "a date"),
     ],
@@ -429,6 +446,17 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
     config = load_config(path, ["training.clip_norm=1e+1"])
     assert (config.alpha, config.training.learning_rate) == (0.01, 0.002)
     assert config.training.clip_norm == 10
+
+
+@pytest.mark.parametrize("spelled", ["masks", "masks/", "./masks", "masks//", ".//masks/."])
+def test_a_folder_of_masks_is_one_however_it_is_spelled(spelled: str) -> None:
+    assert parse_config({"name": "a", "data": {"masks": spelled}}).data.masks == "masks"
+
+
+def test_a_setting_is_set_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "name: x\n")
+    with pytest.raises(ConfigError, match="alpha is set twice"):
+        load_config(path, ["alpha=0.1", "training.steps=5", "alpha=0.2"])
 
 
 def test_another_encoding_is_said(tmp_path: Path) -> None:

@@ -255,3 +255,10 @@ def test_merging_at_once_adds_everything_once(tmp_path: Path) -> None:
         thread.join()
     assert sorted(added) == [0, 0, 0, 200]
     assert [entry.key for entry in Feedback.read(path)] == [entry.key for entry in entries]
+
+
+def test_a_name_that_stands_twice_in_an_entry_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "readings.json"
+    path.write_text('[{"key": "a", "opinion": "agree", "opinion": "disagree"}]')
+    with pytest.raises(AnomalyError, match="'opinion' stands twice in one entry"):
+        Feedback.parse(path)

@@ -14,7 +14,7 @@ import pytest
 
 from anomaly import results as module
 from anomaly.errors import AnomalyError, UnreadableScan
-from anomaly.results import Provenance, Results, ScoreRow, plain_cell
+from anomaly.results import Provenance, Results, ScoreRow, plain_cell, plain_values
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
 FIRST = [
@@ -383,3 +383,20 @@ def test_a_text_that_a_spreadsheet_would_compute_gets_a_quote(tmp_path: Path, te
     assert plain_cell(text) == f"'{text}"
     assert plain_cell(-1.5) == -1.5
     assert plain_cell("") == ""
+
+
+@pytest.mark.parametrize("text", [" =1+1", "\u3000=1", "\uff1d1+1", "=1", "\t=1", "-1", "@x"])
+def test_what_a_spreadsheet_would_compute_gets_a_quote(text: str) -> None:
+    assert plain_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", " ", "a=b", " a", "1"])
+def test_what_a_spreadsheet_shows_stays_as_it_is(text: str) -> None:
+    assert plain_cell(text) == text
+
+
+def test_times_that_python_does_not_know_are_text() -> None:
+    times = pa.array([2**62, 0], pa.timestamp("us"))
+    first, second = plain_values(times)
+    assert isinstance(first, str)
+    assert str(second).startswith("1970-01-01")

@@ -76,6 +76,10 @@ class EncoderSettings:
     normalize: bool = True
     spectral_base: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse what has no place, no channel or no layer."""
+        _refuse_less(self, "channels", "patch", "widths", "blocks", "features")
+
     @property
     def stride(self) -> int:
         """Image sides must be multiples of this."""
@@ -110,10 +114,24 @@ class UNetSettings:
     dropout: float = 0.1
     spectral_base: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what has no place, no channel or no layer."""
+        _refuse_less(self, "channels", "widths", "blocks", "attention_stride")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"network.dropout is {self.dropout}: expected a share below 1")
+
     @property
     def stride(self) -> int:
         """Image sides must be multiples of this."""
         return 1 << (len(self.widths) - 1)
+
+
+def _refuse_less(settings: EncoderSettings | UNetSettings, *names: str) -> None:
+    """Refuse counts below 1, and lists of none."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value or min(value if isinstance(value, tuple | list) else [value]) < 1:
+            raise ConfigError(f"network.{name} is {value}: expected 1 or more")
 
 
 NetworkSettings = EncoderSettings | UNetSettings

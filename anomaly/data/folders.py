@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly.errors import ManifestError
-from anomaly.files import holds_results
+from anomaly.files import holds_results, results_mark
 
 __all__ = ["FolderListing", "LeftOut", "list_files"]
 
@@ -46,7 +46,7 @@ def list_files(root: Path) -> FolderListing:
     if holds_results(root):
         raise ManifestError(
             f"{root} is a folder of this toolkit's results; expected the folder that holds the "
-            "scans."
+            f"scans. (Its file {results_mark(root)} says so: remove it where that is wrong.)"
         )
 
     def fail(error: OSError) -> None:

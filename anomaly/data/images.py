@@ -29,7 +29,7 @@ from anomaly.data.frames import Frames, check_size, check_varied, decoding
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import GreyCurve, to_unit, window_range
-from anomaly.types import Scan, ScanIdentity, SpacingSource
+from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan, ScanIdentity, SpacingSource
 
 __all__ = ["IMAGE_KINDS", "kind_by_name", "open_image", "read_image"]
 
@@ -143,6 +143,10 @@ def _open_pillow(path: Path, policy: IntensityPolicy) -> Frames:
         # A multi-picture JPEG holds smaller copies of its first picture.
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         check_size(path, image.height, image.width, count)
+        if any(image.info.get(key) == text for key, text in {**DRAWN_PNG, **FIGURE_PNG}.items()):
+            raise UnsupportedScan(
+                "own result", f"{path} is a picture that this toolkit has drawn, not a scan."
+            )
     return Frames(count, partial(_read_pillow, path), path)
 
 

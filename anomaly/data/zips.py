@@ -18,13 +18,14 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from anomaly.data.frames import decoding
 from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.files import MARKS
 
 __all__ = ["Listing", "file_of", "is_zip", "list_members", "on_disk"]
 
@@ -87,13 +88,17 @@ def list_members(path: Path) -> Listing:
                 f"and {limit:,} are read: unpack it yourself if you trust it.",
             )
         members, refused = set(), []
+        ours = _results_folders(map(_plain, infos))
         for info in infos:
             name = _plain(info)
+            if any(folder in ours for folder in _folders(name)):
+                continue
             reason = "duplicate name" if name in members else _fault(info)
             if reason:
                 refused.append((info.filename, reason))
             elif not _SYSTEM.search(name):
                 members.add(name)
+        refused += [(folder, "own results") for folder in ours]
     return Listing(tuple(sorted(members)), tuple(sorted(refused)))
 
 
@@ -127,6 +132,17 @@ def _parted(path: Path) -> tuple[Path, str | None]:
         if is_zip(parent) and os.path.isfile(parent):  # noqa: PTH113
             return parent, path.relative_to(parent).as_posix()
     return path, None
+
+
+def _folders(name: str) -> list[str]:
+    """Folders that a member lies in, the archive itself as ``"."``."""
+    return [parent.as_posix() for parent in PurePosixPath(name).parents]
+
+
+def _results_folders(names: Iterable[str]) -> set[str]:
+    """Folders of results among those of an archive; none within another."""
+    marked = {place.parent.as_posix() for place in map(PurePosixPath, names) if place.name in MARKS}
+    return {folder for folder in marked if marked.isdisjoint(_folders(folder))}
 
 
 def _is_folder(info: zipfile.ZipInfo) -> bool:

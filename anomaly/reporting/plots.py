@@ -27,7 +27,7 @@ from anomaly.errors import AnomalyError
 from anomaly.files import whole
 from anomaly.reporting.figures import colour_bar, overlay_rgba, shrink_max, shrink_mean
 from anomaly.reporting.outlines import outlines
-from anomaly.types import NOTICE, Verdict
+from anomaly.types import FIGURE_PNG, NOTICE, Verdict
 
 __all__ = [
     "overlay_sheet",
@@ -366,7 +366,7 @@ def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = []
     same = {"Creator": "anomaly", "Producer": None}
     dated = {**same, "CreationDate": datetime(2000, 1, 1, tzinfo=timezone.utc)}
-    for ending, metadata in (("pdf", dated), ("png", {"Software": "anomaly"})):
+    for ending, metadata in (("pdf", dated), ("png", FIGURE_PNG)):
         page = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
             figure.savefig(page, format=ending, dpi=_DPI, metadata=metadata)

@@ -13,12 +13,13 @@ import pytest
 import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly.data import frames
 from anomaly.data.images import kind_by_name, read_image
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
-from anomaly.types import Scan
+from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan
 
 FULL = IntensityPolicy()
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
@@ -502,3 +503,15 @@ def test_a_bad_page_of_real_numbers_costs_itself(tmp_path: Path) -> None:
     low, high = pages[[0, 2]].min(), pages[[0, 2]].max()
     assert isinstance(found[2], Scan)
     assert_allclose(found[2].pixels, (pages[2] - low) / (high - low), atol=1e-6)
+
+
+@pytest.mark.parametrize("text", [DRAWN_PNG, FIGURE_PNG], ids=lambda text: next(iter(text)))
+def test_pictures_that_the_toolkit_has_drawn_are_no_scans(
+    tmp_path: Path, text: dict[str, str]
+) -> None:
+    """Wherever they were copied to: samples would be learned from as normal."""
+    info = PngInfo()
+    for name, said in text.items():
+        info.add_text(name, said)
+    path = save(tmp_path / "a.png", GREY, pnginfo=info)
+    assert refusal(path).reason == "own result"

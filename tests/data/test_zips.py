@@ -216,3 +216,18 @@ def test_an_archive_in_an_archive_is_not_opened(tmp_path: Path) -> None:
         archive.writestr("y.zip", inner.getvalue())
     (row,) = build(tmp_path).rows
     assert (row.path, row.reason) == ("x.zip/y.zip", "not an image")
+
+
+def test_results_in_an_archive_are_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("scans/a.png", png(1))
+        for name in ("run/.anomaly-results", "run/bundle/bundle.json", "old/site.key"):
+            archive.writestr(name, b"{}")
+        for number, name in enumerate(["run/report/images/b.png", "run/c.png", "old/d.png"], 2):
+            archive.writestr(name, png(number))
+    rows = sorted((row.path, row.reason) for row in build(tmp_path).rows)
+    assert rows == [
+        ("x.zip/old", "own results"),
+        ("x.zip/run", "own results"),
+        ("x.zip/scans/a.png", ""),
+    ]

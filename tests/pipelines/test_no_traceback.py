@@ -116,6 +116,33 @@ def test_a_command_that_is_told_to_end_leaves_no_scratch(road: Road, tmp_path: P
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_training_that_is_ended_says_so_to_the_shell(
+    road: Road, tmp_path: Path, number: signal.Signals
+) -> None:
+    """``anomaly train RUN && anomaly calibrate RUN`` must not go on with a network of half."""
+    run = copy(road.prepared, tmp_path / "run")
+    command = [sys.executable, "-m", "pipelines", "train", run.path, "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--set", "training.steps=100000"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
+    end = time.monotonic() + 180
+    while not run.checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert b"the same command resumes" in err
+    assert b"Traceback" not in err
+    assert not run.bundle.exists()
+    assert not (run.path / "training.lease").exists()
+
+
 def test_processes_that_cannot_start_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import multiprocessing.context
 

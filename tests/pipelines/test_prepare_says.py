@@ -62,6 +62,43 @@ def test_scans_without_a_label_and_patterns_without_a_scan_are_said(
     assert "south" not in said
 
 
+def test_a_pattern_that_another_has_taken_the_files_of_is_said(
+    road: Road, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Abnormal scans would be learned from as normal."""
+    labels = "data.labels={normal: ['*'], abnormal: [abnormal/*]}"
+    command = ("prepare", tmp_path / "run", "--config", road.config, "--data", road.scans)
+    done(*command, "--set", labels)
+    said = "data.labels.abnormal: no file matches abnormal/* that no pattern before it does"
+    assert said in lines(caplog)
+
+
+@pytest.mark.parametrize("spelled", ["masks/", "./masks"])
+def test_masks_are_no_scans_however_their_folder_is_spelled(
+    road: Road, tmp_path: Path, spelled: str
+) -> None:
+    command = ("prepare", tmp_path / "run", "--config", road.config, "--data", road.scans)
+    done(*command, "--set", f"data.masks={spelled}", "--set", "data.labels.normal=['*']")
+    rows = Manifest.read(tmp_path / "run" / "manifest.parquet").rows
+    assert not any(row.path.startswith("masks/") for row in rows)
+
+
+def test_a_folder_of_masks_that_is_not_there_is_said(
+    road: Road, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("prepare", tmp_path / "run", "--config", road.config, "--data", road.scans)
+    done(*command, "--set", "data.masks=Masks")
+    assert "data.masks is Masks, and the scans have no such folder" in lines(caplog)
+
+
+def test_sites_of_new_scans_that_match_nothing_are_said(
+    road: Road, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("score", road.scans / "abnormal", "--bundle", road.run.bundle)
+    done(*command, "--out", tmp_path / "out", "--set", "data.sites={x: [nowhere/*]}")
+    assert "data.sites.x: no file matches nowhere/*" in lines(caplog)
+
+
 def test_splits_that_will_not_do_are_said_before_the_work(
     road: Road, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -286,6 +286,144 @@ def test_an_option_without_effect_is_refused(
     assert said in refused("score", run.path, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("train", "data.seed=9"),
+        ("train", "data.labels.normal=[abnormal/*]"),
+        ("train", "data.sites={x: ['*']}"),
+        ("train", "gate.modalities=[CR]"),
+        ("calibrate", "data.splits={train: 0.7, validation: 0.1, calibration: 0.1, test: 0.1}"),
+        ("calibrate", "features.draws=4"),
+        ("calibrate", "training.steps=9"),
+        ("score", "data.patient_pattern='(P[0-9]+)'"),
+        ("score", "data.masks=others"),
+        ("score", "look_alikes=9"),
+        ("score", "detector.nuisance_copies=3"),
+    ],
+)
+def test_a_setting_that_a_stage_does_not_heed_is_refused_and_not_noted_down(
+    run: RunFolder, stage: str, setting: str
+) -> None:
+    before = run.config.read_text()
+    name = setting.partition("=")[0]
+    said = refused(stage, run.path, "--set", setting)
+    assert "has no effect here" in said
+    assert ".".join(name.split(".")[:2]) in said
+    assert run.config.read_text() == before
+
+
+def test_a_folder_that_is_named_is_the_one_that_is_scored(road: Road, tmp_path: Path) -> None:
+    command = (
+        "score",
+        road.scans / "abnormal",
+        "--bundle",
+        road.run.bundle,
+        "--out",
+        tmp_path / "a",
+    )
+    for setting in (f"data.root={road.scans}", f"data={{root: {road.scans}}}"):
+        said = refused(*command, "--set", setting)
+        assert "has no effect here" in said
+    assert "training.steps has no effect" in refused(*command, "--set", "training.steps=3")
+
+
+def test_a_rate_is_set_once(run: RunFolder) -> None:
+    assert "alpha is set twice" in refused(
+        "score", run.path, "--alpha", "0.2", "--set", "alpha=0.3"
+    )
+
+
+def test_images_that_are_not_shown_are_not_counted(run: RunFolder) -> None:
+    assert "--max-images has no effect" in refused(
+        "report", run.path, "--no-images", "--max-images", 3
+    )
+
+
+# --- what must not be lost --------------------------------------------------------------------
+
+
+def test_preparing_again_with_other_settings_is_refused(
+    road: Road, run: RunFolder, tmp_path: Path
+) -> None:
+    before = run.config.read_text()
+    prepare = ("prepare", run.path, "--config", road.config, "--data", road.scans, "--set")
+    for setting in ("data.sites={north: ['*']}", "preprocessing.size=32", "alpha=0.2"):
+        assert "made with other settings" in refused(*prepare, setting)
+    assert run.config.read_text() == before
+    done(*prepare, "data.workers=1")
+
+
+def test_the_rate_of_a_calibration_outlives_the_next_one(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    done("calibrate", run.path, "--set", "alpha=0.2")
+    done("calibrate", run.path)
+    assert "calibrating at alpha = 0.2 as before; the configuration says 0.1" in caplog.text
+    assert calibrated_rate(run) == 0.2
+    done("calibrate", run.path, "--set", "alpha=0.1")
+    assert calibrated_rate(run) == 0.1
+
+
+def calibrated_rate(run: RunFolder) -> float:
+    calibrated = read_bundle(run.bundle).calibrated
+    assert calibrated is not None
+    return calibrated.alpha
+
+
+def test_no_folder_of_scans_is_made_one_of_results(
+    road: Road, run: RunFolder, tmp_path: Path
+) -> None:
+    """A mark in it would hide its scans from then on."""
+    scans = tmp_path / "scans"
+    shutil.copytree(road.scans / "abnormal", scans)
+    bundle = ("--bundle", road.run.bundle)
+    refused("figures", run.path, "--out", scans)
+    refused("dicom", run.path, "--out", scans)
+    refused("score", scans, *bundle, "--out", scans)
+    refused("prepare", scans, "--config", road.config, "--data", scans)
+    done("score", scans, *bundle, "--out", tmp_path / "out")
+    assert flags(RunFolder(tmp_path / "out"))
+
+
+def test_a_link_that_leads_elsewhere_by_now_is_another_folder(road: Road, tmp_path: Path) -> None:
+    files = sorted(road.scans.rglob("*.dcm"))[:2]
+    for name, path in zip(("a", "b"), files, strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(path, tmp_path / name)
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "a")
+    command = ("score", link, "--bundle", road.run.bundle, "--out", tmp_path / "out")
+    done(*command)
+    before = flags(RunFolder(tmp_path / "out"))
+    link.unlink()
+    link.symlink_to(tmp_path / "b")
+    assert "holds the scores of" in refused(*command)
+    assert flags(RunFolder(tmp_path / "out")) == before
+
+
+def test_scores_by_another_bundle_take_no_place(road: Road, run: RunFolder, tmp_path: Path) -> None:
+    done("calibrate", run.path, "--set", "alpha=0.4")
+    other = ("--bundle", run.bundle)
+    command = ("score", road.scans / "abnormal", "--out", tmp_path / "out", "--bundle")
+    done(*command, road.run.bundle)
+    done("feedback", tmp_path / "out", min(flags(RunFolder(tmp_path / "out"))), "agree")
+    assert "scores by another bundle" in refused(*command, run.bundle)
+    assert "has a bundle of its own" in refused("score", road.run.path, *other)
+    assert "trained a bundle of its own" in refused("calibrate", road.run.path, *other)
+
+
+def test_a_table_is_not_changed_under_a_training(road: Road, tmp_path: Path) -> None:
+    from pipelines.leases import Leases
+
+    run = copy(road.prepared, tmp_path / "run")
+    lease = Leases().claim(run.path / "training.lease")
+    assert lease is not None
+    with lease:
+        said = refused("prepare", run.path, "--config", road.config, "--data", road.scans)
+    assert "a training is at work" in said
+
+
 # --- where the scans are ----------------------------------------------------------------------
 
 
