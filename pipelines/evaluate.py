@@ -21,6 +21,7 @@ from anomaly.files import strict_json, writing
 from anomaly.logs import Public
 from anomaly.results import ScoreRow
 from anomaly.types import Orientation
+from pipelines.prepare import mask_hash
 from pipelines.run import NOTICE, RunFolder
 from pipelines.verdicts import matching_scores, on_source
 
@@ -132,12 +133,21 @@ def lesion_mask(config: Config, scan: ManifestRow) -> NDArray[np.bool_] | None:
     Raises
     ------
     AnomalyError
-        If it is not of the image's size.
+        If it is not the one that was listed, is no PNG, or is not of the image's size.
     """
-    path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
-    if not path.exists():
+    if mask_hash(config, scan) != scan.mask:
+        raise AnomalyError(
+            f"the mask of scan {scan.key} is not what it was when the scans were listed: put it "
+            "back, or prepare a new run"
+        )
+    if not scan.mask:
         return None
-    stored = np.asarray(Image.open(path).convert("L")) > 127
+    path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            stored = np.asarray(image.convert("L")) > 127
+    except (OSError, ValueError, SyntaxError) as error:
+        raise AnomalyError(f"the mask of scan {scan.key} cannot be read as PNG: {error}") from error
     mask = Orientation.parse(scan.orientation).show(stored)
     if mask.shape != (scan.rows, scan.columns):
         raise AnomalyError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from anomaly.config import Config, dump, load_config
 from anomaly.data.archive import build_manifest, matches
-from anomaly.data.manifest import Manifest
+from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.data.splits import SPLITS, assign_splits
@@ -25,7 +26,7 @@ from pipelines.context import WHERE_AND_HOW, changed_settings
 from pipelines.leases import Leases
 from pipelines.run import RunFolder, progress_bar
 
-__all__ = ["prepare", "scan_folder"]
+__all__ = ["mask_hash", "prepare", "scan_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def _prepare(run: RunFolder, config: Config) -> Manifest:
             f"no usable scan under {config.data.root} has the label {config.data.normal!r}: check "
             f"data.labels ({config.data.labels}) and the reasons above"
         )
+    listed_masks = (replace(row, mask=mask_hash(config, row)) for row in manifest.rows)
+    manifest = replace(manifest, rows=tuple(listed_masks))
     _refuse_other_scans(run, manifest)
     _refuse_other_settings(run, config)
     with writing(run.path):
@@ -77,6 +80,17 @@ def _prepare(run: RunFolder, config: Config) -> Manifest:
     _say_splits(manifest, config)
     run.record("prepare", {"manifest_hash": manifest.hash, "config_hash": config.hash})
     return manifest
+
+
+def mask_hash(config: Config, scan: ManifestRow) -> str:
+    """Hash of the file of a scan's lesion mask; empty where it has none."""
+    if config.data.masks is None:
+        return ""
+    path = config.data.root / config.data.masks / f"{scan.path}.png"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def _made_later(run: RunFolder) -> list[Path]:

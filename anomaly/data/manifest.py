@@ -60,6 +60,8 @@ class ManifestRow:
     burned_in, synthetic : bool
     pixels : str
         `pixel_hash` of the scan as it is shown; empty where it cannot be used.
+    mask : str
+        Hash of the file of its lesion mask, for evaluation; empty where it has none.
     label : str
         From the folder layout; empty where no pattern matches.
     site : str
@@ -95,6 +97,7 @@ class ManifestRow:
     burned_in: bool = False
     synthetic: bool = False
     pixels: str = ""
+    mask: str = ""
     label: str = ""
     site: str = ""
     split: str = ""

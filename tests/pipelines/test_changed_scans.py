@@ -95,6 +95,22 @@ def test_no_door_shows_another_patient_under_an_old_key(
     assert "can no longer be read: changed" in caplog.text
 
 
+@pytest.mark.parametrize("change", ["turned", "gone", "broken"])
+def test_a_mask_that_changed_is_in_no_figure(road: Road, tmp_path: Path, change: str) -> None:
+    run, scans = copy(road.run, tmp_path / "run"), tmp_path / "scans"
+    shutil.copytree(road.scans, scans)
+    done("evaluate", run.path, "--data", scans)
+    for path in (scans / "masks").rglob("*.png"):
+        if change == "turned":
+            with Image.open(path) as image:
+                image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+        elif change == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(b"no PNG")
+    assert "is not what it was" in refused("evaluate", run.path, "--data", scans)
+
+
 # --- seen scans -------------------------------------------------------------------------------
 
 
