@@ -407,6 +407,12 @@ class DicomWeb:
         except errors.HTTPError as error:
             raise self._refusal(what, error.response.status_code) from error
         except errors.SSLError as error:
+            if "CERTIFICATE" not in str(error).upper():
+                raise ArchiveError(
+                    "certificate",
+                    f"{self.url} does not speak TLS as it should ({type(error).__name__}): check "
+                    "the port, and whether it is https at all.",
+                ) from error
             raise ArchiveError(
                 "certificate",
                 f"{self.url} could not prove who it is: its certificate is not trusted. Set "

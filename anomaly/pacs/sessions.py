@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,6 +123,13 @@ def _trusted(environment: Mapping[str, str]) -> str | bool:
     path = environment.get(CA)
     if path and not Path(path).is_file():
         raise ConfigError(f"{CA} is {path!r}, which is no file; expected certificates in PEM.")
+    if path:
+        try:
+            ssl.create_default_context(cafile=path)
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"{CA} is {path!r}, which holds no certificates in PEM ({type(error).__name__})."
+            ) from error
     return path or True
 
 

@@ -719,6 +719,23 @@ def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         client("https://archive.example/dicom-web")
 
 
+@pytest.mark.parametrize("content", [b"", b"no PEM", b"\xff\xfe"])
+def test_certificates_that_are_none(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none.pem").write_bytes(content)
+    monkeypatch.setenv("ANOMALY_DICOMWEB_CA", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match="holds no certificates in PEM"):
+        client("https://archive.example/dicom-web")
+
+
+def test_a_port_without_tls_is_not_blamed_for_its_certificate() -> None:
+    with web_server(lambda _: Answer()) as server:
+        url = server.url.replace("http://", "https://")
+        with pytest.raises(ArchiveError, match="does not speak TLS"):
+            list(client(url).search({}))
+
+
 def after_the_end(answer: Any, last: Answer, *, said: str = "") -> Any:
     """Let an archive of one page say something else of the page after it."""
 
