@@ -182,6 +182,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
             {
                 "anomaly.data.dicom",
                 "anomaly.data.dicom_media",
+                "anomaly.data.dicom_pixels",
                 "anomaly.dicom.codestream",
                 "anomaly.dicom.frames",
                 "anomaly.dicom.geometry",

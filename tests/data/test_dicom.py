@@ -21,7 +21,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from anomaly.data import dicom, frames
+from anomaly.data import dicom, dicom_pixels, frames
 from anomaly.data.dicom import decodable_transfer_syntaxes, is_dicom, read_dicom
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
@@ -397,14 +397,14 @@ def test_doctor_table() -> None:
 def test_no_decoder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(file, RAMP, syntax=RLELossless)
     assert read_one(file).levels == 4096
-    monkeypatch.setattr(dicom, "_decoders", lambda _syntax: [])
+    monkeypatch.setattr(dicom, "decoders", lambda _syntax: [])
     assert refusal(file).reason == "no decoder"
 
 
 def test_twelve_bit_jpeg_needs_the_optional_decoder(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicom, "_decoders", lambda _syntax: ["gdcm", "pillow"])
+    monkeypatch.setattr(dicom, "decoders", lambda _syntax: ["gdcm", "pillow"])
     dataset = make_dataset(RAMP)
     dataset.compress(RLELossless)
     dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
@@ -517,7 +517,7 @@ def test_bit_depth(file: Path, tags: dict[str, int]) -> None:
 
 def test_too_large_is_refused_before_decoding(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(file, np.zeros((2, 2)), Rows=40000, Columns=40000)
-    monkeypatch.setattr(dicom, "_decoded", lambda *_a, **_k: pytest.fail("decoded"))
+    monkeypatch.setattr(dicom_pixels, "_decoded", lambda *_a, **_k: pytest.fail("decoded"))
     error = refusal(file)
     assert error.reason == "too large"
     assert "40000 x 40000" in error.message
