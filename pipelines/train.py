@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -277,7 +278,7 @@ def _fit(
         bar.update(step - bar.n)
         bar.set_postfix(loss=f"{value:.4f}", refresh=False)
 
-    with stop_on_interrupt() as stop, bar:
+    with stop_on_interrupt() as stop, bar, _quiet_board():
         result = fit(
             loss,
             batches,
@@ -326,6 +327,23 @@ def _fit_intercepts(
             seed=config.training.seed,
             on_draws=bar.update,
         )
+
+
+@contextmanager
+def _quiet_board() -> Iterator[None]:
+    """Keep the board's own thread from a traceback: the loop meets the same disk, and says so."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        of_board = type(failed.thread).__module__.startswith("tensorboard")
+        if not (of_board and issubclass(failed.exc_type, OSError)):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _write_board(board: SummaryWriter, metrics: Mapping[str, Any], step: int) -> None:

@@ -51,6 +51,23 @@ def test_a_full_disk_names_the_file(run: RunFolder, stage: str) -> None:
     assert str(run.path) in text.splitlines()[-1]
 
 
+@pytest.mark.parametrize("most", [64, 3000, 20000])
+def test_a_disk_that_fills_while_training_names_the_file(
+    road: Road, tmp_path: Path, most: int
+) -> None:
+    run = copy(road.prepared, tmp_path / "run")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    said = command("train", run.path, "--device", "cpu", preexec_fn=limit)
+    text = said.stderr.decode()
+    assert said.returncode == 1, text
+    assert "Traceback" not in text
+    assert "could not be written" in text.splitlines()[-1]
+    assert str(run.path) in text.splitlines()[-1]
+
+
 def test_a_reader_that_has_read_enough_ends_a_query(run: RunFolder) -> None:
     reading, writing_end = os.pipe()
     os.close(reading)
