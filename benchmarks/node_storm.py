@@ -29,17 +29,27 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--pause", type=float, default=3.0, help="Mean seconds before a kill.")
     parser.add_argument("--quiet", type=float, default=1.0, help="Of a study, in seconds.")
+    parser.add_argument(
+        "--lose-database", action="store_true", help="Remove it after the last kill."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="Empty folder to work in.")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
     studies = write_studies(options.work / "scans", options.studies, options.instances)
     node = Node(options.work, bundle=options.bundle, quiet_seconds=options.quiet)
-    done = storm(node, studies, kills=options.kills, pause=options.pause, seed=options.seed)
+    done = storm(
+        node,
+        studies,
+        kills=options.kills,
+        pause=options.pause,
+        seed=options.seed,
+        lose_database=options.lose_database,
+    )
     expected = sorted(
         uid_of(s, i) for s in range(options.studies) for i in range(options.instances)
     )
-    scored, asked = node.scored(), node.asked()
+    scored, asked = node.scored(expected), node.asked()
     print(f"{len(done.acknowledged)} instances of {options.studies} studies acknowledged")
     print(f"{done.seconds:.0f} s, {len(done.kills)} kills; instances by state at each:")
     for states in done.kills:

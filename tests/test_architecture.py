@@ -193,6 +193,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
                 "anomaly.pacs.dimse",
                 "anomaly.pacs.instances",
                 "anomaly.pacs.listener",
+                "anomaly.pacs.rebuild",
                 "anomaly.reporting.dicom",
                 "anomaly.reporting.dicom_images",
                 "anomaly.reporting.dicom_report",
@@ -206,7 +207,15 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ),
         ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
         ("requests", {"anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),
-        ("sqlite3", {"anomaly.feedback", "anomaly.pacs.listener", "anomaly.pacs.spool"}),
+        (
+            "sqlite3",
+            {
+                "anomaly.feedback",
+                "anomaly.pacs.listener",
+                "anomaly.pacs.rebuild",
+                "anomaly.pacs.spool",
+            },
+        ),
         (
             "highdicom",
             {

@@ -12,11 +12,12 @@ it is looked at, and a length that leads beyond the end is an error, not a guess
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 from anomaly.pacs.instances import is_uid
 
-__all__ = ["read_identity"]
+__all__ = ["instance_digest", "read_identity"]
 
 SOP_INSTANCE, STUDY_INSTANCE = 0x00080018, 0x0020000D
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -57,6 +58,14 @@ def read_identity(dataset: bytes, *, implicit: bool, little_endian: bool) -> tup
     if not all(map(is_uid, uids)):
         raise ValueError("the data set has no SOP Instance UID, or no Study Instance UID")
     return uids[0], uids[1]
+
+
+def instance_digest(syntax: str, dataset: bytes) -> str:
+    """Hash that is equal where an instance's data set and its transfer syntax are.
+
+    Not of the whole file: its meta information names the version of the receiving software.
+    """
+    return hashlib.sha256(syntax.encode() + b"\0" + dataset).hexdigest()
 
 
 class _Walk:

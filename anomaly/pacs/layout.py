@@ -7,6 +7,7 @@
     FOLDER/spool/HASH.dcm            instances of studies that may not be complete yet
     FOLDER/batches/000001/scans/     instances of one study that were complete together
     FOLDER/batches/000001/run/       what scoring made of them; once delivered, RECORD alone
+    FOLDER/unknown/                  files of no instance that were found (`anomaly.pacs.rebuild`)
 
 Everything here identifies patients, RECORD excepted: what a node makes is for its owner alone
 (folders 0700, files 0600). File names are hashes; no text from the network becomes part of a path.
@@ -20,7 +21,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from anomaly.errors import AnomalyError
-from anomaly.files import sync_folder
+from anomaly.files import TEMPORARY, sync_folder
 
 __all__ = ["RECORD", "NodeFolder", "file_name"]
 
@@ -110,11 +111,41 @@ class NodeFolder:
         for folder in (self.spool, scans, batch, self._batches):
             sync_folder(folder)
 
-    def has(self, number: int, name: str) -> bool:
-        """Whether a scan of a batch is there, gathered or not."""
-        return any(
-            path.exists() for path in (self.batch(number) / "scans" / name, self.spool / name)
-        )
+    def has(self, number: int | None, name: str) -> bool:
+        """Whether a scan is there: of a batch, gathered or not, or of none yet."""
+        if number is not None and (self.batch(number) / "scans" / name).exists():
+            return True
+        return (self.spool / name).exists()
+
+    def has_record(self, number: int) -> bool:
+        """Whether there are scores of a batch."""
+        return (self.batch(number) / "run" / RECORD[-1]).exists()
+
+    def batches(self) -> list[int]:
+        """Numbers of the batches that have a folder."""
+        return sorted(int(path.name) for path in self._batches.iterdir() if path.name.isdigit())
+
+    def scans(self, number: int) -> list[Path]:
+        """List the scans in the folder of a batch, in order."""
+        folder = self.batch(number) / "scans"
+        return sorted(folder.iterdir()) if folder.exists() else []
+
+    def waiting(self) -> list[Path]:
+        """Files of instances that wait; what a killed process left half written is removed."""
+        for path in list(self.spool.iterdir()):
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY):
+                path.unlink()
+        return sorted(self.spool.iterdir())
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file that nothing is known of to where nothing removes it."""
+        folder = self.path / "unknown"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        aside, copies = folder / path.name, 1
+        while aside.exists():
+            copies += 1
+            aside = folder / f"{path.name}.{copies}"
+        path.rename(aside)
 
     def made(self, number: int) -> int:
         """Bytes that scoring a batch has left."""
@@ -142,9 +173,3 @@ class NodeFolder:
                     path.unlink()
             if not names:
                 folder.rmdir()
-
-    def clear_spool(self, known: Collection[str]) -> None:
-        """Remove what waits and is not known: it was never acknowledged."""
-        for path in list(self.spool.iterdir()):
-            if path.name not in known:
-                path.unlink()

@@ -17,7 +17,6 @@ the loopback interface by default; beyond it, it belongs behind a firewall or a 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import socket
 import sqlite3
@@ -36,7 +35,7 @@ from anomaly.errors import ConfigError
 from anomaly.logs import Public
 from anomaly.pacs.associations import end_alone
 from anomaly.pacs.batches import Arrival, Received
-from anomaly.pacs.identity import read_identity
+from anomaly.pacs.identity import instance_digest, read_identity
 from anomaly.pacs.spool import Spool
 
 __all__ = ["Listener"]
@@ -137,8 +136,7 @@ class Listener:
             return _refusal(0xC000, str(error))
         if instance != request.AffectedSOPInstanceUID:
             return _refusal(0xA900, "the request names another SOP Instance UID")
-        # Not the whole file: its meta information names the version of the receiving software.
-        digest = hashlib.sha256(syntax.encode() + b"\0" + dataset).hexdigest()
+        digest = instance_digest(syntax, dataset)
         try:
             said = self._spool.receive(Arrival(instance, study, event.encoded_dataset(), digest))
         except (OSError, sqlite3.Error) as error:

@@ -9,8 +9,8 @@
 
 An instance is received once its file is on the disk and then its row; only then may it be
 acknowledged. A step of a batch is recorded after it is done. A process may therefore die at any
-moment: files without a row were never acknowledged and are removed at the next start, and steps
-without a record are done again. Where the files are: `anomaly.pacs.layout`.
+moment: steps without a record are done again by the next start, and files without a row get one
+(`anomaly.pacs.rebuild`). Where the files are: `anomaly.pacs.layout`.
 
 An outcome is final unless it is among `PASSING`. What has no final outcome is never removed, and is
 received anew when it comes again.
@@ -19,6 +19,7 @@ received anew when it comes again.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -32,8 +33,11 @@ from anomaly.errors import AnomalyError
 from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
 from anomaly.pacs.durable import lock, open_private, write_durably
 from anomaly.pacs.layout import NodeFolder, file_name
+from anomaly.pacs.rebuild import Rebuilt, rebuild
 
 __all__ = ["Spool"]
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 _TABLES = f"""
@@ -104,12 +108,14 @@ class Spool:
         self._lock_file = lock(self._files.lock)
         try:
             self._db = _open(self._files.database)
+            _report(rebuild(self._db, self._files))
             self._tidy()
         except sqlite3.DatabaseError as error:
             os.close(self._lock_file)
             raise AnomalyError(
                 f"{self._files.database} cannot be used ({error}): expected the database of a "
-                "node. Name a new folder, and keep this one to look into"
+                "node. Move it out of the folder, with its -wal and -shm: the next start makes a "
+                "new one from the scans that are there"
             ) from error
         # When a study was last heard of is not kept: after a start its quiet time begins anew.
         studies = self._rows("SELECT DISTINCT study FROM instances WHERE batch IS NULL")
@@ -307,23 +313,12 @@ class Spool:
     # --- inside -------------------------------------------------------------------------------
 
     def _tidy(self) -> None:
-        """Remove what was never acknowledged and what is not needed any more; count what is left.
+        """Remove what is not needed any more; count what is left.
 
         Whoever owns the folder may have removed scans and results to make room.
         """
-        self._files.clear_spool(
-            {
-                file_name(uid)
-                for (uid,) in self._rows(
-                    "SELECT uid FROM instances LEFT JOIN batches ON batch = number "
-                    "WHERE state IS NULL OR state IN ('closed', 'failed')"
-                )
-            }
-        )
         with self._db:
-            for number, state in self._rows(
-                "SELECT number, state FROM batches WHERE state NOT IN ('closed', 'scored')"
-            ):
+            for number, state in self._rows("SELECT number, state FROM batches"):
                 self._tidy_batch(number, state)
             self._db.execute(
                 "UPDATE batches SET state = 'closed' WHERE state = 'failed' "
@@ -341,6 +336,21 @@ class Spool:
             self._files.clear(number, names.values())
         made = 0 if state == "sent" else self._files.made(number)
         self._db.execute("UPDATE batches SET made = ? WHERE number = ?", (made, number))
+        if lost == names.keys() and state in ("closed", "scored", "undelivered"):
+            self._tidy_empty(number, state)
+
+    def _tidy_empty(self, number: int, state: str) -> None:
+        """Close a batch whose scans are gone: it may have been delivered, unknown to this copy."""
+        ((objects,),) = self._rows("SELECT objects FROM batches WHERE number = ?", number)
+        if any((self.folder / path).exists() for path in json.loads(objects)):
+            return  # they can still be sent
+        if self._files.has_record(number):
+            change = "state = 'sent', objects = '[]'"
+        elif state == "closed":
+            change = "state = 'failed', reason = 'its scans are not on the disk'"
+        else:
+            return
+        self._db.execute(f"UPDATE batches SET {change} WHERE number = ?", (number,))  # noqa: S608
 
     def _held(self, number: int) -> list[str]:
         """UIDs of the instances of a batch whose files are there."""
@@ -374,11 +384,31 @@ class Spool:
         return self._db.execute(question, values).fetchall()
 
 
+def _report(found: Rebuilt) -> None:
+    if found.restored:
+        log.warning(
+            "%d instances were on the disk and not in the database: it was lost, or is an older "
+            "copy. They are scored as if they had come now",
+            found.restored,
+        )
+    if found.unknown:
+        log.warning("%d files that are no instances were moved to unknown/", found.unknown)
+    if found.missing:
+        log.warning(
+            "%d instances that waited are not on the disk: they were delivered since this copy of "
+            "the database was made, or somebody has removed them",
+            found.missing,
+        )
+
+
 def _open(path: Path) -> sqlite3.Connection:
     os.close(open_private(path, os.O_RDWR))  # SQLite's side files get its mode
     database = sqlite3.connect(path, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
+    database_state = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if database_state != "ok":
+        raise sqlite3.DatabaseError(database_state.splitlines()[-1])
     ((version,),) = database.execute("PRAGMA user_version").fetchall()
     if not version and not database.execute("SELECT 1 FROM sqlite_master").fetchall():
         database.executescript(_TABLES)

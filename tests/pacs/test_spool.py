@@ -10,12 +10,18 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from anomaly.errors import AnomalyError
+from anomaly.files import temporary_name
 from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
+from anomaly.pacs.layout import file_name
+from anomaly.pacs.rebuild import read_stored
 from anomaly.pacs.spool import Spool
 
 ROOT = Path(__file__).parents[2]
@@ -331,17 +337,90 @@ def test_what_is_not_delivered_does_not_wait_and_is_tried_by_the_next_start(
         assert len(files(again.scans)) == 1
 
 
-def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> None:
+def test_files_that_nothing_is_known_of_are_set_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_spool(tmp_path / "node") as spool:
         spool.receive(arrival("1.1", content=b"acknowledged"))
-    # Killed between file and row, and while the file was being written.
-    lost = hashlib.sha256(b"1.2").hexdigest()[:40]
-    (tmp_path / "node/spool" / f"{lost}.dcm").write_bytes(b"never acknowledged")
-    (tmp_path / "node/spool" / f"{lost}.part").write_bytes(b"never")
+    name = hashlib.sha256(b"1.2").hexdigest()[:40] + ".dcm"
+    unfinished = temporary_name(tmp_path / "node/spool" / name)
+    for _ in range(2):
+        (tmp_path / "node/spool" / name).write_bytes(b"no instance")
+        unfinished.write_bytes(b"killed while it was being written")
+        with open_spool(tmp_path / "node") as spool:
+            assert files(spool.folder / "spool") == [b"acknowledged"]
+            assert spool.waiting == 1
+        assert "1 files that are no instances were moved to unknown/" in caplog.text
+        caplog.clear()
     with open_spool(tmp_path / "node") as spool:
-        assert files(spool.folder / "spool") == [b"acknowledged"]
-        assert spool.waiting == 1
         assert spool.receive(arrival("1.2")) is Received.STORED
+    assert caplog.text == ""
+    assert files(tmp_path / "node/unknown") == [b"no instance"] * 2
+
+
+def instance(uid: str, study: str = "1.5") -> Arrival:
+    """Write the file of an instance as the listener does."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", uid
+    dataset.StudyInstanceUID = study
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return read_stored(file.getvalue())
+
+
+def test_a_file_gets_its_row_back_and_is_the_same_when_it_comes_again(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        assert spool.receive(instance("1.1")) is Received.STORED
+    (tmp_path / "node/node.sqlite").unlink()
+    with open_spool(tmp_path / "node") as spool:
+        assert (spool.waiting, spool.receive(instance("1.1"))) == (1, Received.AGAIN)
+        assert spool.receive(instance("1.1", study="1.6")) is Received.CONFLICT
+        assert spool.begin(close(spool)) == 1
+
+
+def test_a_file_under_another_instances_name_is_set_aside(tmp_path: Path) -> None:
+    with open_spool(tmp_path / "node"):
+        pass
+    stray = tmp_path / "node/spool" / file_name("1.2")
+    stray.write_bytes(instance("1.1").content)
+    with open_spool(tmp_path / "node") as spool:
+        assert spool.waiting == 0
+    assert (tmp_path / "node/unknown" / stray.name).exists()
+
+
+def test_an_acknowledged_instance_whose_file_is_gone_is_received_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        spool.receive(instance("1.1"))
+        spool.begin(close(spool))
+        spool.receive(instance("2.1", study="2.5"))
+    for path in (tmp_path / "node").rglob("*.dcm"):
+        path.unlink()
+    with open_spool(tmp_path / "node") as spool:
+        assert "2 instances that waited are not on the disk" in caplog.text
+        assert (spool.waiting, spool.batches("closed")) == (0, [])
+        (batch,) = spool.batches("failed")
+        assert batch.reason == "its scans are not on the disk"
+        assert spool.receive(instance("1.1")) is Received.STORED
+        assert spool.receive(instance("2.1", study="2.5")) is Received.STORED
+
+
+def test_a_page_of_the_database_that_is_damaged_is_said_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    with open_spool(tmp_path / "node") as spool:
+        for index in range(100):
+            spool.receive(arrival(f"1.{index}"))
+    database = tmp_path / "node/node.sqlite"
+    content = bytearray(database.read_bytes())
+    content[4096:8192] = bytes(range(256)) * 16  # the second page, of 4,096 bytes
+    database.write_bytes(content)
+    with pytest.raises(AnomalyError, match=r"cannot be used .* Move it out of the folder"):
+        open_spool(tmp_path / "node")
+    assert len(files(tmp_path / "node/spool")) == 100
 
 
 def test_quiet_time_begins_anew_at_the_start(tmp_path: Path) -> None:
@@ -378,7 +457,7 @@ def test_scans_of_a_batch_that_was_sent_are_removed_by_the_next_start(tmp_path: 
         spool.scored(batch, outcomes(batch), [])
         spool.sent(batch)
     batch.scans.mkdir()  # killed between the record and the removal
-    (batch.scans / "1.dcm").write_bytes(b"left")
+    (batch.scans / file_name("1.1")).write_bytes(b"left")
     with open_spool(tmp_path / "node"):
         assert not batch.scans.exists()
 

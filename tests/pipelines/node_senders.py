@@ -155,11 +155,17 @@ class Node:
             assert time.monotonic() < end, f"{self.states()}\n{self.log.read_text()}"
             time.sleep(0.05)
 
-    def scored(self) -> Counter[str]:
-        """SOP Instance UIDs of the rows of all batches that have a score."""
+    def wait_until_sent(self, objects: int) -> None:
+        """Wait until so many objects are at the destination, and all is on record."""
+        end = time.monotonic() + PATIENCE
+        while len(self.sent()) != objects or set(self.states()) != {"sent"}:
+            assert time.monotonic() < end, f"{self.states()}\n{self.log.read_text()}"
+            time.sleep(0.05)
+
+    def scored(self, uids: Sequence[str]) -> Counter[str]:
+        """SOP Instance UIDs, of those sent, of the rows of all batches that have a score."""
         key = load_site_key(self.folder / "site.key")
-        received = (str(uid) for (uid,) in self.ask("SELECT uid FROM instances"))
-        names = {pseudonym(key, f"{uid}/0"): uid for uid in received}
+        names = {pseudonym(key, f"{uid}/0"): uid for uid in uids}
         found: Counter[str] = Counter()
         for folder in sorted((self.folder / "batches").iterdir()):
             with RunFolder(folder / "run").scores_csv.open(newline="") as file:
@@ -200,7 +206,13 @@ class Storm:
 
 
 def storm(
-    node: Node, studies: Sequence[Sequence[Path]], *, kills: int, pause: float, seed: int
+    node: Node,
+    studies: Sequence[Sequence[Path]],
+    *,
+    kills: int,
+    pause: float,
+    seed: int,
+    lose_database: bool = False,
 ) -> Storm:
     """Send all studies while the node is killed; return when all is acknowledged and sent on.
 
@@ -213,6 +225,8 @@ def storm(
     pause : float
         Seconds; a kill comes at random in (0, 2 pause) after the node listens.
     seed : int
+    lose_database : bool
+        Remove the database after the last kill.
     """
     done, began = Storm(), time.perf_counter()
     node.start()
@@ -220,14 +234,17 @@ def storm(
     sender.start()
     rng = random.Random(seed)  # noqa: S311
     try:
-        for _ in range(kills):
+        for count in range(1, kills + 1):
             time.sleep(rng.uniform(0, 2 * pause))
             node.kill()
             done.kills.append(node.states())
+            if lose_database and count == kills:
+                for path in node.folder.glob("node.sqlite*"):
+                    path.unlink()
             node.start()
         sender.join(PATIENCE)
         assert not sender.is_alive()
-        node.wait_until(sent=sum(map(len, studies)))
+        node.wait_until_sent(sum(map(len, studies)))
     finally:
         status = node.stop()
     assert status == 0

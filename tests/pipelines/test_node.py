@@ -51,7 +51,7 @@ def test_a_node_that_is_killed_loses_nothing_and_does_nothing_twice(
     expected = sorted(uid_of(study, index) for study in range(6) for index in range(5))
     assert len(done.kills) == 2
     assert done.acknowledged == {path for files in studies for path in files}
-    assert sorted(node.scored().elements()) == expected
+    assert sorted(node.scored(expected).elements()) == expected
     assert node.sent() == expected
     outcomes = node.ask(
         "SELECT DISTINCT outcome, state FROM instances JOIN batches ON batch = number"
@@ -66,6 +66,19 @@ def test_a_node_that_is_killed_loses_nothing_and_does_nothing_twice(
     assert not any(uid in said for uid in expected)
     assert "CANARY" not in said
     assert str(tmp_path) not in said
+
+
+@needs_dcmtk
+def test_a_node_that_is_killed_and_loses_its_database_scores_all_once(
+    road: Road, tmp_path: Path
+) -> None:
+    studies = write_studies(tmp_path / "scans", 6, 5)
+    node = Node(tmp_path, bundle=str(road.run.bundle), quiet_seconds=0.5)
+    done = storm(node, studies, kills=2, pause=1.0, seed=2, lose_database=True)
+    expected = sorted(uid_of(study, index) for study in range(6) for index in range(5))
+    assert done.acknowledged == {path for files in studies for path in files}
+    assert sorted(node.scored(expected).elements()) == expected
+    assert node.sent() == expected
 
 
 @needs_dcmtk
@@ -293,6 +306,78 @@ def test_a_kill_at_any_moment_is_made_good(
     assert asked(here) == [2, 2] if moment == "sending" else [1, 1]
     scores = RunFolder(here.settings.folder / "batches" / "000001" / "run").scores_csv
     assert len(set(scores.read_text().splitlines())) == 1 + 2
+
+
+def bring_to(here: Here, moment: str) -> Here:
+    """Receive a study and work on it until a moment of its life; return the node as it is then."""
+    here.receive(*here.files[0])
+    if moment == "kept":
+        here = replace(here, settings=replace(here.settings, destination=""), destination=None)
+    if moment == "gathered":
+        here.spool.close_quiet(0)
+        here.spool.begin(here.spool.batches("closed")[-1])
+    elif moment == "scored":
+        work = here.begin()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(work._delivery, "send_next", lambda: False)
+            while work.step():
+                pass
+    elif moment != "received":
+        here.work()
+    return here
+
+
+def read_database(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("node.sqlite*")}
+
+
+def put_back(here: Here, database: dict[str, bytes]) -> None:
+    """Start the node again with another copy of its database."""
+    here.spool.__exit__()
+    for name in read_database(here.settings.folder):
+        (here.settings.folder / name).unlink()
+    for name, content in database.items():
+        (here.settings.folder / name).write_bytes(content)
+    here.spool = open_spool(here.settings)
+
+
+@pytest.mark.parametrize("lost", ["all of it", "its write-ahead log", "what came since the copy"])
+@pytest.mark.parametrize("moment", ["received", "gathered", "scored", "sent", "kept"])
+def test_a_database_that_is_lost_costs_no_acknowledged_instance(
+    here: Here, moment: str, lost: str
+) -> None:
+    uids = {uid_of(0, 0): 1, uid_of(0, 1): 1}
+    left: dict[str, bytes] = {}
+    if lost == "what came since the copy":
+        here.receive(*here.files[1])
+        uids |= {uid_of(1, 0): 1, uid_of(1, 1): 1}
+        left = read_database(here.settings.folder)
+    here = bring_to(here, moment)
+    if lost == "its write-ahead log":
+        left = {"node.sqlite": (here.settings.folder / "node.sqlite").read_bytes()}
+    put_back(here, left)
+    here.work()
+    scores = [
+        line.split(",")[0]
+        for batch in sorted((here.settings.folder / "batches").iterdir())
+        for line in RunFolder(batch / "run").scores_csv.read_text().splitlines()[1:]
+    ]
+    assert len(scores) == len(set(scores)) == len(uids)
+    assert not (here.settings.folder / "unknown").exists()
+    assert set(here.states()) == {"kept" if moment == "kept" else "sent"}
+    if moment == "kept":
+        assert len(list(here.settings.folder.glob("batches/*/scans/*"))) == len(uids)
+    else:
+        assert sent(here) == uids
+
+
+def test_after_a_lost_database_a_new_study_gets_a_number_of_its_own(here: Here) -> None:
+    bring_to(here, "sent")
+    record = (here.settings.folder / "batches/000001/run/scores.csv").read_bytes()
+    put_back(here, {})
+    bring_to(replace(here, files=here.files[1:]), "sent")
+    assert (here.settings.folder / "batches/000001/run/scores.csv").read_bytes() == record
+    assert here.states() == ["sent", "sent"]
 
 
 def test_a_batch_that_ends_the_process_every_time_is_given_up(here: Here) -> None:
