@@ -23,6 +23,7 @@ from pydicom import uid as uids
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
+from anomaly.data.jpeg import jpeg_warnings
 from anomaly.dicom.codestream import (
     CodestreamHeader,
     coding_of,
@@ -116,7 +117,7 @@ def stored_values(
         ``"out of range"``: a value is none of BitsStored.
     """
     bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
-    raw, _ = _decoded(dataset, index, coded)
+    raw, _ = _decoded(path, dataset, index, coded)
     if raw.shape != (int(dataset.Rows), int(dataset.Columns)):
         raise UnreadableScan(
             "undecodable",
@@ -199,7 +200,7 @@ def brightness(
     """
     stated = text(dataset, "PhotometricInterpretation")
     top = 2 ** int(dataset.BitsStored) - 1
-    values, colours = _decoded_colours(dataset, index, coded)
+    values, colours = _decoded_colours(path, dataset, index, coded)
     if values.size and int(values.max()) > top:
         raise UnsupportedScan(
             "out of range",
@@ -236,14 +237,14 @@ def _palette_top(dataset: FileDataset, values: NDArray[Any]) -> int:
 
 
 def _decoded_colours(
-    dataset: FileDataset, index: int, coded: CodestreamHeader | None
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[NDArray[Any], str]:
     """Return samples of a coloured frame (Rows, Columns, 3), and the colour space they are in."""
     stated = text(dataset, "PhotometricInterpretation")
     partial_native = coded is None and stated == "YBR_PARTIAL_422"
     # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
     wanted = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
-    values, properties = _decoded(dataset, index, coded, **wanted)
+    values, properties = _decoded(path, dataset, index, coded, **wanted)
     if partial_native:
         return values, stated
     if coded is not None and coded.colours:
@@ -255,7 +256,7 @@ def _decoded_colours(
 
 
 def _decoded(
-    dataset: FileDataset, index: int, coded: CodestreamHeader | None, **wanted: Any
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None, **wanted: Any
 ) -> tuple[NDArray[np.generic], Mapping[str, Any]]:
     """Return samples of a frame as they are stored, and how they are laid out."""
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -271,4 +272,7 @@ def _decoded(
         wanted["photometric_interpretation"] = coded.colours  # and knows not every label
     decoder = get_decoder(syntax)
     wanted["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
-    return decoder.as_array(dataset, index=index, raw=True, **wanted)
+    if coded is None or coded.coding != "JPEG":
+        return decoder.as_array(dataset, index=index, raw=True, **wanted)
+    with jpeg_warnings(path):
+        return decoder.as_array(dataset, index=index, raw=True, **wanted)

@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 
 from anomaly.data.frames import Frames, check_size, check_varied, decoding
 from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.jpeg import check_jpeg
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import GreyCurve, to_unit, window_range
 from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan, ScanIdentity, SpacingSource
@@ -152,6 +153,8 @@ def _open_pillow(path: Path, policy: IntensityPolicy) -> Frames:
 
 def _read_pillow(path: Path, index: int) -> Scan:
     with decoding(path), Image.open(path, formats=("PNG", "JPEG")) as image:
+        if image.format != "PNG" and image.mode in ("L", "RGB"):
+            check_jpeg(path, path.read_bytes())
         image.seek(index)
         bits = _png_bits(path) if image.format == "PNG" else 8
         if bits == 16 and not image.mode.startswith("I"):
@@ -290,6 +293,8 @@ def _tiff_decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[An
             f"{path} is an inverted or coloured TIFF with {kinds(page.compression).name} "
             "compression; save it uncompressed or with deflate.",
         )
+    if page.compression == kinds.JPEG:
+        _check_tiff_jpeg(path, page)
     with Image.open(path, formats=("TIFF",)) as image:
         image.seek(index)
         values = np.asarray(image)
@@ -297,6 +302,15 @@ def _tiff_decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[An
     if whole and page.dtype is not None and values.dtype.itemsize == page.dtype.itemsize:
         return values.view(page.dtype)  # pillow takes 8 bits for unsigned and 32 for signed
     return values
+
+
+def _check_tiff_jpeg(path: Path, page: tifffile.TiffPage) -> None:
+    """Refuse a page of which a strip or tile ends early; its tables lie apart (TIFF TN 2)."""
+    tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
+    with path.open("rb") as file:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            check_jpeg(path, tables + file.read(count)[2:])
 
 
 def _tiff_range(path: Path, policy: IntensityPolicy) -> tuple[float, float]:
