@@ -114,7 +114,15 @@ class ArchiveError(_ReasonedError):
 
 
 class ArchiveUnreachable(ArchiveError):
-    """An archive did not answer or is too busy; asking again may help."""
+    """An archive did not answer or is too busy; asking again may help.
+
+    Attributes
+    ----------
+    wait : float
+        Seconds for which the archive asks to be left alone.
+    """
+
+    wait: float = 0.0
 
 
 class ArchiveBusy(ArchiveUnreachable):

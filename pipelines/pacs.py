@@ -98,6 +98,8 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
     done, silent = Fetched(found=len(images)), 0
     if web.unusable:
         done.failed["uid"] = web.unusable
+    if web.others:
+        done.failed["not asked for"] = web.others
     with progress_bar(len(images), "fetching", "image") as bar:
         for instance in images:
             path = _place(folder, instance)

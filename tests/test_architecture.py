@@ -191,9 +191,9 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
                 "anomaly.data.phantom_dicom",
                 "anomaly.pacs.dicomweb",
                 "anomaly.pacs.dimse",
+                "anomaly.pacs.identity",
                 "anomaly.pacs.instances",
                 "anomaly.pacs.listener",
-                "anomaly.pacs.rebuild",
                 "anomaly.reporting.dicom",
                 "anomaly.reporting.dicom_images",
                 "anomaly.reporting.dicom_report",
@@ -206,7 +206,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
             {"anomaly.pacs.dimse", "anomaly.pacs.listener"},
         ),
         ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
-        ("requests", {"anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),
+        ("requests", {"anomaly.pacs.bounded", "anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),
         (
             "sqlite3",
             {

@@ -68,7 +68,8 @@ class Folder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in paths:
                 if not (self.path / path.name).exists():
-                    write_whole(self.path / path.name, path.read_bytes())
+                    with path.open("rb") as content:
+                        write_whole(self.path / path.name, content)
         except OSError as error:
             raise AnomalyError(
                 f"{self.path} cannot take the results ({error.strerror or error}): mend it, and "

@@ -7,28 +7,30 @@
     store     STOW-RS    POST /studies
 
 What may pass (no connection, no answer in time, "too busy") is asked again; everything else is
-final. An instance is held in memory as a whole, once.
+final. What an archive sends is bounded (`anomaly.pacs.bounded`), goes to the disk as it comes, and
+is kept where it is what was asked for: instance, series, study and patient.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_dict
-from pydicom.dataelem import RawDataElement
 
 from anomaly.errors import (
     AnomalyError,
@@ -37,7 +39,9 @@ from anomaly.errors import (
     ArchiveUnreachable,
     ConfigError,
 )
+from anomaly.files import writing
 from anomaly.logs import Public
+from anomaly.pacs.identity import Identity, check_whole, read_file_identity
 from anomaly.pacs.instances import Instance, InstanceFile, is_uid, read_files, write_whole
 from anomaly.pacs.refusals import OUT_OF_RESOURCES, check_refused
 from anomaly.pacs.retries import Attempts
@@ -62,6 +66,12 @@ BATCH_BYTES = 64 * 2**20
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two bytes of an answer."""
 
+MOST = 500_000
+"""Results of one search; an archive that never ends its pages must end somewhere."""
+
+CHUNK = 2**20
+"""Bytes of an instance that are in memory."""
+
 AGAIN = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
@@ -69,9 +79,6 @@ AGAIN = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 """Answers that mean "later"."""
-
-UNDEFINED = 0xFFFFFFFF
-"""Length of a value that ends by a mark of its own (PS3.5 section 7.1.1)."""
 
 BEYOND_THE_END = ("HTTP 400", "HTTP 404")
 """What some answer to a page after the last."""
@@ -102,6 +109,7 @@ INSTANCE_KEYS = ("SOPClassUID", "SOPInstanceUID", "InstanceNumber")
 
 STUDY_UID, SERIES_UID = "0020000D", "0020000E"
 INSTANCE_UID, CLASS_UID = "00080018", "00080016"
+PATIENT_ID = "00100020"
 
 _Answer = TypeVar("_Answer")
 
@@ -120,6 +128,8 @@ class DicomWeb:
     ----------
     unusable : int
         Objects that the last search was told of without valid UIDs.
+    others : int
+        Studies that the last search was told of, and did not ask for.
 
     Raises
     ------
@@ -132,7 +142,7 @@ class DicomWeb:
 
     def __init__(self, url: str, *, attempts: Attempts | None = None) -> None:
         self.url = check_url(url)
-        self.unusable = 0
+        self.unusable = self.others = 0
         self._attempts = attempts or Attempts()
         client = _client()
         self._session = open_session(self.url)
@@ -156,7 +166,8 @@ class DicomWeb:
         Yields
         ------
         Instance
-            What has no valid UIDs is left out and counted in `unusable`.
+            What has no valid UIDs is left out and counted in `unusable`; a study of another
+            patient than the query names, or another study, in `others`.
 
         Raises
         ------
@@ -166,14 +177,19 @@ class DicomWeb:
             The archive did not answer, or what it answered cannot be used.
         """
         studies, series, instances = _by_level(query)
-        self.unusable = 0
+        self.unusable = self.others = 0
         find = self._client
-        for (study,) in self._listed(find.search_for_studies, studies, STUDY_UID):
+        for study, patient in self._listed(
+            find.search_for_studies, studies, STUDY_UID, texts=(PATIENT_ID,)
+        ):
+            if not _is_asked_for(query, study, patient):
+                self.others += 1
+                continue
             in_study = partial(find.search_for_series, study)
             for (one,) in self._listed(in_study, series, SERIES_UID):
                 in_series = partial(find.search_for_instances, study, one)
                 for uids in self._listed(in_series, instances, INSTANCE_UID, CLASS_UID):
-                    yield Instance(study, one, *uids)
+                    yield Instance(study, one, uids[0], uids[1], patient.strip())
 
     def holds(self, study: str, instance: str) -> bool:
         """Whether the archive has an instance in a study.
@@ -197,11 +213,14 @@ class DicomWeb:
         Raises
         ------
         ArchiveError
-            The archive did not answer, has it not, or sent something else.
+            The archive did not answer, has it not, or sent something else: ``"other instance"``,
+            ``"other study"``, ``"other series"``, ``"other class"``, ``"other patient"``.
         AnomalyError
             The file cannot be written.
         """
-        write_whole(path, self._ask("the retrieval of an instance", self._retrieve, instance))
+        with writing(path), TemporaryFile(dir=path.parent) as file:
+            self._ask("the retrieval of an instance", self._retrieve, instance, file)
+            write_whole(path, file)
 
     def store(self, paths: Sequence[Path]) -> None:
         """Store the instances that the archive does not hold yet.
@@ -226,15 +245,19 @@ class DicomWeb:
         check_refused(self.url, refused, len(paths), "PS3.18 Table I.2-2")
 
     def _listed(
-        self, search: Callable[..., Any], filters: Mapping[str, str], *tags: str
+        self,
+        search: Callable[..., Any],
+        filters: Mapping[str, str],
+        *tags: str,
+        texts: Sequence[str] = (),
     ) -> Iterator[tuple[str, ...]]:
-        """UIDs of everything that a search finds, page after page."""
+        """UIDs, and other texts, of everything that a search finds, page after page."""
 
         def page(offset: int) -> list[tuple[str, ...]]:
             # Not every archive returns the class unless it is asked to.
             fields = [tag for tag in tags if tag == CLASS_UID] or None
             items = search(limit=PAGE, offset=offset, fields=fields, search_filters=dict(filters))
-            return [tuple(_value(item, tag) for tag in tags) for item in items]
+            return [tuple(_value(item, tag) for tag in (*tags, *texts)) for item in items]
 
         # Until a page brings nothing new: an archive may have a smaller page. One that knows no
         # offset gives the first again; where it was not all, what follows cannot be had.
@@ -268,11 +291,20 @@ class DicomWeb:
             if not fresh:
                 return
             seen.update(fresh)
+            self._check_number(len(seen))
             for uids in fresh:
-                if all(map(is_uid, uids)):
+                if all(map(is_uid, uids[: len(tags)])):
                     yield uids
                 else:
                     self.unusable += 1
+
+    def _check_number(self, results: int) -> None:
+        if results > MOST:
+            raise ArchiveError(
+                "too many",
+                f"{self.url} lists more than {MOST:,} results in one search: narrow the query, "
+                "for example by StudyDate.",
+            )
 
     def _heed(self, response: requests.Response, **_: object) -> None:
         """Pass on what an archive warns of, and note that a search has more results than it gave.
@@ -288,24 +320,50 @@ class DicomWeb:
             plain = re.sub(r"[^ -~]", "?", said)[:200]
             log.warning("the archive warns: %s", Public(plain))
 
-    def _retrieve(self, instance: Instance) -> bytes:
+    def _retrieve(self, instance: Instance, file: IO[bytes]) -> None:
+        """Leave in the file the instance alone, from its beginning."""
         place = f"studies/{instance.study}/series/{instance.series}/instances/{instance.instance}"
-        response = self._session.get(
+        file.seek(0)
+        file.truncate()
+        with self._session.get(
             f"{self.url}/{place}",
             # As it is stored: without the asterisk an archive transcodes (PS3.18 section 8.7.3)
             headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
             timeout=TIMEOUT,
-        )
-        response.raise_for_status()
-        content = _part(response)
-        header = dcmread(BytesIO(content), specific_tags=["SOPInstanceUID"])
-        if header.get("SOPInstanceUID") != instance.instance:
-            raise ArchiveError(
-                "other instance",
-                f"{self.url} sent another instance than the one asked for: it is not kept; report "
-                "it to who runs the archive.",
-            )
-        return content
+            stream=True,
+        ) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE) as content:
+            start, end = _part(response.headers.get("Content-Type", ""), content)
+            self._check_asked_for(instance, read_file_identity(content, start))
+            content.move(0, start, end - start)
+        file.truncate(end - start)
+        file.seek(0)
+
+    def _check_asked_for(self, asked: Instance, sent: Identity) -> None:
+        """Refuse another object than the one asked for, whatever UID it came under.
+
+        Raises
+        ------
+        ArchiveError
+        """
+        kinds = {
+            "instance": (asked.instance, sent.instance),
+            "study": (asked.study, sent.study),
+            "series": (asked.series, sent.series),
+            "class": (asked.sop_class, sent.sop_class),
+            "patient": (asked.patient or sent.patient, sent.patient),
+        }
+        for kind, (expected, found) in kinds.items():
+            if expected != found:
+                raise ArchiveError(
+                    f"other {kind}",
+                    f"{self.url} sent an object of another {kind} than the one asked for: it is "
+                    "not kept; report it to who runs the archive.",
+                )
 
     def _send(self, batch: Sequence[InstanceFile]) -> Counter[str]:
         """Store a batch; count the reasons of those refused.
@@ -405,7 +463,7 @@ class DicomWeb:
         except AnomalyError:
             raise
         except errors.HTTPError as error:
-            raise self._refusal(what, error.response.status_code) from error
+            raise self._refusal(what, error.response) from error
         except errors.SSLError as error:
             if "CERTIFICATE" not in str(error).upper():
                 raise ArchiveError(
@@ -435,11 +493,14 @@ class DicomWeb:
                 "check the URL.",
             ) from error
 
-    def _refusal(self, what: str, status: int) -> ArchiveError:
+    def _refusal(self, what: str, response: requests.Response) -> ArchiveError:
+        status = response.status_code
         name = next((known.phrase for known in HTTPStatus if known == status), "unknown")
         said = f"{self.url} answered {what} with {_http(status)}, {name}"
         if status in AGAIN:
-            return ArchiveUnreachable(_http(status), said)
+            later = ArchiveUnreachable(_http(status), said)
+            later.wait = _seconds(response.headers.get("Retry-After", ""))
+            return later
         hint = next((HINTS[known] for known in HINTS if known == status), "see the archive's log")
         return ArchiveError(_http(status), f"{said}: {hint}.")
 
@@ -454,9 +515,21 @@ def _http(status: int) -> str:
     return f"HTTP {int(status)}"
 
 
+def _seconds(retry_after: str) -> float:
+    """Seconds that a Retry-After asks for (RFC 9110 section 10.2.3); 0 where it says none."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after[:9])
+    try:
+        when = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    return max((when - datetime.now(UTC)).total_seconds(), 0.0) if when.tzinfo else 0.0
+
+
 def _value(item: Mapping[str, Any], tag: str) -> str:
     """First value of an attribute in the DICOM JSON model (PS3.18 F.2.2), or empty."""
-    return str((item.get(tag, {}).get("Value") or [""])[0])
+    value = (item.get(tag, {}).get("Value") or [""])[0]
+    return "" if value is None else str(value)
 
 
 def _by_level(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
@@ -473,6 +546,16 @@ def _by_level(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str],
     return studies, series, instances
 
 
+def _is_asked_for(query: Mapping[str, str], study: str, patient: str) -> bool:
+    """Whether a study that is listed is one that the query names, where it names one."""
+    asked = query.get("PatientID", "").strip()
+    is_pattern = any(sign in asked for sign in "*?")
+    if asked and patient and not is_pattern and patient.strip() != asked:
+        return False
+    studies = re.split(r"[,\\]", query.get("StudyInstanceUID", "").strip())
+    return studies == [""] or "*" in studies or study in map(str.strip, studies)
+
+
 def _batches(files: Sequence[InstanceFile]) -> Iterator[list[InstanceFile]]:
     batch: list[InstanceFile] = []
     for file in files:
@@ -485,13 +568,16 @@ def _batches(files: Sequence[InstanceFile]) -> Iterator[list[InstanceFile]]:
         yield batch
 
 
-def _part(response: requests.Response) -> bytes:
-    """Return the one part of a multipart answer; some archives send it bare."""
-    header, content = Message(), response.content
-    header["Content-Type"] = response.headers.get("Content-Type", "")
+def _part(kind: str, content: mmap.mmap) -> tuple[int, int]:
+    """Where the one part of a multipart answer begins and ends; some archives send it bare."""
+    header = Message()
+    header["Content-Type"] = kind
     if header.get_content_type() == "application/dicom":
-        _check_whole(content)
-        return content
+        try:
+            check_whole(content)  # nothing else may tell its length
+        except ValueError as error:
+            raise ArchiveUnreachable("cut off", "the archive's answer was cut off") from error
+        return 0, len(content)
     marker = b"--" + str(header.get_boundary("")).encode()
     # RFC 2046 section 5.1.1. Only the last marker ends in two dashes: without it the answer was
     # cut off, which nothing else tells where the archive gave no length.
@@ -501,25 +587,7 @@ def _part(response: requests.Response) -> bytes:
         raise ValueError("no multipart/related")
     if end < start:
         raise ArchiveUnreachable("cut off", "the archive's answer was cut off")
-    return content[start:end]
-
-
-def _check_whole(content: bytes) -> None:
-    """Refuse a data set that ends before its last value does: nothing else may tell its length."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            dataset = dcmread(BytesIO(content))
-        except EOFError as error:
-            raise ArchiveUnreachable("cut off", "the archive's answer was cut off") from error
-    short = any(
-        isinstance(element, RawDataElement)
-        and element.length != UNDEFINED
-        and len(element.value or b"") < element.length
-        for element in dataset.elements()
-    )
-    if short or any("nd of file" in str(warning.message) for warning in caught):
-        raise ArchiveUnreachable("cut off", "the archive's answer was cut off")
+    return start, end
 
 
 def _client() -> Any:

@@ -1,4 +1,4 @@
-"""Whose instance an encoded data set is: two UIDs, found in its bytes without decoding the rest.
+"""Whose instance an encoded data set is, found in its bytes without decoding the rest.
 
 ::
 
@@ -6,20 +6,51 @@
     element  = tag, VR (explicit syntaxes), length, value        PS3.5 7.1.2, 7.1.3
     value of undefined length = (item tag, length, value)*, delimiter    PS3.5 7.5
 
-The bytes come from the network. Nothing before the Study Instance UID is interpreted, nothing after
-it is looked at, and a length that leads beyond the end is an error, not a guess.
+    file     = preamble, "DICM", group 2, data set                   PS3.10 7.1
+
+The bytes come from the network. Of what comes before the Series Instance UID a few elements are
+kept, nothing after it is looked at, and a length that leads beyond the end is an error, not a
+guess.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.uid import UID
+from pydicom.valuerep import TEXT_VR_DELIMS
 
 from anomaly.pacs.instances import is_uid
 
-__all__ = ["instance_digest", "read_identity"]
+__all__ = [
+    "Identity",
+    "check_whole",
+    "instance_digest",
+    "read_file_identity",
+    "read_identity",
+    "read_syntax",
+]
 
-SOP_INSTANCE, STUDY_INSTANCE = 0x00080018, 0x0020000D
+_TRANSFER_SYNTAX = 0x00020010
+_CHARACTER_SET, _PATIENT = 0x00080005, 0x00100020
+_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_STUDY_INSTANCE, _SERIES_INSTANCE = 0x0020000D, 0x0020000E
+_KEPT = (
+    _CHARACTER_SET,
+    _SOP_CLASS,
+    _SOP_INSTANCE,
+    _PATIENT,
+    _STUDY_INSTANCE,
+    _SERIES_INSTANCE,
+    _TRANSFER_SYNTAX,
+)
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 
@@ -27,37 +58,157 @@ _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """VRs with two reserved bytes and a length of four (PS3.5 table 7.1-1)."""
 
 
-def read_identity(dataset: bytes, *, implicit: bool, little_endian: bool) -> tuple[str, str]:
-    """Read the SOP Instance UID and the Study Instance UID of a data set.
+_HEAD = 2**20
+"""Bytes of a deflated data set that are looked at."""
+
+_Answer = TypeVar("_Answer")
+
+
+class Identity(NamedTuple):
+    """Whose an instance is.
+
+    Attributes
+    ----------
+    instance, study, series, sop_class : str
+        UIDs; the latter two are empty where the data set has none.
+    patient : str
+        Patient ID, without spaces around it; empty where there is none.
+    """
+
+    instance: str
+    study: str
+    series: str
+    sop_class: str
+    patient: str
+
+
+def read_identity(
+    dataset: bytes | mmap.mmap, *, implicit: bool, little_endian: bool, start: int = 0
+) -> Identity:
+    """Read the identity of a data set.
 
     Parameters
     ----------
-    dataset : bytes
-        As encoded, without preamble and file meta information; not deflated.
+    dataset : bytes or mmap
+        As encoded; not deflated.
     implicit, little_endian : bool
         Of its transfer syntax.
+    start : int
+        Where it begins, behind preamble and file meta information.
 
     Returns
     -------
-    instance, study : str
+    Identity
 
     Raises
     ------
     ValueError
-        If the bytes are no data set, or one of the two is missing or no UID.
+        If the bytes are no data set, or SOP or Study Instance UID are missing or no UID.
     """
-    found: dict[int, bytes] = {}
+    elements: dict[int, bytes] = {}
     try:
-        _Walk(dataset, "<" if little_endian else ">").elements(0, implicit, found)
+        _Walk(dataset, "<" if little_endian else ">").elements(start, implicit, elements)
     except (struct.error, RecursionError) as error:
         raise ValueError("the data set ends early, or nests too deeply") from error
-    uids = [
-        found.get(tag, b"").rstrip(b"\0 ").decode("ascii", errors="replace")
-        for tag in (SOP_INSTANCE, STUDY_INSTANCE)
-    ]
-    if not all(map(is_uid, uids)):
+    instance, study, series, sop_class = (
+        elements.get(tag, b"").rstrip(b"\0 ").decode("ascii", errors="replace")
+        for tag in (_SOP_INSTANCE, _STUDY_INSTANCE, _SERIES_INSTANCE, _SOP_CLASS)
+    )
+    if not (is_uid(instance) and is_uid(study)):
         raise ValueError("the data set has no SOP Instance UID, or no Study Instance UID")
-    return uids[0], uids[1]
+    patient = _text(elements.get(_PATIENT, b""), elements.get(_CHARACTER_SET, b""))
+    return Identity(instance, study, series, sop_class, patient)
+
+
+def read_file_identity(content: bytes | mmap.mmap, start: int = 0) -> Identity:
+    """Read the identity of a DICOM file.
+
+    Parameters
+    ----------
+    content : bytes or mmap
+    start : int
+        Where the file begins in it.
+
+    Raises
+    ------
+    ValueError
+        If it is no DICOM file, or as `read_identity`.
+    """
+    syntax, begin = read_syntax(content, start)
+    if syntax.is_deflated:
+        # What all of it would become is not known before; what is asked for comes first.
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            content, begin = inflater.decompress(content[begin : begin + _HEAD], _HEAD), 0
+        except zlib.error as error:
+            raise ValueError("the deflated data set is damaged") from error
+    return _either(
+        syntax,
+        lambda implicit: read_identity(
+            content, implicit=implicit, little_endian=syntax.is_little_endian, start=begin
+        ),
+    )
+
+
+def check_whole(content: bytes | mmap.mmap, start: int = 0) -> None:
+    """Refuse a DICOM file that ends before its last value does.
+
+    Raises
+    ------
+    ValueError
+    """
+    syntax, begin = read_syntax(content, start)
+    if syntax.is_deflated:  # it has an end of its own, which its reader will miss
+        return
+    walk = _Walk(content, "<" if syntax.is_little_endian else ">")
+    try:
+        _either(syntax, lambda implicit: walk.to_end(begin, implicit))
+    except (struct.error, RecursionError) as error:
+        raise ValueError("the data set ends early, or nests too deeply") from error
+
+
+def _either(syntax: UID, read: Callable[[bool], _Answer]) -> _Answer:
+    """Read as the transfer syntax says; some write implicit VR and say that it is explicit."""
+    try:
+        return read(syntax.is_implicit_VR)
+    except (ValueError, struct.error):
+        if syntax.is_implicit_VR:
+            raise
+        try:
+            return read(True)
+        except (ValueError, struct.error):
+            pass
+        raise
+
+
+def read_syntax(content: bytes | mmap.mmap, start: int = 0) -> tuple[UID, int]:
+    """Read the transfer syntax of a DICOM file, and where its data set begins.
+
+    Raises
+    ------
+    ValueError
+        If it is no DICOM file with a transfer syntax.
+    """
+    if content[start + 128 : start + 132] != b"DICM":
+        raise ValueError("no DICOM file")
+    elements: dict[int, bytes] = {}
+    try:
+        begin = _Walk(content, "<").elements(start + 132, False, elements, last=0x0002FFFF)
+    except (struct.error, RecursionError) as error:
+        raise ValueError("the file meta information ends early") from error
+    syntax = UID(elements.get(_TRANSFER_SYNTAX, b"").rstrip(b"\0 ").decode("ascii", "replace"))
+    if not syntax or not syntax.is_transfer_syntax:
+        raise ValueError("the file names no transfer syntax")
+    return syntax, begin
+
+
+def _text(value: bytes, character_set: bytes) -> str:
+    """Decode a text by the character sets of its data set (PS3.5 6.1)."""
+    names = character_set.rstrip(b"\0 ").decode("ascii", errors="replace").split("\\")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sets that are none: the text is then as it can be
+        encodings = convert_encodings(names)
+        return decode_bytes(value.rstrip(b"\0"), encodings, TEXT_VR_DELIMS).strip()
 
 
 def instance_digest(syntax: str, dataset: bytes) -> str:
@@ -71,23 +222,36 @@ def instance_digest(syntax: str, dataset: bytes) -> str:
 class _Walk:
     """Positions in one data set; every method starts at one and returns the next."""
 
-    def __init__(self, data: bytes, order: str) -> None:
+    def __init__(self, data: bytes | mmap.mmap, order: str) -> None:
         self._data = data
         self._order = order
 
-    def elements(self, at: int, implicit: bool, found: dict[int, bytes] | None = None) -> int:
-        """Walk until the end of the item, or of what is wanted where `found` takes it."""
-        while found is None or at < len(self._data):
+    def elements(
+        self,
+        at: int,
+        implicit: bool,
+        kept: dict[int, bytes] | None = None,
+        last: int = _SERIES_INSTANCE,
+    ) -> int:
+        """Walk until the end of the item, or, where `kept` takes values, behind the last tag."""
+        while kept is None or at < len(self._data):
+            begin = at
             tag, vr, length, at = self._header(at, implicit)
             if tag == _ITEM_END:
                 return at
-            if found is not None and tag > STUDY_INSTANCE:
-                return at  # elements are in ascending order (PS3.5 7.1)
+            if kept is not None and tag > last:
+                return begin  # elements are in ascending order (PS3.5 7.1)
             # VR UN of undefined length holds items in implicit VR (PS3.5 6.2.2, note 4).
             start, at = at, self._skip(at, length, implicit or vr == b"UN")
-            if found is not None and tag in (SOP_INSTANCE, STUDY_INSTANCE):
-                found[tag] = self._data[start:at]
+            if kept is not None and tag in _KEPT:
+                kept[tag] = self._data[start:at]
         return at
+
+    def to_end(self, at: int, implicit: bool) -> None:
+        """Walk through all elements of the data set."""
+        while at < len(self._data):
+            _, vr, length, at = self._header(at, implicit)
+            at = self._skip(at, length, implicit or vr == b"UN")
 
     def _header(self, at: int, implicit: bool) -> tuple[int, bytes, int, int]:
         group, element = self._read("HH", at)

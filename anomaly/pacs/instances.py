@@ -8,11 +8,13 @@ which the standard forbids and real archives hold.
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import IO
 
 from pydicom import dcmread
 
@@ -39,20 +41,23 @@ class Instance:
         Study, Series and SOP Instance UIDs.
     sop_class : str
         SOP Class UID.
+    patient : str
+        Patient ID by which it was asked for, or that its study is listed with; empty: not known.
 
     Raises
     ------
     ArchiveError
-        ``"uid"``: one of them is no UID.
+        ``"uid"``: one of the UIDs is none.
     """
 
     study: str
     series: str
     instance: str
     sop_class: str
+    patient: str = ""
 
     def __post_init__(self) -> None:
-        wrong = [text for text in astuple(self) if not is_uid(text)]
+        wrong = [text for text in astuple(self)[:4] if not is_uid(text)]
         if wrong:
             raise ArchiveError(
                 "uid",
@@ -123,10 +128,16 @@ def read_files(paths: Sequence[Path], refused: Counter[str]) -> list[InstanceFil
     return files
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: IO[bytes]) -> None:
     """Write a file that appears under its name only when all of it is on disk; mode 0600.
 
     Until then its name begins with a dot, so that no reader of the folder takes it for a scan.
+
+    Parameters
+    ----------
+    path : Path
+    content : file
+        Open for reading, where the content begins.
 
     Raises
     ------
@@ -135,7 +146,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     try:
         with whole(path, mode=0o600) as file:
-            file.write(content)
+            shutil.copyfileobj(content, file, 2**20)
     except OSError as error:
         raise AnomalyError(
             f"{path} could not be written ({error.strerror or error}): make room for it, or mend "

@@ -127,18 +127,20 @@ class Listener:
         request, syntax = cast(C_STORE, event.request), event.context.transfer_syntax
         dataset = event.encoded_dataset(include_meta=False)
         try:
-            instance, study = read_identity(
+            identity = read_identity(
                 dataset,
                 implicit=syntax.is_implicit_VR,
                 little_endian=syntax.is_little_endian,
             )
         except ValueError as error:
             return _refusal(0xC000, str(error))
-        if instance != request.AffectedSOPInstanceUID:
+        if identity.instance != request.AffectedSOPInstanceUID:
             return _refusal(0xA900, "the request names another SOP Instance UID")
         digest = instance_digest(syntax, dataset)
         try:
-            said = self._spool.receive(Arrival(instance, study, event.encoded_dataset(), digest))
+            said = self._spool.receive(
+                Arrival(identity.instance, identity.study, event.encoded_dataset(), digest)
+            )
         except (OSError, sqlite3.Error) as error:
             log.warning("an instance cannot be stored: %s", Public(type(error).__name__))
             return _refusal(0xA700, "the disk refuses")

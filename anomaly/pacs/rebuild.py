@@ -12,16 +12,12 @@ are then all that is left of what senders were promised; nothing that is not kno
 
 from __future__ import annotations
 
-import io
 import sqlite3
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
-import pydicom
-
 from anomaly.pacs.batches import Arrival
-from anomaly.pacs.identity import instance_digest, read_identity
+from anomaly.pacs.identity import instance_digest, read_file_identity, read_syntax
 from anomaly.pacs.layout import NodeFolder, file_name
 
 __all__ = ["Rebuilt", "read_stored", "rebuild"]
@@ -41,7 +37,7 @@ def read_stored(content: bytes) -> Arrival:
     Parameters
     ----------
     content : bytes
-        Preamble, file meta information (its group length first, PS3.10 7.1) and data set.
+        Preamble, file meta information and data set.
 
     Returns
     -------
@@ -52,17 +48,10 @@ def read_stored(content: bytes) -> Arrival:
     ValueError
         If it is no such file.
     """
-    try:
-        (length,) = struct.unpack_from("<I", content, 140)
-        meta = pydicom.dcmread(io.BytesIO(content), specific_tags=[], stop_before_pixels=True)
-        syntax = meta.file_meta.TransferSyntaxUID
-        dataset = content[144 + length :]
-        instance, study = read_identity(
-            dataset, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
-        )
-    except Exception as error:  # pydicom raises whatever damaged bytes lead it to
-        raise ValueError(f"no file of an instance: {error}") from error
-    return Arrival(instance, study, content, instance_digest(syntax, dataset))
+    syntax, begin = read_syntax(content)
+    identity = read_file_identity(content)
+    digest = instance_digest(syntax, content[begin:])
+    return Arrival(identity.instance, identity.study, content, digest)
 
 
 class _Row(NamedTuple):

@@ -2,11 +2,12 @@
 
 ::
 
-    pause after attempt k = min(first * 2 ** (k - 1), longest) * u,    u ~ U[1/2, 1]
+    pause after attempt k = max(min(first * 2 ** (k - 1), longest) * u, asked),    u ~ U[1/2, 1]
 
 Only `ArchiveUnreachable` is asked again: no connection, no answer in time, or "later, please".
 Whatever else an archive says it has decided, and it would say it again. The random factor keeps
-clients that one outage stopped together from coming back together.
+clients that one outage stopped together from coming back together. An archive that asks to be left
+alone for a while is, for two minutes at most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from anomaly.errors import ArchiveUnreachable, ConfigError
 __all__ = ["Attempts"]
 
 _Answer = TypeVar("_Answer")
+
+LONGEST_ASKED = 120.0
+"""Seconds for which an archive is left alone because it asks for it, at most."""
 
 _RANDOM = random.SystemRandom()
 
@@ -67,9 +71,10 @@ class Attempts:
         for attempt in range(1, self.count):
             try:
                 return ask()
-            except ArchiveUnreachable:
+            except ArchiveUnreachable as error:
                 pause = min(self.first * 2 ** (attempt - 1), self.longest)
-                self.sleep(pause * _RANDOM.uniform(0.5, 1))
+                asked = min(error.wait, LONGEST_ASKED)
+                self.sleep(max(pause * _RANDOM.uniform(0.5, 1), asked))
         try:
             return ask()
         except ArchiveUnreachable as error:

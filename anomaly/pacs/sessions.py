@@ -84,7 +84,6 @@ def open_session(url: str, environment: Mapping[str, str] = os.environ) -> reque
     """
     session = _requests_session()
     session.trust_env = False
-    session.max_redirects = 0
     session.verify = _trusted(environment)
     # Some archives answer in XML where they may choose.
     session.headers["Accept"] = "application/dicom+json"
@@ -142,9 +141,9 @@ def _is_loopback(host: str) -> bool:
 
 def _requests_session() -> requests.Session:
     try:
-        import requests
+        from anomaly.pacs.bounded import BoundedSession
     except ImportError as error:
         raise AnomalyError(
             "--dicomweb needs requests, which is not installed: pip install requests"
         ) from error
-    return requests.Session()
+    return BoundedSession()

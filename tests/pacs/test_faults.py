@@ -5,14 +5,20 @@ The server is a real one that says what the test wants.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,9 +38,11 @@ from archives import (
 from pydicom import dcmread
 
 from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.bounded import Bounds
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.dimse import Dimse
 from anomaly.pacs.instances import Instance, is_uid
+from anomaly.pacs.retries import Attempts
 from pipelines.pacs import fetch_studies
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -72,6 +80,16 @@ def multipart(content: bytes, *, boundary: str = "b0", cut: int = 0) -> Answer:
     body += f"\r\n--{boundary}--\r\n".encode()
     kind = f'multipart/related; type="application/dicom"; boundary="{boundary}"'
     return Answer(body=body[: len(body) - cut], kind=kind, cut=cut > 0)
+
+
+def of_one_series(path: Path, **changes: str) -> bytes:
+    """Return an image as one of the series that `archive_of` lists, with changes."""
+    dataset, stream = dcmread(path), BytesIO()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = ONE.study, ONE.series
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -227,10 +245,202 @@ def test_another_instance_is_not_kept(folder: Path, tmp_path: Path) -> None:
     _, other = make_studies(tmp_path / "two", 2, series=80)
     with (
         web_server(lambda _: multipart(other.read_bytes())) as server,
-        pytest.raises(ArchiveError, match="sent another instance"),
+        pytest.raises(ArchiveError, match="sent an object of another instance"),
     ):
         client(server.url).fetch(ONE, folder / "one.dcm")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("study", {"StudyInstanceUID": "1.2.3"}),
+        ("series", {"SeriesInstanceUID": "1.2.3"}),
+        ("class", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
+        ("patient", {"PatientID": "P81"}),
+        ("patient", {"PatientID": ""}),
+    ],
+)
+def test_an_object_of_another_under_the_right_uid_is_not_kept(
+    kind: str, changes: dict[str, str], image: bytes, folder: Path, tmp_path: Path
+) -> None:
+    (path,) = make_studies(tmp_path / "other", 1, series=80)
+    asked = replace(ONE, patient="P80")
+    with web_server(lambda _: multipart(of_one_series(path, **changes))) as server:
+        with pytest.raises(ArchiveError, match=f"an object of another {kind}") as refusal:
+            client(server.url).fetch(asked, folder / "one.dcm")
+        assert (refusal.value.reason, len(server.requests)) == (f"other {kind}", 1)
+    assert list(folder.iterdir()) == []
+    with web_server(lambda _: multipart(image)) as server:
+        client(server.url).fetch(asked, folder / "one.dcm")
+    assert (folder / "one.dcm").read_bytes() == image
+
+
+@pytest.mark.parametrize(
+    ("query", "asked_for"),
+    [
+        ({"PatientID": "P80"}, True),
+        ({"PatientID": "P8?"}, True),
+        ({"PatientID": "P81"}, False),
+        ({"StudyInstanceUID": f"1.2.3,{ONE.study}"}, True),
+        ({"StudyInstanceUID": "1.2.3"}, False),
+        ({"StudyDate": "20260101"}, True),
+    ],
+)
+def test_a_study_that_nobody_asked_for_is_not_fetched(
+    query: dict[str, str], asked_for: bool, image: bytes, folder: Path
+) -> None:
+    """Some archives pass over keys that they do not know, and list all that they have."""
+    search = archive_of(ONE.instance)
+
+    def answer(request: Request) -> Answer:
+        if "/instances/" in request.path:
+            return multipart(image)
+        if "/studies?" in request.path and "offset=0" in request.path:
+            found = [listing(t0020000D=ONE.study, t00100020="P80 ")]
+            return Answer(body=json.dumps(found).encode())
+        return search(request)
+
+    with web_server(answer) as server:
+        done = fetch_studies(client(server.url), query, folder)
+    assert (done.fetched, dict(done.failed)) == (
+        (1, {}) if asked_for else (0, {"not asked for": 1})
+    )
+
+
+# --- answers without end ----------------------------------------------------------------------
+
+
+def endless(start: bytes, more: bytes, pause: float = 0.0) -> Callable[[socket.socket], None]:
+    """Answer one request on a bare connection, and never end."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(2**16)
+        with suppress(OSError):
+            connection.sendall(start)
+            while True:
+                connection.sendall(more)
+                time.sleep(pause)
+
+    return answer
+
+
+@contextmanager
+def bare_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Serve whatever bytes a test wants, without the help of an HTTP server."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.1)
+        stopped = threading.Event()
+
+        def serve() -> None:
+            while not stopped.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = listening.accept()
+                    with connection:
+                        answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/dicom-web"
+        stopped.set()
+        thread.join(10)
+
+
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+FLOODS = {
+    "a body without end": (JSON_HEAD + b"\r\n[", b"[]," * 20_000),
+    "chunks without end": (JSON_HEAD + CHUNKED, b"4000\r\n" + b" " * 0x4000 + b"\r\n"),
+    "a length of a chunk without end": (JSON_HEAD + CHUNKED, b"0" * 60_000),
+    "headers without end": (b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 60_000 + b"\r\n"),
+    "a header without end": (b"HTTP/1.1 200 OK\r\nX-More: ", b"x" * 60_000),
+    "no line at all": (b"", b"x" * 60_000),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_an_answer_without_end_is_left(flood: str) -> None:
+    tracemalloc.start()
+    with bare_server(endless(*FLOODS[flood])) as url, pytest.raises(ArchiveError):
+        list(DicomWeb(url, attempts=Attempts(count=1)).search({"PatientID": "P"}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 80 * 2**20
+
+
+def test_an_instance_without_end_goes_to_the_disk_and_no_further(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly.pacs.bounded.INSTANCE", Bounds(200 * 2**20, 60.0))
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/related; boundary=b0\r\n\r\n"
+    tracemalloc.start()
+    with (
+        bare_server(endless(head, bytes(2**20))) as url,
+        pytest.raises(ArchiveError, match="more than 209,715,200 bytes"),
+    ):
+        DicomWeb(url, attempts=IMPATIENT).fetch(ONE, folder / "one.dcm")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 2**20
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", [b"", JSON_HEAD + b"\r\n", b"HTTP/1.1 200 OK\r\nX-Slow: "])
+def test_an_answer_of_a_byte_now_and_then_is_left(
+    start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly.pacs.bounded.ANSWER", Bounds(2**20, 1.0))
+    began = time.monotonic()
+    with (
+        bare_server(endless(start, b"H", pause=0.05)) as url,
+        pytest.raises(ArchiveError, match="took more than 1 s"),
+    ):
+        client(url).holds(ONE.study, ONE.instance)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+def test_an_answer_that_is_compressed_is_refused(coding: str) -> None:
+    """A megabyte of it may be a gigabyte of zeros."""
+    bomb = zlib.compress(bytes(50 * 2**20), wbits=31 if coding == "gzip" else 15)
+    answer = Answer(body=bomb, headers=(("Content-Encoding", coding),))
+    with (
+        web_server(lambda _: answer) as server,
+        pytest.raises(ArchiveError, match="compresses its answers") as refusal,
+    ):
+        list(client(server.url).search({"PatientID": "P"}))
+    assert refusal.value.reason == "compressed"
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_pages_without_end_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly.pacs.dicomweb.MOST", 50)
+    count = itertools.count()
+
+    def answer(request: Request) -> Answer:
+        if "/series" in request.path:
+            return Answer()
+        found = [listing(t0020000D=f"1.2.{next(count)}") for _ in range(7)]
+        return Answer(body=json.dumps(found).encode())
+
+    with (
+        web_server(answer) as server,
+        pytest.raises(ArchiveError, match="more than 50 results in one search"),
+    ):
+        list(client(server.url).search({"StudyInstanceUID": "*"}))
+
+
+@pytest.mark.parametrize(
+    ("said", "pause"),
+    [("7", 7.0), ("3600", 120.0), ("-5", 0.0), ("soon", 0.0), ("", 0.0)],
+)
+def test_an_archive_is_left_alone_for_as_long_as_it_asks(said: str, pause: float) -> None:
+    pauses: list[float] = []
+    answers = [Answer(503, headers=(("Retry-After", said),)), Answer()]
+    attempts = Attempts(count=2, first=0.0, sleep=pauses.append)
+    with web_server(lambda _: answers.pop(0)) as server:
+        assert not DicomWeb(server.url, attempts=attempts).holds(ONE.study, ONE.instance)
+    assert pauses == [pause]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +463,7 @@ def test_what_is_no_instance_is_not_kept(answer: Answer, folder: Path) -> None:
 
 def test_one_instance_that_cannot_be_had_costs_that_instance(folder: Path, tmp_path: Path) -> None:
     paths = make_studies(tmp_path / "four", 4, series=80)
-    images = {uid(80, number): path.read_bytes() for number, path in enumerate(paths)}
+    images = {uid(80, number): of_one_series(path) for number, path in enumerate(paths)}
     search = archive_of(*images)
 
     def answer(request: Request) -> Answer:

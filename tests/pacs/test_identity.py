@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import random
 import struct
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import pydicom
@@ -15,9 +17,16 @@ from dicom_samples import make_dataset
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from anomaly.pacs.identity import is_uid, read_identity
+from anomaly.pacs.identity import (
+    check_whole,
+    is_uid,
+    read_file_identity,
+    read_identity,
+    read_syntax,
+)
 
 STUDY, INSTANCE = "1.2.826.1", "1.2.826.2"
+SHORT = ("MR_truncated.dcm", "rtplan_truncated.dcm")
 
 
 def encoded(dataset: Dataset, *, implicit: bool, little_endian: bool = True) -> bytes:
@@ -46,7 +55,10 @@ def test_what_is_nested_is_not_taken(implicit: bool, little: bool, undefined: bo
     for item in dataset.ReferencedStudySequence:
         item.is_undefined_length_sequence_item = undefined
     stream = encoded(dataset, implicit=implicit, little_endian=little)
-    assert read_identity(stream, implicit=implicit, little_endian=little) == (INSTANCE, STUDY)
+    identity = read_identity(stream, implicit=implicit, little_endian=little)
+    assert identity[:2] == (INSTANCE, STUDY)
+    assert identity.series == dataset.SeriesInstanceUID
+    assert (identity.sop_class, identity.patient) == (dataset.SOPClassUID, "P1")
 
 
 def test_unknown_vr_of_undefined_length_holds_implicit_items() -> None:
@@ -60,10 +72,8 @@ def test_unknown_vr_of_undefined_length_holds_implicit_items() -> None:
     sequence += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     first = struct.pack("<HH2sH", 0x0008, 0x0018, b"UI", 4) + b"1.2\0"
     last = struct.pack("<HH2sH", 0x0020, 0x000D, b"UI", 4) + b"3.44"
-    assert read_identity(first + sequence + last, implicit=False, little_endian=True) == (
-        "1.2",
-        "3.44",
-    )
+    identity = read_identity(first + sequence + last, implicit=False, little_endian=True)
+    assert identity == ("1.2", "3.44", "", "", "")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of files that are odd on purpose
@@ -75,17 +85,26 @@ def test_the_same_as_pydicom_on_every_file_that_it_bundles() -> None:
             continue
         try:
             dataset = pydicom.dcmread(path)
-            expected = dataset.SOPInstanceUID, dataset.StudyInstanceUID
+            expected = dataset.SOPInstanceUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID
+            patient = str(dataset.get("PatientID", "") or "").strip()
         except Exception:  # noqa: S112 - broken on purpose, or without one of the two
             continue
         if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
             continue
         if path.name == "SC_rgb_jpeg.dcm":  # in implicit VR, and says explicit
+            assert read_file_identity(path.read_bytes())[:3] == expected
             continue
         implicit, little = dataset.original_encoding  # of some it is not what they say
         stream = path.read_bytes()[start:]
         found = read_identity(stream, implicit=bool(implicit), little_endian=bool(little))
-        assert found == expected, path.name
+        assert found[:3] == expected, path.name
+        assert found.patient == patient, path.name
+        assert read_file_identity(path.read_bytes()) == found, path.name
+        if path.name in SHORT:
+            with pytest.raises(ValueError, match="beyond the end"):
+                check_whole(path.read_bytes())
+        else:
+            check_whole(path.read_bytes())
         compared += 1
     assert compared > 50
 
@@ -108,11 +127,11 @@ def test_broken_bytes_are_a_value_error(implicit: bool) -> None:
         for _ in range(min(len(broken), rng.randrange(4))):
             broken[rng.randrange(len(broken))] = rng.randrange(256)
         try:
-            uids = read_identity(bytes(broken), implicit=implicit, little_endian=True)
+            identity = read_identity(bytes(broken), implicit=implicit, little_endian=True)
         except ValueError:
             refused += 1
         else:
-            assert all(map(is_uid, uids))
+            assert all(map(is_uid, identity[:2]))
     assert 0 < refused < 3000
 
 
@@ -154,3 +173,44 @@ def test_a_path_as_uid_is_refused() -> None:
         stream = encoded(dataset, implicit=True)
     with pytest.raises(ValueError, match="no Study Instance UID"):
         read_identity(stream, implicit=True, little_endian=True)
+
+
+@pytest.mark.parametrize("where", [0, 7])
+def test_a_file_that_ends_early_is_no_whole_one(where: int) -> None:
+    stream = io.BytesIO()
+    sample().save_as(stream, enforce_file_format=True)
+    content = bytes(where) + stream.getvalue()
+    check_whole(content, where)
+    assert read_file_identity(content, where).instance == INSTANCE
+    for length in (where + 140, where + 200, len(content) - 3, len(content) - 1):
+        with pytest.raises(ValueError, match=r"ends early|beyond the end"):
+            check_whole(content[:length], where)
+
+
+def test_of_a_deflated_file_no_more_is_inflated_than_is_asked_for() -> None:
+    dataset, stream = sample(), io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(stream, enforce_file_format=True)
+    content = stream.getvalue()
+    assert read_file_identity(content)[:2] == (INSTANCE, STUDY)
+    _, begin = read_syntax(content)
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    bomb = deflater.compress(struct.pack("<HH2sHI", 0x0008, 0x0001, b"OB", 0, 500 * 2**20))
+    bomb += b"".join(deflater.compress(bytes(2**20)) for _ in range(500)) + deflater.flush()
+    assert len(bomb) < 2**20
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="beyond the end"):
+        read_file_identity(content[:begin] + bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+def test_a_patient_id_is_read_by_its_character_set() -> None:
+    dataset = sample()
+    dataset.SpecificCharacterSet, dataset.PatientID = "ISO_IR 100", "Ä-7 "
+    stream = encoded(dataset, implicit=True)
+    assert read_identity(stream, implicit=True, little_endian=True).patient == "Ä-7"
+    dataset.SpecificCharacterSet, dataset.PatientID = "ISO_IR 192", "患者"
+    stream = encoded(dataset, implicit=True)
+    assert read_identity(stream, implicit=True, little_endian=True).patient == "患者"
