@@ -59,6 +59,7 @@ __all__ = [
     "copy_bundle",
     "find_bundle",
     "read_bundle",
+    "same_detector",
     "write_bundle",
 ]
 
@@ -181,6 +182,22 @@ class Bundle:
                 "`anomaly calibrate` on normal scans that it has not seen"
             )
         return self.calibrated
+
+
+def same_detector(folder: Path, other: Path) -> bool:
+    """Whether two bundles differ in nothing but what they were calibrated on.
+
+    Raises
+    ------
+    BundleError
+        If one of them is damaged.
+    """
+    first, second = (_read_main(path)[1] for path in (folder, other))
+    arrays = ("weights.safetensors", "detector.safetensors")
+    return bool(
+        all(first["files"][name] == second["files"][name] for name in arrays)
+        and first["config"] == second["config"]
+    )
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Bundle:

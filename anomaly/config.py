@@ -1,7 +1,9 @@
 """Configuration: YAML in, checked values out. Nothing in a configuration is ever executed.
 
 A configuration is complete in one file. Unknown keys are refused with the nearest valid name;
-``a.b=c`` overrides are parsed as YAML values; `dump` writes what was really used.
+``a.b=c`` overrides are parsed as YAML values; `dump` writes what was really used. A file that a
+stage has written (`write_config`) begins with the hash of what follows: one that is damaged, or was
+edited, is not taken for what really ran.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.errors import ConfigError
+from anomaly.files import whole, writing
 from anomaly.strict_yaml import read_yaml, write_yaml
 from anomaly.training import TrainingSettings
 
@@ -42,7 +45,10 @@ __all__ = [
     "parse_config",
     "plain",
     "read_keys",
+    "write_config",
 ]
+
+_SEAL = "# sha256 of what follows: "
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -303,6 +309,30 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(raw)
 
 
+def write_config(path: Path, config: Config) -> None:
+    """Write the resolved configuration with its hash, whole or not at all, mode 0600.
+
+    Raises
+    ------
+    AnomalyError
+        If it cannot be written.
+    """
+    text = dump(config)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with writing(path), whole(path, mode=0o600) as file:
+        file.write(f"{_SEAL}{digest}\n{text}".encode())
+
+
+def _check_seal(path: Path, text: str) -> None:
+    first, _, rest = text.partition("\n")
+    expected = first.removeprefix(_SEAL)
+    if expected != first and hashlib.sha256(rest.encode()).hexdigest() != expected:
+        raise ConfigError(
+            f"{path} is not what was written there: it is damaged, or was edited. Settings are "
+            "changed by --set; to use an edited copy elsewhere, remove its first line"
+        )
+
+
 def parse_config(raw: Mapping[str, Any]) -> Config:
     """Check plain values against `Config`; see `load_config` for errors."""
     return check(raw, Config)
@@ -322,6 +352,7 @@ def read_keys(path: Path) -> dict[str, Any]:
             f"configuration {path} is not UTF-8 (byte {error.start} is "
             f"{error.object[error.start]:#x}): save it as UTF-8"
         ) from error
+    _check_seal(path, text)
     raw = read_yaml(text, f"configuration {path}")
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {path} holds no keys: expected `key: value` lines")

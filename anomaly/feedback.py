@@ -1,7 +1,7 @@
 """What readers say of results: agree, disagree, a comment; a small SQLite file beside the results.
 
-Results are never changed by it. Every entry is kept; who changes their mind adds another. Comments
-may name a person, so the file is for its owner alone (mode 0600).
+Results are never changed by it. Every entry is kept, with a hash of its words; who changes their
+mind adds another. Comments may name a person, so the file is for its owner alone (mode 0600).
 
 Verdicts also come from the report page, as a JSON list of ``{"key", "opinion", "comment",
 "reader", "at"}``. The same words of the same reader at the same time are the same entry, so a file
@@ -11,13 +11,14 @@ the same words are the same entry, whenever they were said.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,7 +43,8 @@ MAX_TEXT = 10_000
 _ENTRY = ("key", "opinion", "comment", "reader", "at")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)", re.ASCII)
 
-_TABLE = "CREATE TABLE IF NOT EXISTS feedback (key, opinion, reader, comment, at)"
+_TABLE = "CREATE TABLE IF NOT EXISTS feedback (key, opinion, reader, comment, at, hash)"
+_INSERT = "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,9 @@ class Feedback:
         """
         at = self.at or datetime.now(timezone.utc).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
-            connection.execute(_TABLE)
-            connection.execute(
-                "INSERT INTO feedback VALUES (:key, :opinion, :reader, :comment, :at)",
-                {**asdict(self), "at": at},
-            )
+            _make_table(connection)
+            words = (self.key, self.opinion, self.reader, self.comment, at)
+            connection.execute(_INSERT, (*words, _hash(words)))
 
     @classmethod
     def parse(cls, path: Path) -> list[Feedback]:
@@ -130,7 +130,7 @@ class Feedback:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")  # nobody adds between the look and the writing
-            connection.execute(_TABLE)
+            _make_table(connection)
             rows = connection.execute("SELECT key, opinion, reader, comment, at FROM feedback")
             known = set(rows)
             words = {row[:4] for row in known}
@@ -142,7 +142,7 @@ class Feedback:
                 new.append((*what, e.at or now))
                 known.add(new[-1])
                 words.add(what)
-            connection.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?, ?)", new)
+            connection.executemany(_INSERT, [(*what, _hash(what)) for what in new])
         return len(new)
 
     @classmethod
@@ -156,14 +156,33 @@ class Feedback:
         """
         if not path.exists():
             return []
-        names = ", ".join(field.name for field in fields(cls))
         with _open(path, write=False) as connection:
-            return [cls(*row) for row in connection.execute(f"SELECT {names} FROM feedback")]  # noqa: S608
+            rows = connection.execute("SELECT * FROM feedback").fetchall()
+        for number, row in enumerate(rows, 1):
+            words, kept = row[:5], row[5:]
+            # Entries of earlier versions have no hash.
+            if kept not in ((), (None,), (_hash(words),)) or row[1] not in get_args(Opinion):
+                raise AnomalyError(
+                    f"entry {number} of {path} is damaged: its words are not those that were "
+                    "written. Bring the file back from a copy"
+                )
+        return [cls(*row[:5]) for row in rows]
 
     @classmethod
     def table(cls, path: Path) -> pa.Table:
         """Read the same as a table for SQL."""
         return pa.Table.from_pylist([asdict(entry) for entry in cls.read(path)], schema=SCHEMA)
+
+
+def _make_table(connection: sqlite3.Connection) -> None:
+    connection.execute(_TABLE)
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(feedback)")]
+    if "hash" not in columns:  # made by an earlier version
+        connection.execute("ALTER TABLE feedback ADD COLUMN hash")
+
+
+def _hash(words: tuple[str, ...]) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

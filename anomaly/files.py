@@ -137,22 +137,51 @@ def refuse_foreign(folder: Path, ours: Collection[str] = ()) -> None:
     Raises
     ------
     AnomalyError
-        It holds a folder, or a file that may be a scan, and no results.
+        It holds a file that may be a scan, and no results.
     """
     if not folder.is_dir() or holds_results(folder) or holds_results(folder.parent):
         return
-    for entry in sorted(folder.iterdir()):
-        known = entry.name.startswith(".") or entry.name in ours
-        harmless = entry.suffix.lower() in _NO_SCANS or (entry.is_dir() and holds_results(entry))
-        if not known and not harmless:
-            raise AnomalyError(
-                f"{folder} holds {entry.name} and is no folder of results: results in it would be "
-                "taken for scans, or its scans for results. Name a new folder"
-            )
+    scan = next(_may_be_scans(folder, ours), None)
+    if scan is not None:
+        raise AnomalyError(
+            f"{folder} holds {scan.relative_to(folder)} and is no folder of results: results in it "
+            "would be taken for scans, or its scans for results. Name a new folder"
+        )
 
 
-_NO_SCANS = frozenset({".csv", ".json", ".log", ".pdf", ".txt", ".yaml", ".yml"})
-"""Endings of files that no reader takes for scans."""
+_SCANS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom", ".zip")
+"""Endings of files that readers take for scans, beside what is DICOM by its content."""
+
+_LOOKED_AT = 10_000
+
+
+def _may_be_scans(folder: Path, ours: Collection[str]) -> Iterator[Path]:
+    """Files of a folder that readers would look at; of a large one, the first thousands."""
+    looked_at = 0
+    for here, folders, names in os.walk(folder):  # a folder that may not be read is passed over
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and name not in ours and not holds_results(Path(here, name))
+        )
+        for name in sorted(names):
+            looked_at += 1
+            if not name.startswith(".") and name not in ours and _may_be_scan(Path(here, name)):
+                yield Path(here, name)
+        if looked_at > _LOOKED_AT:
+            return
+
+
+def _may_be_scan(path: Path) -> bool:
+    if path.name.lower().endswith(_SCANS):
+        return True
+    if not path.is_file():  # opening a pipe would wait for ever
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def holds_results(folder: Path) -> bool:

@@ -6,11 +6,13 @@
     parts/finished.json        the same, once all parts are there and exported
     parts/part-00012.parquet   rows of shard 12
     parts/maps-00012.npz       evidence maps of shard 12 that are kept, float16, by pseudonym
+    parts/part-00012.sha256    hashes of the two, written last
     parts/worklist.parquet     all rows without features, most anomalous first, once all are there
 
 A part is there whole or not at all: it is written under a temporary name, flushed to disk and
-renamed. Its metadata says what it was made of (`Provenance`), so a part of something else is never
-taken for the one that is wanted.
+renamed. Its metadata says what it was made of (`Provenance`) and which shard it is, so a part of
+something else is never taken for the one that is wanted. Disks lose bits, so nothing is read whose
+hash is not the one that was written.
 
 A row names its scan by pseudonym alone: no path, no UID, no name, no exception text. A scan that
 could not be scored is a row with a reason, never a missing row and never "normal". Parquet reads
@@ -19,9 +21,10 @@ everywhere; `query` asks all parts in SQL (DuckDB).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,7 +127,7 @@ def plain_cell(value: object) -> object:
 
 def plain_values(column: pa.Array) -> list[object]:
     """Values of a column of an answer; times as text, which reach further than Python's."""
-    if pa.types.is_temporal(column.type):
+    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         column = column.cast(pa.string())
     values: list[object] = column.to_pylist()
     return values
@@ -138,9 +141,11 @@ _CSV_TABLE = ", ".join(
     for name in _TABLE.split(", ")
 )
 
+_MOST_PARTS = 10_000_000
+
 _GROUPS = """
 CREATE VIEW {name} AS
-SELECT *, p_value <= {alpha!r} AS flagged
+SELECT *, p_value <= (SELECT alpha FROM operating_point) AS flagged
 FROM (
     SELECT {column}, count(*) AS images, count(score) AS scored,
         arg_max(key, score) AS most_anomalous, max(score) AS score,
@@ -168,6 +173,12 @@ class Provenance:
         Shards in all.
     versions : mapping of str to str
         Of the packages that computed.
+
+    Raises
+    ------
+    ValueError
+        If a field is not of its type or out of range: provenance is read from folders that may
+        come from somebody else.
     """
 
     bundle: str
@@ -177,6 +188,17 @@ class Provenance:
     alpha: float
     parts: int
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no run of ours has written."""
+        hashes = (self.bundle, self.manifest, self.inputs, self.settings)
+        sound = all(isinstance(text, str) and len(text) <= 64 for text in hashes)
+        sound = sound and isinstance(self.alpha, float) and 0 < self.alpha < 1
+        sound = sound and type(self.parts) is int and 0 <= self.parts <= _MOST_PARTS
+        versions = self.versions if isinstance(self.versions, Mapping) else {0: 0}
+        sound = sound and all(isinstance(text, str) for pair in versions.items() for text in pair)
+        if not sound:
+            raise ValueError(f"{self!r:.200} is no provenance")
 
 
 @dataclass(frozen=True)
@@ -197,6 +219,10 @@ class Results:
     def maps(self, index: int) -> Path:
         """Evidence maps of a shard."""
         return self.folder / f"maps-{index:05d}.npz"
+
+    def checksums(self, index: int) -> Path:
+        """Hashes of the rows and maps of a shard, in the format of sha256sum."""
+        return self.folder / f"part-{index:05d}.sha256"
 
     def lease(self, index: int) -> Path:
         """Who is working on a shard."""
@@ -265,7 +291,7 @@ class Results:
         """
         records = [{**asdict(row), "features": list((row.features or {}).items())} for row in rows]
         table = pa.Table.from_pylist(records, schema=SCHEMA)
-        said = {"provenance": json.dumps(asdict(provenance))}
+        said = {"provenance": json.dumps(asdict(provenance)), "shard": str(index)}
         if maps:
             # An absurd value must stay the largest there is, not become infinite.
             top = np.finfo(np.float16).max
@@ -274,14 +300,54 @@ class Results:
                 np.savez_compressed(file, **halves)  # type: ignore[arg-type]
         with _whole(self.part(index)) as file:
             pq.write_table(table.replace_schema_metadata(said), file, compression="zstd")
+        self.seal(index)
+
+    def seal(self, index: int) -> None:
+        """Write the hashes of a shard's part, which then counts.
+
+        Raises
+        ------
+        AnomalyError
+            If they cannot be written.
+        """
+        paths = [path for path in (self.part(index), self.maps(index)) if path.exists()]
+        lines = [f"{_hash(path)}  {path.name}\n" for path in paths]
+        with _whole(self.checksums(index)) as file:
+            file.write("".join(lines).encode())
 
     def is_done(self, index: int, provenance: Provenance) -> bool:
-        """Whether a shard's part is there and was made of just this."""
+        """Whether a shard's part is there and was made of just this; see `is_intact`."""
         try:
             metadata = pq.read_schema(self.part(index)).metadata or {}
-            return bool(Provenance(**json.loads(metadata[b"provenance"])) == provenance)
+            made_of = Provenance(**json.loads(metadata[b"provenance"]))
+            shard = metadata.get(b"shard", None)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return False  # not there, not one of ours, or of another version: it is made
+        # Parts of earlier versions name no shard, and have no hash beside them.
+        is_whole = shard is None or self.checksums(index).exists()
+        return made_of == provenance and shard in (None, str(index).encode()) and is_whole
+
+    def is_intact(self, index: int, *, maps: bool = True) -> bool:
+        """Whether a shard's rows, and its maps, hold the bytes that were written.
+
+        Parameters
+        ----------
+        index : int
+        maps : bool
+            Look at the maps too.
+        """
+        try:
+            if not self.checksums(index).exists():
+                return b"shard" not in (pq.read_schema(self.part(index)).metadata or {})
+            lines = self.checksums(index).read_text(encoding="ascii").splitlines()
+            named = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+            there = {path.name: path for path in (self.part(index), self.maps(index))}
+            if self.part(index).name not in named or not named.keys() <= there.keys():
+                return False
+            looked_at = named if maps else (self.part(index).name,)
+            return all(_hash(there[name]) == named[name] for name in looked_at)
+        except (OSError, ValueError, pa.ArrowException):
+            return False
 
     def done(self, provenance: Provenance | None = None) -> list[int]:
         """Shards whose parts are there; of the results that `job.json` names by default."""
@@ -290,20 +356,39 @@ class Results:
 
     def is_finished(self, provenance: Provenance) -> bool:
         """Whether `finish` was the last word on these results."""
+        return self._finished(provenance) is not None
+
+    def _finished(self, provenance: Provenance) -> dict[str, str] | None:
+        """Hashes of the exports, by name; None where these results are not finished."""
         try:
-            return self.finished.read_text(encoding="utf-8") == _said(provenance)
+            finished = json.loads(self.finished.read_text(encoding="utf-8"))
+            earlier: dict[str, str] = {}  # versions that kept no hashes
+            hashes = {str(k): str(v) for k, v in finished.pop("sha256", earlier).items()}
+            return hashes if Provenance(**finished) == provenance else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def is_exported(self, provenance: Provenance, path: Path) -> bool:
+        """Whether results are finished, and an export of them is as it was written."""
+        hashes = self._finished(provenance)
+        if hashes is None:
+            return False
+        try:
+            return hashes.get(path.name, "") == _hash(path) if hashes else path.exists()
         except OSError:
             return False
 
     def finish(self, provenance: Provenance, table: Path) -> None:
         """Tidy up after the last part and export; for one process at a time."""
+        self.reopen()
         self._clean(provenance)
         for left in table.parent.glob(f"{table.name}.*.tmp"):
             left.unlink(missing_ok=True)
         self.export_csv(table)
         self._sort()
+        hashes = {path.name: _hash(path) for path in (table, self.worklist)}
         with _whole(self.finished) as file:
-            file.write(_said(provenance).encode())
+            file.write(_said(provenance, sha256=hashes).encode())
 
     def reopen(self) -> None:
         """Say that the results are being changed: no longer finished."""
@@ -312,6 +397,7 @@ class Results:
     def forget(self, index: int) -> None:
         """Remove a shard's part, so that it is made again."""
         self.reopen()
+        self.checksums(index).unlink(missing_ok=True)
         self.part(index).unlink()
 
     def read(self) -> tuple[list[ScoreRow], Provenance]:
@@ -332,7 +418,7 @@ class Results:
         return [row for index in done for row in self.rows(index)], provenance
 
     def restate(self, index: int, rows: Sequence[ScoreRow], provenance: Provenance) -> None:
-        """Write a shard's rows anew, beside the maps that are there; errors as of `write`."""
+        """Write a shard's rows anew, beside the maps that are there, which must be intact."""
         self.write(index, rows, {}, provenance)
 
     def rows(self, index: int) -> list[ScoreRow]:
@@ -343,6 +429,7 @@ class Results:
         AnomalyError
             If the part is damaged.
         """
+        self._check([index])
         try:
             records: list[dict[str, Any]] = pq.read_table(self.part(index)).to_pylist()
         except (OSError, pa.ArrowException) as error:
@@ -350,6 +437,23 @@ class Results:
                 f"{self.part(index)} cannot be read as parquet ({error}): delete it and score again"
             ) from error
         return [ScoreRow(**{**r, "features": dict(r["features"] or ())}) for r in records]
+
+    def _check(self, indices: Iterable[int]) -> None:
+        """Refuse parts that hold other rows than were written.
+
+        Raises
+        ------
+        AnomalyError
+            Names one of them.
+        """
+        damaged = [index for index in indices if not self.is_intact(index, maps=False)]
+        if damaged:
+            raise AnomalyError(
+                f"{self.part(damaged[0])} is damaged: its bytes, or its hash in "
+                f"{self.checksums(damaged[0]).name}, are not those that were written "
+                f"({len(damaged)} part(s) are). Run `anomaly score` again: what is damaged is "
+                "scored again, and nothing else"
+            )
 
     def evidence(self, row: ScoreRow) -> NDArray[np.float32] | None:
         """Evidence map of a row, (size, size) float32; None where none is kept.
@@ -384,7 +488,11 @@ class Results:
         names = ("*.tmp", "*.stale", "part-*.lease")
         for path in (path for name in names for path in self.folder.glob(name)):
             path.unlink(missing_ok=True)
-        for path in [*self.folder.glob("part-*.parquet"), *self.folder.glob("maps-*.npz")]:
+        for path in [
+            path
+            for kind in ("part-*.parquet", "part-*.sha256", "maps-*.npz")
+            for path in self.folder.glob(kind)
+        ]:
             number = path.stem.partition("-")[2]
             if not number.isdigit() or int(number) >= provenance.parts:
                 path.unlink(missing_ok=True)
@@ -445,7 +553,7 @@ class Results:
                 "LC_ALL=C.UTF-8"
             )
         try:
-            with self._open() as connection:
+            with self._open(parts="scores" in sql.lower()) as connection:
                 for name, table in tables.items():
                     connection.register(name, table)
                 connection.execute("SET enable_external_access = false")
@@ -463,16 +571,26 @@ class Results:
             raise AnomalyError(f"the query is refused: {said}") from error
 
     @contextmanager
-    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Yield a database in memory that knows the parts that are done."""
+    def _open(self, *, parts: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a database in memory that knows the parts that are done.
+
+        Where all is finished and nothing asks for the parts, the worklist alone is read.
+        """
         provenance = self.provenance()
         # A look whether they are there, and not into each of thousands.
         everything = [*map(self.part, range(provenance.parts)), self.worklist]
         complete = self.is_finished(provenance) and all(path.exists() for path in everything)
         done = range(provenance.parts) if complete else self.done(provenance)
-        parts = [_plain(self.part(index).absolute()) for index in done]
-        if not parts:
+        paths = [_plain(self.part(index).absolute()) for index in done]
+        if not paths:
             raise AnomalyError(f"{self.folder} holds no finished part yet: run `anomaly score`")
+        if parts or not complete:
+            self._check(done)
+        if complete and not self.is_exported(provenance, self.worklist):
+            raise AnomalyError(
+                f"{self.worklist} is damaged: its bytes are not those that were written. Run "
+                "`anomaly score` again: it is made again from the parts"
+            )
         with duckdb.connect() as connection:
             # What `query` may read when it shuts out everything else.
             folder = self.folder.absolute()
@@ -480,7 +598,7 @@ class Results:
             allowed = ", ".join(f"'{name}'" for name in names)
             connection.execute(f"SET allowed_directories = [{allowed}]")
             # A folder named "a=b" is a folder, not a column.
-            connection.read_parquet(parts, hive_partitioning=False).create_view("scores")
+            connection.read_parquet(paths, hive_partitioning=False).create_view("scores")
             if complete:
                 sorted_rows = connection.read_parquet(
                     _plain(self.worklist.absolute()), hive_partitioning=False
@@ -488,8 +606,12 @@ class Results:
                 sorted_rows.create_view("worklist")
             else:
                 connection.execute(f"CREATE VIEW worklist AS SELECT {_TABLE} FROM scores")  # noqa: S608
+            connection.execute(
+                "CREATE TABLE operating_point AS SELECT CAST(? AS DOUBLE) AS alpha",
+                [provenance.alpha],
+            )
             for name, column in (("studies", "study"), ("patients", "patient")):
-                connection.execute(_GROUPS.format(name=name, column=column, alpha=provenance.alpha))
+                connection.execute(_GROUPS.format(name=name, column=column))
             yield connection
 
 
@@ -506,8 +628,13 @@ def _lost_map(what: str, row: ScoreRow, path: Path, why: str) -> UnreadableScan:
     )
 
 
-def _said(provenance: Provenance) -> str:
-    return json.dumps(asdict(provenance), indent=1)
+def _said(provenance: Provenance, **more: object) -> str:
+    return json.dumps({**asdict(provenance), **more}, indent=1)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

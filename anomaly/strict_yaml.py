@@ -2,7 +2,8 @@
 
 YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``no`` for false; of two
 equal keys it keeps the last. Each is a sentence here, with the line it stands on, and no value.
-``1e-2``, a text for YAML 1.1 and a number for every reader of it, is a number.
+``1e-2``, a text for YAML 1.1 and a number for every reader of it, is a number; so is ``50_000``, in
+thousands, which nobody means as a text.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["read_yaml", "write_yaml"]
 
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _SPELLING = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]*_[0-9a-fA-F_]*|[0-9][0-9_]*_[0-9_.]*)")
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:_[0-9]{3})+")
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _TAG = "tag:yaml.org,2002:"
 
@@ -123,7 +125,7 @@ def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
 
 def _second_meaning(node: yaml.ScalarNode) -> str:
     kind, value = node.tag.removeprefix(_TAG), node.value
-    if _SPELLING.fullmatch(value):
+    if _SPELLING.fullmatch(value) and not _THOUSANDS.fullmatch(value):
         return "a number to some readers and a text to others"
     if _LEADING_ZERO.fullmatch(value):
         return "a number with a leading zero, which may count in eights"

@@ -83,10 +83,11 @@ def make_store(results: Results, rows: int, shard: int) -> None:
     )
     results.begin(provenance)
     rng, began = np.random.default_rng(0), time.perf_counter()
-    said = {"provenance": json.dumps(asdict(provenance))}
     for index in range(count):
         table = part(rng, index * shard, min(shard, rows - index * shard))
+        said = {"provenance": json.dumps(asdict(provenance)), "shard": str(index)}
         pq.write_table(table.replace_schema_metadata(said), results.part(index))
+        results.seal(index)
     size = sum(path.stat().st_size for path in results.folder.iterdir()) / 2**20
     print(
         f"{rows} rows in {count} parts, {size:.0f} MiB, {size / rows * 1e6:.0f} MiB a million "

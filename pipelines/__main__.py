@@ -145,7 +145,8 @@ def calibrate(
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [], data, stage="calibrate")
     source = _found(bundle) or folder.bundle
-    if not overrides_name(set_ or [], "alpha"):
+    is_own = source.resolve() == folder.bundle.resolve()
+    if is_own and not overrides_name(set_ or [], "alpha"):
         resolved = stage.at_known_rate(resolved, source)
     stage.calibrate(folder, resolved, source, split, pick_device(device))
     typer.echo(f"the bundle is {folder.bundle}; next: anomaly score {run}")
@@ -298,6 +299,19 @@ def status(run: RunArgument) -> None:
 
     for line in stage.status(RunFolder(run)):
         typer.echo(line)
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Look whether every file of a run is what was written there; name those that are damaged."""
+    from pipelines import verify as stage
+    from pipelines.run import RunFolder
+
+    lines, intact = stage.verify(RunFolder(run))
+    for line in lines:
+        typer.echo(line)
+    if not intact:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -145,7 +145,7 @@ def refuse_idle_settings(before: Config, after: Config, stage: str) -> None:
             why = "the scans are listed and dealt already: prepare a new run with it"
         else:
             idle = not name.startswith((*_EFFECTIVE[stage], *WHERE_AND_HOW))
-            why = "the scans are listed and the bundle is made already"
+            why = "it is the bundle's, or the list of scans was made with it"
         if idle:
             raise ConfigError(f"--set {name} has no effect here ({stage}): {why}")
 

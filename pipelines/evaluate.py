@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.manifest import NOT_LISTED, Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
 from anomaly.evaluation import Estimate, Rate, auroc, exact_rate, image_metrics, pixel_metrics
@@ -135,12 +135,13 @@ def lesion_mask(config: Config, scan: ManifestRow) -> NDArray[np.bool_] | None:
     AnomalyError
         If it is not the one that was listed, is no PNG, or is not of the image's size.
     """
-    if mask_hash(config, scan) != scan.mask:
+    there = mask_hash(config, scan)
+    if scan.mask not in (there, NOT_LISTED):
         raise AnomalyError(
             f"the mask of scan {scan.key} is not what it was when the scans were listed: put it "
-            "back, or prepare a new run"
+            "back, or, if it was corrected, list it again by the same `anomaly prepare`"
         )
-    if not scan.mask:
+    if not there:
         return None
     path = config.data.root / str(config.data.masks) / f"{scan.path}.png"
     try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from anomaly.bundle import Bundle, Calibrated, read_bundle
 from anomaly.checkpoint import read_metrics
@@ -23,12 +24,12 @@ from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError, ScanError
 from anomaly.evaluation import auroc
-from anomaly.files import make_results_folder, refuse_foreign, writing
+from anomaly.files import holds_results, make_results_folder, writing
 from anomaly.logs import Public
 from anomaly.reporting import plots
 from anomaly.results import Provenance, ScoreRow
 from anomaly.roc import roc
-from anomaly.types import Verdict
+from anomaly.types import FIGURE_PNG, Verdict
 from pipelines.run import RunFolder
 from pipelines.verdicts import Norm, matching_scores, scan_again
 
@@ -70,11 +71,7 @@ def make_figures(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise AnomalyError(f"no figure of {run.path} can be made: {reasons}")
     folder = run.figures if out is None else out
-    refuse_foreign(folder)
-    make_results_folder(folder)
-    for name in left_out:
-        for old in (folder / f"{name}.pdf", folder / f"{name}.png"):
-            old.unlink(missing_ok=True)  # beside new figures it would pass for one of them
+    _make_room(folder, drawn, left_out)
     written: list[Path] = []
     for name, figure in drawn.items():
         with writing(folder / name):
@@ -82,6 +79,39 @@ def make_figures(
     log.info("%d of %d figures made", len(drawn), len(_FIGURES))
     run.record("figures", {"figures": len(drawn), "seed": seed})
     return written, left_out
+
+
+def _make_room(folder: Path, drawn: Collection[str], left_out: Collection[str]) -> None:
+    """Make a folder for figures, or take one that holds other things, of which none is touched.
+
+    Figures say in themselves what they are, so such a folder needs no mark of results.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not holds_results(folder):
+        for name in drawn:
+            there = [path for path in _files_of(folder, name) if path.exists()]
+            if there and not _is_drawn(folder / f"{name}.png"):
+                raise AnomalyError(
+                    f"{there[-1]} is there, and may be yours: name another folder by --out, or "
+                    "move it away"
+                )
+        return
+    make_results_folder(folder)
+    for name in left_out:
+        for old in _files_of(folder, name):
+            old.unlink(missing_ok=True)  # beside new figures it would pass for one of them
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a picture is a figure of this toolkit's."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return all(image.info.get(key) == text for key, text in FIGURE_PNG.items())
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _files_of(folder: Path, figure: str) -> tuple[Path, Path]:
+    return folder / f"{figure}.pdf", folder / f"{figure}.png"
 
 
 def draw_figures(

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby, islice
 from operator import itemgetter
@@ -35,6 +35,7 @@ from anomaly.data.pseudonyms import load_site_key, pseudonym
 from anomaly.data.zips import file_of
 from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError, ConfigError, ManifestError, ScanError
+from anomaly.logs import Public
 from anomaly.results import Provenance, Results, ScoreRow
 from pipelines.batches import Outcome, ScoredScan, Scorer
 from pipelines.leases import Lease, Leases
@@ -164,6 +165,8 @@ class Job:
                     return  # another run has begun, at yet another alpha
                 if self.results.is_done(index, self.provenance):
                     continue
+                if not self.results.is_intact(index):
+                    continue  # it is scored again
                 rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
                 if all(row is not None for row in rows):
                     self.results.restate(index, [row for row in rows if row], self.provenance)
@@ -263,6 +266,11 @@ class Job:
 
     def _is_done(self, shard: Shard, bar: tqdm[NoReturn]) -> bool:
         done = self.results.is_done(shard.index, self.provenance)
+        if done and not self.results.is_intact(shard.index):
+            log.warning(
+                "%s is damaged: it is scored again", Public(self.results.part(shard.index).name)
+            )
+            return False
         if done:
             bar.update(len(shard.rows))
         return done
@@ -292,10 +300,20 @@ class Job:
 def check_same_grey(config: Config, learned: Config) -> None:
     """Refuse to show the network another grey than it has learned; colour it has never seen."""
     asked = replace(config.intensity, colour=learned.intensity.colour)
-    if (asked, config.preprocessing) != (learned.intensity, learned.preprocessing):
+    pairs = (
+        ("intensity", asdict(asked), asdict(learned.intensity)),
+        ("preprocessing", asdict(config.preprocessing), asdict(learned.preprocessing)),
+    )
+    differ = [
+        f"{section}.{name} is {here[name]}, there {there[name]}"
+        for section, here, there in pairs
+        for name in here
+        if here[name] != there[name]
+    ]
+    if differ:
         raise ConfigError(
-            "intensity and preprocessing differ from those that the bundle was trained with: only "
-            "intensity.colour can be chosen for scoring"
+            "the run was prepared to look at scans in another way than the bundle was trained to "
+            f"({'; '.join(differ)}): prepare a new run with the bundle's, by --set at `prepare`"
         )
 
 

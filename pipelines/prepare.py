@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly.config import Config, dump, load_config
+from anomaly.bundle import read_bundle
+from anomaly.config import Config, load_config, write_config
 from anomaly.data.archive import build_manifest, matches
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.data.processes import Workers
@@ -74,8 +75,8 @@ def _prepare(run: RunFolder, config: Config) -> Manifest:
     manifest = replace(manifest, rows=tuple(listed_masks))
     _refuse_other_scans(run, manifest)
     _refuse_other_settings(run, config)
-    with writing(run.path):
-        run.config.write_text(dump(config), encoding="utf-8")
+    write_config(run.config, config)
+    with writing(run.manifest):
         manifest.write(run.manifest)
     _say_splits(manifest, config)
     run.record("prepare", {"manifest_hash": manifest.hash, "config_hash": config.hash})
@@ -103,12 +104,33 @@ def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
     later = _made_later(run)
     if not later or not run.manifest.exists():
         return
-    known = Manifest.read(run.manifest)
+    try:
+        known = Manifest.read(run.manifest)
+    except ManifestError as error:
+        if manifest.hash in _known_hashes(run):
+            return  # a damaged table is made again as it was
+        raise ManifestError(
+            f"{error} But {run.path} holds {later[0].name}, and these settings give another table "
+            "of scans than it was made with: bring back a copy, or name a new folder"
+        ) from error
     if known.hash != manifest.hash or {r.key for r in known.rows} != {r.key for r in manifest.rows}:
         raise ManifestError(
             f"{run.path} holds {later[0].name}, made with another table of scans than the one "
             "that these settings give: name a new folder, or remove that one"
         )
+
+
+def _known_hashes(run: RunFolder) -> set[str]:
+    """Hashes of the table of scans that later stages have noted down."""
+    hashes: set[str] = set()
+    if run.bundle.exists():
+        bundle = read_bundle(run.bundle)
+        hashes.add(bundle.manifest_hash)
+        if bundle.calibrated is not None:
+            hashes.add(bundle.calibrated.manifest_hash)
+    if run.results.job.exists():
+        hashes.add(run.results.provenance().manifest)
+    return hashes
 
 
 def _refuse_other_settings(run: RunFolder, config: Config) -> None:

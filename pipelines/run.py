@@ -9,6 +9,7 @@
     RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
     RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report/, RUN/studies/, RUN/figures/
+    RUN/SHA256SUMS           hashes of what stages have written; see `anomaly verify`
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import anomaly
 from anomaly.errors import AnomalyError
 from anomaly.files import refuse_foreign, strict_json, writing
 from anomaly.results import Results
+from anomaly.sums import seal
 from anomaly.types import NOTICE
 
 __all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
@@ -140,7 +142,7 @@ class RunFolder:
         return path
 
     def record(self, stage: str, facts: dict[str, Any]) -> None:
-        """Append a stage, its facts and the versions to ``run.jsonl``."""
+        """Append a stage, its facts and the versions to ``run.jsonl``; seal what it has written."""
         line = {
             "stage": stage,
             "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -151,6 +153,7 @@ class RunFolder:
         path = self._at("run.jsonl")
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(strict_json(line) + "\n")
+        seal(self.path)
 
 
 def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:

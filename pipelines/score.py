@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from anomaly.bundle import Bundle, copy_bundle, read_bundle
-from anomaly.config import Config, dump, load_config, override
+from anomaly.bundle import Bundle, copy_bundle, read_bundle, same_detector
+from anomaly.config import Config, load_config, override, write_config
 from anomaly.data.folders import list_files
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
@@ -139,7 +139,7 @@ def choose_scans(
         raise ConfigError(f"--set data.root has no effect here: the scans are those of {scans}")
     config = _at_operating_point(config, bundle, overrides)
     _refuse_other_folder(run, scans)
-    _refuse_other_bundle(run, bundle)
+    _refuse_other_bundle(run, bundle, bundle_folder)
     run.refuse_foreign()
     make_results_folder(run.path)
     if _is_begun(run, config) and not (may_have_grown and _has_grown(run, scans)):
@@ -149,8 +149,7 @@ def choose_scans(
         manifest = scan_folder(run, config, processes)
         with writing(run.manifest):
             manifest.write(run.manifest)
-    with writing(run.config):
-        run.config.write_text(dump(config), encoding="utf-8")
+    write_config(run.config, config)
     if not _holds(run, bundle):
         # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
         copy_bundle(bundle_folder, run.bundle)
@@ -188,16 +187,23 @@ def _refuse_other_folder(run: RunFolder, scans: Path) -> None:
     before = Manifest.read(run.manifest).root
     if before.resolve() != scans.resolve():
         raise ConfigError(
-            f"{run.path} holds the scores of {before}, not of {scans}: name another folder by --out"
+            f"{run.path} holds the scores of {before}, not of {scans}: name another folder"
         )
 
 
-def _refuse_other_bundle(run: RunFolder, bundle: Bundle) -> None:
-    """Refuse to write the scores by one bundle over those by another."""
-    if run.results.job.exists() and run.results.provenance().bundle != bundle.hash:
+def _refuse_other_bundle(run: RunFolder, bundle: Bundle, bundle_folder: Path) -> None:
+    """Refuse to write the scores by one bundle over those by another; calibrated anew, it is not.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not run.results.job.exists() or run.results.provenance().bundle == bundle.hash:
+        return
+    if not (run.bundle.exists() and same_detector(run.bundle, bundle_folder)):
         raise ConfigError(
             f"{run.path} holds the scores by another bundle, and what readers said of them: name "
-            "another folder by --out"
+            "another folder"
         )
 
 
@@ -267,9 +273,15 @@ def finish(job: Job) -> None:
     while (lease := job.leases.claim(results.folder / "finish.lease")) is None:
         time.sleep(job.leases.beat)
     with lease:
-        first = not results.is_finished(provenance)
+        first = not results.is_exported(provenance, results.worklist)
         if first or not run.scores_csv.exists():
             results.finish(provenance, run.scores_csv)
+        elif not results.is_exported(provenance, run.scores_csv):
+            log.warning(
+                "%s is not as it was written, but edited or damaged: move it away to have it made "
+                "again",
+                Public(run.scores_csv.name),
+            )
         counts = _say(results, provenance.alpha, job.bundle)
         if first:
             run.record("score", {**asdict(provenance), **counts})

@@ -34,7 +34,7 @@ from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
 from anomaly.checkpoint import Metrics
-from anomaly.config import Config, DataSettings, ResultsSettings, dump
+from anomaly.config import Config, DataSettings, ResultsSettings, write_config
 from anomaly.data.gate import Gate
 from anomaly.data.loaders import step_batches
 from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
@@ -130,8 +130,7 @@ def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.dev
     if process_place()[0] == 0:
         if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
             log.warning("the bundle is made anew: calibrate it again")
-        with writing(run.config):
-            run.config.write_text(dump(config), encoding="utf-8")  # it may be re-exported
+        write_config(run.config, config)  # it may be re-exported
         assert isinstance(result.network, LevelClassifier)
         network = result.network
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
@@ -217,8 +216,7 @@ def _fit(
 
     def batches(start: int) -> Iterator[Batch]:
         if rank == 0:  # not before: a configuration that the checkpoint refuses changes nothing
-            with writing(run.config):
-                run.config.write_text(dump(config), encoding="utf-8")
+            write_config(run.config, config)
         loader = step_batches(
             framed,
             keys,

@@ -387,7 +387,7 @@ def test_every_setting_is_in_the_hash() -> None:
         ("data: {allow_synthetic: 1}", "data.allow_synthetic is 1: expected true or false"),
         ("data: &a {seed: 1}\ntraining: *a", "has an alias on line"),
         ("detector: {seed: 18446744073709551616}", "detector.seed is 18446744073709551616"),
-        ("training: {steps: 1_000}", "1_000 on line 2, a number to some readers"),
+        ("training: {steps: 10_00}", "10_00 on line 2, a number to some readers"),
         ("training: {steps: 0b11}", "0b11 on line 2, a number to some readers"),
         ("training: {<<: {steps: 1}, steps: 2}", "merges keys (<<) on line 2"),
         ("training: {steps: !!int '5'}", "!!int on line 2"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,8 @@ def test_rows_and_provenance_come_back_equal_and_in_order(store: Results) -> Non
         "part-00000.parquet",
         "part-00001.parquet",
         "maps-00000.npz",
+        "part-00000.sha256",
+        "part-00001.sha256",
     }
 
 
@@ -100,8 +105,98 @@ def test_a_part_damaged_inside_is_refused_by_name(store: Results) -> None:
     data = bytearray(store.part(0).read_bytes())
     data[4:40] = bytes(36)  # in the first column; what describes the columns is at the end
     store.part(0).write_bytes(bytes(data))
-    with pytest.raises(AnomalyError, match=r"part-00000\.parquet cannot be read"):
+    with pytest.raises(AnomalyError, match=r"part-00000\.parquet is damaged"):
         store.read()
+
+
+def test_checksums_are_those_of_sha256sum(store: Results) -> None:
+    command = ["sha256sum", "--check", "--strict", *sorted(n for n in names(store) if "sha" in n)]
+    done = subprocess.run(command, cwd=store.folder, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "part-00000.parquet: OK",
+        "maps-00000.npz: OK",
+        "part-00001.parquet: OK",
+    ]
+
+
+def test_no_flipped_bit_of_a_part_is_read(store: Results) -> None:
+    store.finish(MADE_OF, store.folder.parent / "scores.csv")
+    path = store.part(0)
+    whole, flips = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        path.unlink()  # as another inode: what was read before is not believed
+        path.write_bytes(flipped(whole, place, place % 8))
+        # Where the metadata cannot be read any more, the part does not count; else it is damaged.
+        with pytest.raises(AnomalyError, match=r"00000\.parquet is damaged|holds 1 of 2 parts"):
+            store.read()
+        with pytest.raises(AnomalyError, match=r"00000\.parquet is damaged"):
+            store.query("SELECT * FROM Scores")
+        flips += 1
+    assert flips > 300
+    path.unlink()
+    path.write_bytes(whole)
+    assert store.read()[0] == FIRST + SECOND
+
+
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_of_an_export_is_seen(store: Results) -> None:
+    table = store.folder.parent / "scores.csv"
+    store.finish(MADE_OF, table)
+    assert store.is_exported(MADE_OF, table)
+    for path in (table, store.worklist):
+        whole = path.read_bytes()
+        path.unlink()
+        path.write_bytes(flipped(whole, len(whole) // 2, 3))
+        assert not store.is_exported(MADE_OF, path)
+    with pytest.raises(AnomalyError, match=r"worklist\.parquet is damaged.*made again"):
+        store.query("SELECT key FROM worklist")
+    store.finish(MADE_OF, table)
+    assert len(store.query("SELECT key FROM worklist")) == 3
+
+
+def test_a_part_under_another_number_does_not_count(store: Results) -> None:
+    shutil.copy(store.part(0), store.part(1))
+    checksums = store.checksums(0).read_text().replace("00000", "00001").splitlines()
+    store.checksums(1).write_text(checksums[0] + "\n")
+    assert store.is_intact(1)
+    assert store.done() == [0]
+
+
+HOSTILE = "0.05) AS flagged FROM scores); COPY (SELECT 1) TO '{path}'; --"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": HOSTILE},
+        {"alpha": True},
+        {"alpha": 0.0},
+        {"alpha": float("nan")},
+        {"alpha": [0.05]},
+        {"parts": "2"},
+        {"parts": -1},
+        {"parts": 10**12},
+        {"parts": 2.0},
+        {"bundle": 7},
+        {"manifest": "m" * 100},
+        {"versions": {"anomaly": 1}},
+        {"versions": "0.1"},
+        {"more": 1},
+    ],
+)
+def test_provenance_from_somebody_else_is_data_of_its_type_or_nothing(
+    store: Results, change: dict[str, Any], tmp_path: Path
+) -> None:
+    store.finish(MADE_OF, tmp_path / "scores.csv")
+    job = {**json.loads(store.job.read_text()), **change}
+    store.job.write_text(json.dumps(job).replace("{path}", str(tmp_path / "written")))
+    for ask in (store.read, store.done, lambda: store.query("SELECT * FROM studies")):
+        with pytest.raises(AnomalyError, match=r"job\.json is damaged"):
+            ask()
+    assert not (tmp_path / "written").exists()
 
 
 def test_a_strangers_parquet_does_not_count(store: Results) -> None:
@@ -400,3 +495,8 @@ def test_times_that_python_does_not_know_are_text() -> None:
     first, second = plain_values(times)
     assert isinstance(first, str)
     assert str(second).startswith("1970-01-01")
+
+
+def test_a_span_of_time_is_an_answer(store: Results) -> None:
+    answer = store.query("SELECT INTERVAL 1 DAY AS span, DATE '2026-01-02' AS day")
+    assert [plain_values(column) for column in answer.to_batches()[0].columns][1] == ["2026-01-02"]

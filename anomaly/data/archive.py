@@ -304,10 +304,19 @@ def _lacking(found: Mapping[str, list[ManifestRow]]) -> Iterator[tuple[str, list
     read = {row.instance for rows in found.values() for row in rows if row.reason != "missing"}
     read.discard("")
     for path, rows in found.items():
-        yield (
-            path,
-            [row for row in rows if row.reason != "missing" or not _is_there(row, here, read)],
-        )
+        lacking = [row for row in rows if row.reason != "missing" or not _is_there(row, here, read)]
+        yield path, [_in_its_place(row, here) for row in lacking]
+
+
+def _in_its_place(row: ManifestRow, here: Mapping[str, set[str]]) -> ManifestRow:
+    """Say of a listed file that another instance is where it should be, as anonymising leaves."""
+    if row.reason != "missing" or row.path.lower() not in here:
+        return row
+    return row.skipped(
+        "other instance",
+        f"{row.path} is there, and is another instance than the one that the disc lists under this "
+        "name: it has a row of its own. Was the disc anonymised?",
+    )
 
 
 def _is_there(listed: ManifestRow, here: Mapping[str, set[str]], read: set[str]) -> bool:

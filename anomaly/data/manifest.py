@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from anomaly.errors import ManifestError
 from anomaly.files import whole
 
-__all__ = ["Manifest", "ManifestRow", "pixel_hash", "prove_disjoint", "scan_marks"]
+__all__ = ["NOT_LISTED", "Manifest", "ManifestRow", "pixel_hash", "prove_disjoint", "scan_marks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,13 @@ _SCHEMA = pa.schema(
 )
 
 
+NOT_LISTED = "not listed"
+"""Hash of the mask of a scan that an earlier version has listed: nobody knows it."""
+
+_LATER = {"pixels": "", "mask": NOT_LISTED}
+"""Columns that manifests of earlier versions lack, and what stands for them."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The table of scans under one folder.
@@ -151,21 +159,34 @@ class Manifest:
         Raises
         ------
         ManifestError
-            The file is not a manifest, or a patient, file or picture is in two splits.
+            The file is not a manifest, or is damaged, or a patient, file or picture is in two
+            splits.
         """
         try:
             table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
+            records, names = table.to_pylist(), table.schema.names
+        except (OSError, ValueError, pa.ArrowException) as error:
+            said = str(error).partition("\n")[0]
             raise ManifestError(
-                f"{path} cannot be read as parquet ({error}); make it again by `anomaly prepare`."
+                f"{path} cannot be read as parquet ({said}); make it again by `anomaly prepare`."
             ) from error
         metadata = table.schema.metadata or {}
-        if b"root" not in metadata or not table.schema.equals(_SCHEMA):
+        known = {field.name: field.type for field in _SCHEMA}
+        lacking = known.keys() - set(names)
+        is_one = all(known.get(field.name) == field.type for field in table.schema)
+        if b"root" not in metadata or not is_one or not lacking <= _LATER.keys():
             raise ManifestError(
                 f"{path} is not a manifest of this version: it has columns "
-                f"{table.schema.names}; make it again by `anomaly prepare`."
+                f"{names}; list the scans in a new folder by `anomaly prepare`."
             )
-        rows = tuple(ManifestRow(**record) for record in table.to_pylist())
+        # Manifests of earlier versions have no hash.
+        if b"sha256" in metadata and metadata[b"sha256"] != _digest(records, metadata[b"root"]):
+            raise ManifestError(
+                f"{path} is damaged: its rows are not those that were written; make it again by "
+                "`anomaly prepare`."
+            )
+        instead = {name: _LATER[name] for name in lacking}
+        rows = tuple(ManifestRow(**{**record, **instead}) for record in records)
         manifest = cls(root or Path(os.fsdecode(metadata[b"root"])), rows)
         prove_disjoint(manifest)
         return manifest
@@ -179,7 +200,9 @@ class Manifest:
             Its folder must exist. An existing file is replaced.
         """
         table = pa.Table.from_pylist([asdict(row) for row in self.rows], schema=_SCHEMA)
-        table = table.replace_schema_metadata({b"root": os.fsencode(self.root.absolute())})
+        root = os.fsencode(self.root.absolute())
+        digest = _digest(table.to_pylist(), root)
+        table = table.replace_schema_metadata({b"root": root, b"sha256": digest})
         with whole(path, mode=0o600) as stream:
             pq.write_table(table, stream, compression="zstd")
 
@@ -213,6 +236,14 @@ class Manifest:
         return dict(
             sorted(Counter((r.split, r.label, r.reason or r.status) for r in self.rows).items())
         )
+
+
+def _digest(records: Iterable[Mapping[str, object]], root: bytes) -> bytes:
+    """Hash of all that a manifest says: a disk that loses a bit must not deal a scan anew."""
+    digest = hashlib.sha256(root)
+    for record in records:
+        digest.update(repr(tuple(record.values())).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest().encode()
 
 
 def pixel_hash(pixels: NDArray[np.float32]) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
 from pathlib import Path
 
 from anomaly.errors import ConfigError
+from anomaly.logs import Public
 
 __all__ = ["load_site_key", "pseudonym"]
+
+log = logging.getLogger(__name__)
 
 # 64 bits: of ten million names, two are the same once in 370,000 archives (n^2 / 2^65).
 _DIGITS = 16
 _SITE_KEY_BYTES = 32
+
+_LINKS = "pseudonyms to patients: chmod 600"
 
 
 def pseudonym(site_key: bytes, name: str) -> str:
@@ -29,7 +35,8 @@ def load_site_key(path: Path) -> bytes:
     Parameters
     ----------
     path : Path
-        Text file of 64 hex digits, mode 0600; created with its folder where it does not exist.
+        Text file of 64 hex digits and 8 of their hash, mode 0600; created with its folder where it
+        does not exist.
 
     Returns
     -------
@@ -38,21 +45,38 @@ def load_site_key(path: Path) -> bytes:
     Raises
     ------
     ConfigError
-        The file does not hold 64 hex digits.
+        The file holds something else, or is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-        if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * _SITE_KEY_BYTES}}}", text):
-            raise ConfigError(
-                f"{path} has {len(text)} characters; expected a site key of "
-                f"{2 * _SITE_KEY_BYTES} hex digits. Delete it to make a new one, which "
-                "changes every pseudonym."
-            ) from None
-        return bytes.fromhex(text)
+        return _read(path)
     key = secrets.token_bytes(_SITE_KEY_BYTES)
     with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-        stream.write(key.hex() + "\n")
+        stream.write(f"{key.hex()} {_check(key)}\n")
     return key
+
+
+def _read(path: Path) -> bytes:
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    digits, _, check = text.partition(" ")
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * _SITE_KEY_BYTES}}}", digits):
+        raise ConfigError(
+            f"{path} has {len(text)} characters; expected a site key of "
+            f"{2 * _SITE_KEY_BYTES} hex digits. Delete it to make a new one, which "
+            "changes every pseudonym."
+        )
+    key = bytes.fromhex(digits)
+    if check not in ("", _check(key)):  # keys of earlier versions have none
+        raise ConfigError(
+            f"{path} is damaged: it is not the site key that was written, and would change every "
+            "pseudonym. Bring it back from a copy."
+        )
+    if path.stat().st_mode & 0o077:
+        log.warning("%s", Public(f"{path.name} can be read by others, who can then link {_LINKS}"))
+    return key
+
+
+def _check(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:8]

@@ -66,6 +66,13 @@ BATCH_BYTES = 64 * 2**20
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two bytes of an answer."""
 
+_MORE = re.compile(
+    r"(?:^|,)\s*299\b[^,]*\b(more|remaining|additional|further|limit\w*|maximum|exceed\w*|"
+    r"truncat\w*|partial\w*|incomplete)\b",
+    re.IGNORECASE,
+)
+"""A warning by which an archive says that it has not given all that it has."""
+
 MOST = 500_000
 """Results of one search; an archive that never ends its pages must end somewhere."""
 
@@ -309,12 +316,13 @@ class DicomWeb:
     def _heed(self, response: requests.Response, **_: object) -> None:
         """Pass on what an archive warns of, and note that a search has more results than it gave.
 
-        A Warning of 299 on a search says just that (PS3.18 section 8.3.4.4).
+        A Warning of 299 on a search says just that (PS3.18 section 8.3.4.4); archives use it for
+        other remarks too.
         """
         said = response.headers.get("Warning", "")
         if not said:
             return
-        self._more = self._more or bool(re.search(r"(?:^|,)\s*299\b", said))
+        self._more = self._more or bool(_MORE.search(said))
         if said not in self._heeded:
             self._heeded.add(said)
             plain = re.sub(r"[^ -~]", "?", said)[:200]

@@ -154,14 +154,15 @@ class Dimse:
         """
         skipped = False
         while left:
-            first = left[0]
+            before = len(left)
             try:
                 self._attempts(partial(self._send, contexts, left, refused))
             except ArchiveBusy as error:
                 refused[error.reason] += len(left)
                 return
             except _BrokenOff:
-                if left[0] is not first:
+                # Not the order: what there is no room for at present goes to the end.
+                if len(left) < before:
                     skipped = False
                 elif skipped or len(left) == 1:
                     raise

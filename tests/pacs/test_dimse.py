@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,6 +263,25 @@ def test_what_an_archive_had_no_room_for_outlives_a_broken_association(tmp_path:
     assert sorted(set(got)) == [uid(73, number) for number in range(4)]
     assert got.count(uid(73, 0)) == 2  # refused for now, and then taken
     assert got.count(uid(73, 2)) == 2  # not acknowledged
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_an_archive_that_is_full_and_breaks_off_is_left_in_the_end(
+    files: int, tmp_path: Path
+) -> None:
+    """What there is no room for goes to the end: another order is no progress."""
+    paths = make_studies(tmp_path, files, series=75)
+    answered: Counter[int] = Counter()
+
+    def store(event: Any) -> int:
+        answered[id(event.assoc)] += 1
+        if answered[id(event.assoc)] > 1:
+            event.assoc.abort()
+        return 0xA700
+
+    with listener(store) as dimse, pytest.raises(ArchiveError):
+        dimse.store(paths)
+    assert answered.total() <= 40
 
 
 def test_a_file_that_is_gone_meanwhile_costs_itself(

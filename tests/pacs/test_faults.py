@@ -960,6 +960,15 @@ def after_the_end(answer: Any, last: Answer, *, said: str = "") -> Any:
     return other
 
 
+@pytest.mark.parametrize(
+    "said", ['299 pacs: "some attributes could not be returned"', '299 a "fuzzy matching not done"']
+)
+def test_a_warning_of_something_else_leaves_a_whole_answer_whole(said: str) -> None:
+    whole = paged(25, 25, warns=False, knows_offset=True)
+    with web_server(after_the_end(whole, Answer(204, b""), said=said)) as server:
+        assert len(list(client(server.url).search({"PatientID": "P"}))) == 25
+
+
 @pytest.mark.parametrize("last", [Answer(204, b""), Answer(body=b"[]"), Answer(404, b"")], ids=str)
 @pytest.mark.parametrize("said", ['299 a "more"', '199 a "x", 299 b "more"'])
 def test_more_results_that_never_come_are_no_whole_answer(last: Answer, said: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom import dcmread
 from road import Road, copy, done, refused
 
 from anomaly.bundle import read_bundle
+from anomaly.config import load_config, write_config
 from anomaly.data.manifest import Manifest, ManifestRow
 from anomaly.reporting.dicom_source import SEEN as MEANS_SEEN
 from pipelines.report import SEEN
@@ -33,7 +35,8 @@ def listed(road: Road, tmp_path: Path, stage: RunFolder) -> tuple[RunFolder, Pat
     scans = tmp_path / "archive"
     shutil.copytree(road.scans, scans)
     run = copy(stage, tmp_path / "run")
-    run.config.write_text(run.config.read_text().replace(str(road.scans), str(scans)))
+    config = load_config(run.config)
+    write_config(run.config, replace(config, data=replace(config.data, root=scans)))
     return run, scans
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pydicom
 import pytest
 from road import damage_map, done
 
-from anomaly.config import load_config
+from anomaly.config import load_config, write_config
 from anomaly.data.manifest import Manifest
 from anomaly.results import ScoreRow
 from pipelines.run import RunFolder
@@ -80,15 +81,15 @@ def test_an_image_of_another_shape_is_not_shown(run: RunFolder, tmp_path: Path) 
     """Another file lies where a scan was: its row stays, and its map is drawn over nothing."""
     row = scored(run)[0]
     moved = tmp_path / "archive"
-    root = load_config(run.config, []).data.root
+    config = load_config(run.config)
+    root = config.data.root
     shutil.copytree(root, moved)
     paths = {scan.key: scan.path for scan in Manifest.read(run.manifest).rows}
     dataset = pydicom.dcmread(moved / paths[row.key])
     dataset.PixelData = dataset.pixel_array[:-2].tobytes()
     dataset.Rows -= 2
     dataset.save_as(moved / paths[row.key])
-    config = run.config.read_text(encoding="utf-8")
-    run.config.write_text(config.replace(str(root), str(moved)), encoding="utf-8")
+    write_config(run.config, replace(config, data=replace(config.data, root=moved)))
     done("report", run.path)
     shown = page_rows(run)[row.key]
     assert shown["figure"] is None

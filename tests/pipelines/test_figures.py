@@ -13,6 +13,7 @@ from PIL import Image
 from road import Road, copy, damage_map, done, refused
 
 from anomaly.config import load_config
+from anomaly.files import make_results_folder
 from anomaly.results import ScoreRow
 from pipelines.figures import draw_figures
 from pipelines.run import RunFolder
@@ -107,6 +108,7 @@ def test_chance_alone_chooses_the_scans(road: Road) -> None:
 def test_without_labels_there_is_no_roc_and_all_scans_are_drawn(
     unlabelled: RunFolder, tmp_path: Path
 ) -> None:
+    make_results_folder(tmp_path)
     (tmp_path / "roc.pdf").write_text("of an earlier run")
     said = done("figures", unlabelled.path, "--out", tmp_path)
     assert "roc left out: no scored scan has a label" in said.out

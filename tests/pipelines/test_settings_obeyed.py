@@ -378,12 +378,56 @@ def test_no_folder_of_scans_is_made_one_of_results(
     scans = tmp_path / "scans"
     shutil.copytree(road.scans / "abnormal", scans)
     bundle = ("--bundle", road.run.bundle)
-    refused("figures", run.path, "--out", scans)
     refused("dicom", run.path, "--out", scans)
     refused("score", scans, *bundle, "--out", scans)
     refused("prepare", scans, "--config", road.config, "--data", scans)
     done("score", scans, *bundle, "--out", tmp_path / "out")
     assert flags(RunFolder(tmp_path / "out"))
+
+
+def test_figures_go_beside_others_and_touch_none(
+    road: Road, run: RunFolder, tmp_path: Path
+) -> None:
+    """A paper's own folder has figures of its own, and scans may lie there too."""
+    paper = tmp_path / "paper"
+    shutil.copytree(road.scans / "abnormal", paper / "scans")
+    (paper / "figure1.png").write_bytes(b"mine")
+    done("figures", run.path, "--out", paper)
+    assert (paper / "figure1.png").read_bytes() == b"mine"
+    done("score", paper, "--bundle", road.run.bundle, "--out", tmp_path / "out")
+    assert flags(RunFolder(tmp_path / "out"))
+    drawn = (paper / "scores.png").read_bytes()
+    done("figures", run.path, "--out", paper)
+    (paper / "scores.png").write_bytes(b"mine too")
+    assert "scores.png is there, and may be yours" in refused("figures", run.path, "--out", paper)
+    assert (paper / "scores.png").read_bytes() == b"mine too" != drawn
+
+
+@pytest.mark.parametrize(
+    "entries", [["NOTES.md"], ["slurm-1.out"], ["lost+found/"], ["tex/paper.tex", "a.svg"], ["raw"]]
+)
+def test_what_is_no_scan_keeps_no_run_from_a_folder(
+    road: Road, tmp_path: Path, entries: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    for entry in entries:
+        (folder / entry).parent.mkdir(parents=True, exist_ok=True)
+        if entry.endswith("/"):
+            (folder / entry).mkdir()
+        else:
+            (folder / entry).write_text("no scan")
+    done("score", road.scans / "abnormal", "--bundle", road.run.bundle, "--out", folder)
+
+
+@pytest.mark.parametrize("name", ["deep/er/scan", "a.PNG", "vol.nii.gz", "x.zip"])
+def test_what_may_be_a_scan_does(road: Road, tmp_path: Path, name: str) -> None:
+    scan = tmp_path / "run" / name
+    scan.parent.mkdir(parents=True)
+    shutil.copy(next(road.scans.rglob("*.dcm")), scan)
+    said = refused(
+        "score", road.scans / "abnormal", "--bundle", road.run.bundle, "--out", tmp_path / "run"
+    )
+    assert f"holds {name} and is no folder of results" in said
 
 
 def test_a_link_that_leads_elsewhere_by_now_is_another_folder(road: Road, tmp_path: Path) -> None:
@@ -403,14 +447,44 @@ def test_a_link_that_leads_elsewhere_by_now_is_another_folder(road: Road, tmp_pa
 
 
 def test_scores_by_another_bundle_take_no_place(road: Road, run: RunFolder, tmp_path: Path) -> None:
-    done("calibrate", run.path, "--set", "alpha=0.4")
-    other = ("--bundle", run.bundle)
+    other = ("--bundle", "zhanglab")
     command = ("score", road.scans / "abnormal", "--out", tmp_path / "out", "--bundle")
     done(*command, road.run.bundle)
     done("feedback", tmp_path / "out", min(flags(RunFolder(tmp_path / "out"))), "agree")
-    assert "scores by another bundle" in refused(*command, run.bundle)
+    assert "scores by another bundle" in refused(*command, "zhanglab")
     assert "has a bundle of its own" in refused("score", road.run.path, *other)
     assert "trained a bundle of its own" in refused("calibrate", road.run.path, *other)
+
+
+def test_scores_by_the_same_detector_calibrated_anew_are_raised_anew(
+    road: Road, run: RunFolder, tmp_path: Path
+) -> None:
+    """Who scores a folder every day recalibrates now and then."""
+    command = ("score", road.scans / "abnormal", "--out", tmp_path / "out", "--bundle")
+    done(*command, road.run.bundle)
+    before = {row.key: row for row in RunFolder(tmp_path / "out").results.read()[0]}
+    done("calibrate", run.path, "--set", "alpha=0.4")
+    done(*command, run.bundle)
+    rows, provenance = RunFolder(tmp_path / "out").results.read()
+    assert provenance.alpha == 0.4
+    assert [row.score for row in rows] == [before[row.key].score for row in rows]
+    assert sum(row.flagged or False for row in rows) >= sum(
+        row.flagged or False for row in before.values()
+    )
+
+
+def test_the_rate_of_a_bundle_from_elsewhere_is_not_that_of_the_run(
+    road: Road, tmp_path: Path
+) -> None:
+    """`calibrate` goes on at the rate that the run's own bundle has, not at another's."""
+    config = tmp_path / "config.yaml"
+    config.write_text(road.config.read_text())
+    done(
+        "prepare", tmp_path / "new", "--config", config, "--data", road.scans, "--set", "alpha=0.3"
+    )
+    said = done("calibrate", tmp_path / "new", "--bundle", road.run.bundle).err
+    assert "as before" not in said
+    assert read_bundle(tmp_path / "new" / "bundle").calibration().alpha == 0.3
 
 
 def test_a_table_is_not_changed_under_a_training(road: Road, tmp_path: Path) -> None:
