@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests" / "pipelines")]
 
-from bit_flips import flipped, look  # noqa: E402
+from flips import flipped, look  # noqa: E402
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from anomaly.logs import Public
 from anomaly.pacs.batches import PASSING, Batch
 from anomaly.pacs.destinations import Destination
 from anomaly.pacs.spool import Spool
+from anomaly.pacs.tls import listener_context
 from anomaly.reporting.dicom import Kind
 from pipelines.delivery import Delivery, Rest
 from pipelines.dicom import DEFAULT_KINDS
@@ -95,6 +96,12 @@ class NodeSettings:
         Size of scans and results that may be held; more are refused.
     destination : str
         Where the results go; empty: they are kept in the folder, and so are the scans.
+    reserve_bytes : int
+        Bytes of the disk that are left free, so that what has come can be scored and sent.
+    certificate, key : Path or None
+        For TLS, in PEM; None: in the clear.
+    clients : Path or None
+        Authorities whose clients may call, in PEM; None: anyone who reaches the port.
     calling : str
         AE title by which it calls a destination; empty: its own, `ae_title`.
     objects : tuple of str
@@ -113,6 +120,10 @@ class NodeSettings:
     quiet_seconds: float = 10.0
     max_instances: int = 10_000
     max_bytes: int = 50_000_000_000
+    reserve_bytes: int = 2_000_000_000
+    certificate: Path | None = None
+    key: Path | None = None
+    clients: Path | None = None
     destination: str = ""
     calling: str = ""
     objects: tuple[Kind, ...] = DEFAULT_KINDS
@@ -127,6 +138,8 @@ class NodeSettings:
         for name in ("quiet_seconds", "max_instances", "max_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected more than 0")
+        if self.reserve_bytes < 0:
+            raise ConfigError(f"reserve_bytes is {self.reserve_bytes}: expected 0 or more")
 
 
 def load_settings(path: Path) -> NodeSettings:
@@ -178,6 +191,7 @@ def run_node(
             settings.folder,
             max_instances=settings.max_instances,
             max_bytes=settings.max_bytes,
+            reserve=settings.reserve_bytes,
         ) as spool,
         stop_on_interrupt() as stop,
         Workers(1, bundle.config.data.seconds) as processes,
@@ -211,14 +225,18 @@ def _listener(spool: Spool, settings: NodeSettings) -> Listener:
         raise AnomalyError(
             "a node needs pynetdicom, which is not installed: pip install pynetdicom"
         ) from error
-    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.allowed:
-        log.warning("other machines can reach this node, and no AE title is refused: see `allowed`")
+    tls = listener_context(settings.certificate, settings.key, settings.clients)
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and settings.clients is None:
+        log.warning(
+            "other machines can reach this node, and an AE title proves nothing: see `clients`"
+        )
     return Listener(
         spool,
         ae_title=settings.ae_title,
         host=settings.host,
         port=settings.port,
         allowed=settings.allowed,
+        tls=tls,
     )
 
 

@@ -192,6 +192,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
                 "anomaly.pacs.dicomweb",
                 "anomaly.pacs.dimse",
                 "anomaly.pacs.identity",
+                "anomaly.pacs.incoming",
                 "anomaly.pacs.instances",
                 "anomaly.pacs.listener",
                 "anomaly.reporting.dicom",
@@ -203,7 +204,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
         ("pebble", {"anomaly.data.processes"}),
         (
             "pynetdicom",
-            {"anomaly.pacs.dimse", "anomaly.pacs.listener"},
+            {"anomaly.pacs.dimse", "anomaly.pacs.incoming", "anomaly.pacs.listener"},
         ),
         ("dicomweb_client", {"anomaly.pacs.dicomweb"}),
         ("requests", {"anomaly.pacs.bounded", "anomaly.pacs.dicomweb", "anomaly.pacs.sessions"}),

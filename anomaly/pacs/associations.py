@@ -15,6 +15,9 @@ from typing import Any
 
 __all__ = ["end_alone"]
 
+_IDLE = "Sta1"
+"""State without a connection (PS3.8 table 9-10)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,9 @@ def end_alone(event: Any) -> None:
     def do_action(name: str) -> None:
         try:
             act(name)
+            if machine.current_state == _IDLE and event.assoc.requestor.primitive is None:
+                # The peer has gone before it asked for anything; its thread waits for a request.
+                provider.to_user_queue.put(None)
         except Exception as error:
             # What a peer sends can make the machine raise anything at all.
             log.debug("an association ended out of turn (%s)", type(error).__name__)
@@ -39,5 +45,6 @@ def end_alone(event: Any) -> None:
                 provider.socket.close()
             provider.kill_dul()
             event.assoc.is_established = False
+            provider.to_user_queue.put(None)
 
     machine.do_action = do_action

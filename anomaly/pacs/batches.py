@@ -29,16 +29,22 @@ class Arrival:
     ----------
     instance, study : str
         SOP and Study Instance UID.
-    content : bytes
-        The DICOM file.
+    content : bytes or Path
+        The DICOM file; a path is that of a file on the spool's own disk that is flushed, and is
+        moved.
     digest : str
         Hash that is equal when the same instance comes again.
     """
 
     instance: str
     study: str
-    content: bytes
+    content: bytes | Path
     digest: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 
     FOLDER/node.sqlite               instances and batches (`anomaly.pacs.spool`)
     FOLDER/node.lock                 held by the one node that works here
+    FOLDER/audit.jsonl               who called (`anomaly.pacs.audit`)
     FOLDER/spool/HASH.dcm            instances of studies that may not be complete yet
     FOLDER/batches/000001/scans/     instances of one study that were complete together
     FOLDER/batches/000001/run/       what scoring made of them; once delivered, RECORD alone

@@ -12,20 +12,27 @@ What is kept are the bytes that came. An instance is equal to an earlier one whe
 its transfer syntax are.
 
 An AE title is a name, not a proof: whoever reaches the port can claim one. The port is therefore on
-the loopback interface by default; beyond it, it belongs behind a firewall or a TLS proxy.
+the loopback interface by default; beyond it, it wants TLS with certificates of the clients
+(`anomaly.pacs.tls`). What comes is bounded (`anomaly.pacs.incoming`); who came is written down
+(`anomaly.pacs.audit`).
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import socket
 import sqlite3
+import ssl
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.presentation import VerificationPresentationContexts, build_context
@@ -34,8 +41,10 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 from anomaly.errors import ConfigError
 from anomaly.logs import Public
 from anomaly.pacs.associations import end_alone
+from anomaly.pacs.audit import Audit
 from anomaly.pacs.batches import Arrival, Received
-from anomaly.pacs.identity import instance_digest, read_identity
+from anomaly.pacs.identity import Identity, read_file_identity
+from anomaly.pacs.incoming import DataSetFile, bound
 from anomaly.pacs.spool import Spool
 
 __all__ = ["Listener"]
@@ -43,6 +52,15 @@ __all__ = ["Listener"]
 log = logging.getLogger(__name__)
 
 MAX_ASSOCIATIONS = 10
+
+MAX_SILENT = 100
+"""Connections that have not asked for an association yet; of more the oldest is closed."""
+
+BACKLOG = 128
+"""Connections that the system keeps while the listener takes others."""
+
+LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
+"""Rejected transient, by the presentation service provider (PS3.8 table 9-21)."""
 
 TIMEOUT = 60
 """Seconds without a sign of life after which an association is aborted."""
@@ -72,6 +90,8 @@ class Listener:
         0 takes a free one.
     allowed : sequence of str
         AE titles that may call; empty: any.
+    tls : SSLContext, optional
+        From `anomaly.pacs.tls`; None: in the clear.
 
     Raises
     ------
@@ -80,9 +100,20 @@ class Listener:
     """
 
     def __init__(
-        self, spool: Spool, *, ae_title: str, host: str, port: int, allowed: Sequence[str]
+        self,
+        spool: Spool,
+        *,
+        ae_title: str,
+        host: str,
+        port: int,
+        allowed: Sequence[str],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._spool = spool
+        self._audit = Audit(spool.folder / "audit.jsonl")
+        self._mutex = threading.Lock()
+        self._silent: dict[Association, None] = {}  # in the order of their connections
+        self._at_work: set[Association] = set()
         try:
             self._ae = AE(ae_title)
             self._ae.require_calling_aet = list(allowed)
@@ -92,25 +123,30 @@ class Listener:
                 "characters without a backslash"
             ) from error
         self._ae.require_called_aet = True
-        self._ae.maximum_associations = MAX_ASSOCIATIONS
+        # Connections that ask for nothing count there; `_requested` counts associations.
+        self._ae.maximum_associations = MAX_ASSOCIATIONS + 2 * MAX_SILENT
         self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = TIMEOUT
         self._ae.supported_contexts = VerificationPresentationContexts + [
             build_context(str(context.abstract_syntax), SYNTAXES)
             for context in AllStoragePresentationContexts
         ]
         handlers: list[EventHandlerType] = [
-            (evt.EVT_CONN_OPEN, end_alone),
-            (evt.EVT_CONN_OPEN, _answer_at_once),
+            (evt.EVT_CONN_OPEN, self._open),
+            (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_CONN_CLOSE, self._closed),
             (evt.EVT_C_STORE, self._store),
         ]
         try:
-            server = self._ae.start_server((host, port), block=False, evt_handlers=handlers)
+            server = self._ae.start_server(
+                (host, port), block=False, evt_handlers=handlers, ssl_context=tls
+            )
         except OSError as error:
             raise ConfigError(
                 f"port {port} of {host} cannot be listened on ({error.strerror}): name a free port "
                 "of this machine"
             ) from error
         self._server = cast(ThreadedAssociationServer, server)
+        cast(socket.socket, self._server.socket).listen(BACKLOG)
 
     def __enter__(self) -> Listener:
         return self
@@ -124,28 +160,66 @@ class Listener:
         return int(self._server.server_address[1])
 
     def _store(self, event: Event) -> int | Dataset:
-        request, syntax = cast(C_STORE, event.request), event.context.transfer_syntax
-        dataset = event.encoded_dataset(include_meta=False)
+        request = cast(C_STORE, event.request)
+        incoming = cast(DataSetFile, request.DataSet)
         try:
-            identity = read_identity(
-                dataset,
-                implicit=syntax.is_implicit_VR,
-                little_endian=syntax.is_little_endian,
-            )
+            path, digest = incoming.finish()
+            identity = _identity_of(path)
+            if identity.instance != request.AffectedSOPInstanceUID:
+                status = 0xA900
+                return _refusal(status, "the request names another SOP Instance UID")
+            received = self._spool.receive(Arrival(identity.instance, identity.study, path, digest))
+            status = STATUSES[received]
+            return _refusal(status, received.value) if status else status
         except ValueError as error:
-            return _refusal(0xC000, str(error))
-        if identity.instance != request.AffectedSOPInstanceUID:
-            return _refusal(0xA900, "the request names another SOP Instance UID")
-        digest = instance_digest(syntax, dataset)
-        try:
-            said = self._spool.receive(
-                Arrival(identity.instance, identity.study, event.encoded_dataset(), digest)
-            )
+            status = 0xC000
+            return _refusal(status, str(error))
         except (OSError, sqlite3.Error) as error:
+            status = 0xA700
             log.warning("an instance cannot be stored: %s", Public(type(error).__name__))
-            return _refusal(0xA700, "the disk refuses")
-        status = STATUSES[said]
-        return _refusal(status, said.value) if status else status
+            return _refusal(status, "the disk refuses")
+        finally:
+            incoming.close()
+            self._audit.answered(event.assoc, status)
+
+    def _open(self, event: Event) -> None:
+        """Bound what comes on a new connection, and let go of the oldest that asks for nothing."""
+        end_alone(event)
+        bound(event, self._spool.incoming, self._spool.has_room)
+        _answer_at_once(event)
+        with self._mutex:
+            self._silent[event.assoc] = None
+            oldest = next(iter(self._silent)) if len(self._silent) > MAX_SILENT else None
+        if oldest is not None:
+            self._forget(oldest)
+            oldest.dul.to_user_queue.put(None)  # its thread stops waiting, and closes it
+
+    def _requested(self, event: Event) -> None:
+        """Refuse one association too many; those that have asked for none do not count."""
+        self._forget(event.assoc)
+        self._audit.requested(event.assoc)
+        with self._mutex:
+            is_full = len(self._at_work) >= MAX_ASSOCIATIONS
+            if not is_full:
+                self._at_work.add(event.assoc)
+        if is_full:
+            event.assoc.acse.send_reject(*LOCAL_LIMIT_EXCEEDED)
+            event.assoc.kill()
+
+    def _closed(self, event: Event) -> None:
+        self._forget(event.assoc)
+        with self._mutex:
+            self._at_work.discard(event.assoc)
+        self._audit.ended(event.assoc)
+
+    def _forget(self, association: Association) -> None:
+        with self._mutex:
+            self._silent.pop(association, None)
+
+
+def _identity_of(path: Path) -> Identity:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return read_file_identity(content)
 
 
 def _answer_at_once(event: Event) -> None:

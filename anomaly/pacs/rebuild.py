@@ -153,7 +153,7 @@ class _Rebuild:
         self._database.execute(
             "INSERT INTO instances (uid, study, digest, size, batch) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (uid) DO UPDATE SET batch = excluded.batch, outcome = NULL, held = 1",
-            (arrival.instance, arrival.study, arrival.digest, len(arrival.content), number),
+            (arrival.instance, arrival.study, arrival.digest, arrival.size, number),
         )
         state = None if number is None else "closed"
         self._rows[path.name] = _Row(arrival.instance, number, state)

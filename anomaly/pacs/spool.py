@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.errors import AnomalyError
+from anomaly.files import sync_folder
 from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
 from anomaly.pacs.durable import lock, open_private, write_durably
 from anomaly.pacs.layout import NodeFolder, file_name
@@ -80,6 +82,8 @@ class Spool:
         Instances that may wait: received, and neither scored and delivered nor given up.
     max_bytes : int
         Size of what may be held: scans, and what scoring them has left.
+    reserve : int
+        Bytes of the disk that are left free.
     clock : callable
         Monotonic seconds.
 
@@ -96,12 +100,14 @@ class Spool:
         *,
         max_instances: int,
         max_bytes: int,
+        reserve: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
         self.refused: Counter[Received] = Counter()
         self._files = NodeFolder(folder)
         self._limits = max_instances, max_bytes
+        self._reserve = reserve
         self._clock = clock
         self._mutex = threading.Lock()
         self._waiting = self._bytes = 0
@@ -158,25 +164,44 @@ class Spool:
             if outcome not in PASSING and state != "failed":
                 return Received.AGAIN
         most, room = self._limits
-        size = len(arrival.content)
-        is_full = self._waiting >= most or self._bytes + size > room
+        size = arrival.size
+        is_full = self._waiting >= most or self._bytes + size > room or not self._disk_has(size)
         return Received.FULL if is_full else Received.STORED
+
+    def has_room(self, size: int) -> bool:
+        """Whether a file of so many bytes may still come."""
+        with self._mutex:
+            return self._bytes + size <= self._limits[1] and self._disk_has(0)
+
+    def _disk_has(self, size: int) -> bool:
+        """Whether the disk keeps its reserve, without which nothing could be scored and sent."""
+        return shutil.disk_usage(self.folder).free - size >= self._reserve
+
+    @property
+    def incoming(self) -> Path:
+        """Folder for what is being received; on the same disk, and tidied up at the start."""
+        return self._files.spool
 
     def _keep(self, arrival: Arrival) -> None:
         name = file_name(arrival.instance)
         before = self._rows("SELECT batch FROM instances WHERE uid = ?", arrival.instance)
-        write_durably(self._files.spool / name, arrival.content)
+        path, size = self._files.spool / name, arrival.size
+        if isinstance(arrival.content, Path):
+            arrival.content.replace(path)
+            sync_folder(path.parent)
+        else:
+            write_durably(path, arrival.content)
         with self._db:
             self._db.execute(
                 "INSERT INTO instances (uid, study, digest, size) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (uid) DO UPDATE SET study = excluded.study, size = excluded.size, "
                 "batch = NULL, outcome = NULL, held = 1",
-                (arrival.instance, arrival.study, arrival.digest, len(arrival.content)),
+                (arrival.instance, arrival.study, arrival.digest, size),
             )
         self._heard[arrival.study] = self._clock()
         if not before:
             self._waiting += 1
-            self._bytes += len(arrival.content)
+            self._bytes += size
             return
         self._count()
         for (number,) in before:

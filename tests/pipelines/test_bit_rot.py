@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from bit_flips import Outcome, flipped, look
+from flips import Outcome, flipped, look
 from road import Road, anomaly, done, refused
 
 from anomaly.config import load_config
