@@ -28,7 +28,7 @@ from pynetdicom.dsutils import create_file_meta
 from anomaly.files import temporary_name
 from anomaly.pacs.durable import open_private
 
-__all__ = ["MAX_PDU", "PDU_SECONDS", "REQUEST_SECONDS", "DataSetFile", "bound"]
+__all__ = ["MAX_PDU", "PDU_SECONDS", "REQUEST_SECONDS", "DataSetFile", "bound", "release"]
 
 MAX_PDU = 131_072
 """Bytes of a PDU, as DCMTK has it (ASC_MAXIMUMPDUSIZE)."""
@@ -149,8 +149,16 @@ def bound(event: Any, folder: Path, has_room: Callable[[int], bool]) -> None:
         Whether so many bytes may be kept.
     """
     association = event.assoc
+    association.acse_timeout = REQUEST_SECONDS
     _bound_bytes(association)
     _bound_data_sets(association, folder, has_room)
+
+
+def release(association: Any) -> None:
+    """Remove what has come of a message that will not be whole any more."""
+    message = association.dimse.message
+    if message is not None and isinstance(message.data_set, DataSetFile):
+        message.data_set.close()
 
 
 def _bound_bytes(association: Any) -> None:

@@ -26,6 +26,8 @@ import sqlite3
 import ssl
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +46,7 @@ from anomaly.pacs.associations import end_alone
 from anomaly.pacs.audit import Audit
 from anomaly.pacs.batches import Arrival, Received
 from anomaly.pacs.identity import Identity, read_file_identity
-from anomaly.pacs.incoming import DataSetFile, bound
+from anomaly.pacs.incoming import DataSetFile, bound, release
 from anomaly.pacs.spool import Spool
 
 __all__ = ["Listener"]
@@ -114,6 +116,7 @@ class Listener:
         self._mutex = threading.Lock()
         self._silent: dict[Association, None] = {}  # in the order of their connections
         self._at_work: set[Association] = set()
+        self._connections: dict[Association, socket.socket] = {}
         try:
             self._ae = AE(ae_title)
             self._ae.require_calling_aet = list(allowed)
@@ -133,7 +136,6 @@ class Listener:
         handlers: list[EventHandlerType] = [
             (evt.EVT_CONN_OPEN, self._open),
             (evt.EVT_REQUESTED, self._requested),
-            (evt.EVT_CONN_CLOSE, self._closed),
             (evt.EVT_C_STORE, self._store),
         ]
         try:
@@ -153,6 +155,9 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self._ae.shutdown()
+        with self._mutex:
+            for connection in self._connections.values():
+                connection.close()  # of threads that were stopped before they could
 
     @property
     def port(self) -> int:
@@ -184,21 +189,26 @@ class Listener:
 
     def _open(self, event: Event) -> None:
         """Bound what comes on a new connection, and let go of the oldest that asks for nothing."""
-        end_alone(event)
+        end_alone(event, partial(self._ended, event.assoc))
         bound(event, self._spool.incoming, self._spool.has_room)
         _answer_at_once(event)
         with self._mutex:
+            gone = [a for a in self._silent if a.ident is not None and not a.is_alive()]
+            for association in gone:
+                del self._silent[association]
             self._silent[event.assoc] = None
             oldest = next(iter(self._silent)) if len(self._silent) > MAX_SILENT else None
+            self._connections[event.assoc] = _connection_of(event.assoc)
         if oldest is not None:
             self._forget(oldest)
-            oldest.dul.to_user_queue.put(None)  # its thread stops waiting, and closes it
+            self._hang_up(oldest)
 
     def _requested(self, event: Event) -> None:
         """Refuse one association too many; those that have asked for none do not count."""
         self._forget(event.assoc)
         self._audit.requested(event.assoc)
         with self._mutex:
+            self._at_work = {association for association in self._at_work if association.is_alive()}
             is_full = len(self._at_work) >= MAX_ASSOCIATIONS
             if not is_full:
                 self._at_work.add(event.assoc)
@@ -206,11 +216,21 @@ class Listener:
             event.assoc.acse.send_reject(*LOCAL_LIMIT_EXCEEDED)
             event.assoc.kill()
 
-    def _closed(self, event: Event) -> None:
-        self._forget(event.assoc)
+    def _ended(self, association: Association) -> None:
+        self._forget(association)
         with self._mutex:
-            self._at_work.discard(event.assoc)
-        self._audit.ended(event.assoc)
+            self._at_work.discard(association)
+            self._connections.pop(association, None)
+        release(association)
+        self._audit.ended(association)
+
+    def _hang_up(self, association: Association) -> None:
+        """Close a connection under its thread, which notices as if the peer had gone."""
+        with self._mutex:
+            connection = self._connections.get(association)
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _forget(self, association: Association) -> None:
         with self._mutex:
@@ -224,8 +244,11 @@ def _identity_of(path: Path) -> Identity:
 
 def _answer_at_once(event: Event) -> None:
     # Small answers wait for each other otherwise (Nagle), tens of milliseconds an instance.
-    connection = cast(AssociationSocket, event.assoc.dul.socket).socket
-    cast(socket.socket, connection).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _connection_of(event.assoc).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _connection_of(association: Association) -> socket.socket:
+    return cast(socket.socket, cast(AssociationSocket, association.dul.socket).socket)
 
 
 def _refusal(status: int, reason: str) -> Dataset:

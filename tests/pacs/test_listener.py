@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import sqlite3
+import ssl
+import stat
+import struct
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +33,10 @@ from pynetdicom import AE, _config
 
 from anomaly.errors import ConfigError
 from anomaly.pacs.batches import Received
-from anomaly.pacs.listener import MAX_ASSOCIATIONS, Listener
+from anomaly.pacs.incoming import MAX_PDU
+from anomaly.pacs.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
 from anomaly.pacs.spool import Spool
+from anomaly.pacs.tls import listener_context
 
 pytestmark = pytest.mark.skipif(
     shutil.which("storescu") is None or shutil.which("echoscu") is None,
@@ -262,3 +269,244 @@ def test_a_title_that_is_none_is_said(tmp_path: Path, title: str) -> None:
         pytest.raises(ConfigError, match="an AE title among"),
     ):
         Listener(spool, ae_title=title, host="127.0.0.1", port=0, allowed=())
+
+
+# --- peers that do not behave -------------------------------------------------------------------
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_who_connects_and_goes_takes_no_place(start: Start) -> None:
+    """Health checks of load balancers do just this, all day."""
+    _, port = start()
+    for _ in range(20 * MAX_ASSOCIATIONS):
+        connect(port).close()
+    assert echo(port) == 0
+    wait_for(lambda: len(acceptors()) == 0)
+
+
+def acceptors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "AcceptorThread" in thread.name]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_who_says_nothing_or_next_to_nothing_keeps_nobody_out(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly.pacs.incoming.REQUEST_SECONDS", 3.0)
+    spool, port = start()
+    idle = [connect(port) for _ in range(3 * MAX_ASSOCIATIONS)]
+    dripping, stopped = [connect(port) for _ in range(5)], threading.Event()
+
+    def drip() -> None:
+        while not stopped.wait(0.1):
+            for connection in dripping:
+                with suppress(OSError):
+                    connection.send(b"\x01")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        paths = [image(tmp_path / f"{number}.dcm", number) for number in range(20)]
+        assert set(store(port, paths).values()) == {"Success"}
+        assert len(kept(spool)) == 20
+        for connection in [*idle, *dripping]:  # each is closed in its time, from the other side
+            connection.settimeout(30)
+            with suppress(ConnectionError):
+                while connection.recv(1000):
+                    pass
+    finally:
+        stopped.set()
+        thread.join()
+        for connection in [*idle, *dripping]:
+            connection.close()
+    wait_for(lambda: len(acceptors()) == 0)
+
+
+def test_of_too_many_that_say_nothing_the_oldest_is_closed(start: Start) -> None:
+    _, port = start()
+    silent = [connect(port) for _ in range(MAX_SILENT + 20)]
+    silent[0].settimeout(20)
+    with suppress(ConnectionError):
+        assert silent[0].recv(1) == b""
+    assert echo(port) == 0
+    assert len(acceptors()) <= MAX_SILENT + 2
+    for connection in silent:
+        connection.close()
+
+
+@pytest.mark.parametrize("length", [MAX_PDU + 1, 2**32 - 1])
+@pytest.mark.parametrize("kind", [1, 4, 7])
+def test_a_pdu_without_bounds_is_not_waited_for(start: Start, length: int, kind: int) -> None:
+    _, port = start()
+    with connect(port) as connection:
+        connection.sendall(struct.pack(">BBL", kind, 0, length) + bytes(1000))
+        with suppress(ConnectionError):
+            while connection.recv(1000):
+                pass
+    assert echo(port) == 0
+
+
+def test_a_data_set_goes_to_the_disk_as_it_comes(start: Start, tmp_path: Path) -> None:
+    spool, port = start(room=10**9)
+    large = tmp_path / "large.dcm"
+    values = np.random.default_rng(0).integers(0, 4096, (5000, 5000))
+    write_sample(large, values, kind="CR")
+    tracemalloc.start()
+    assert store(port, [large]) == {large: "Success"}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    (path,) = kept(spool)
+    assert dcmread(path).PixelData == dcmread(large).PixelData
+
+
+def test_a_data_set_that_there_is_no_room_for_is_cut_while_it_comes(
+    start: Start, tmp_path: Path
+) -> None:
+    spool, port = start(room=20 * 2**20)
+    large, small = tmp_path / "large.dcm", image(tmp_path / "small.dcm")
+    write_sample(large, np.random.default_rng(0).integers(0, 4096, (5000, 5000)), kind="CR")
+    tracemalloc.start()
+    assert store(port, [large]) == {}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    wait_for(lambda: list(spool.incoming.iterdir()) == [])
+    assert store(port, [small]) == {small: "Success"}
+
+
+def test_a_reserve_of_the_disk_is_left(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with Spool(tmp_path / "node", max_instances=9, max_bytes=10**9, reserve=2 * free) as spool:
+        assert not spool.has_room(1)
+        with Listener(spool, ae_title="ANOMALY", host="127.0.0.1", port=0, allowed=()) as listener:
+            (answer,) = store(listener.port, [image(tmp_path / "a.dcm")]).values()
+    assert "OutOfResources" in answer or "Out of resources" in answer
+    assert list((tmp_path / "node" / "spool").iterdir()) == []
+
+
+def test_who_called_is_written_down(start: Start, tmp_path: Path) -> None:
+    spool, port = start(allowed=("FRIEND",))
+    connect(port).close()
+    one = image(tmp_path / "a.dcm")
+    store(port, [one, one], "-aet", "FRIEND")
+    store(port, [one], "-aet", "STRANGER")
+    audit = spool.folder / "audit.jsonl"
+    wait_for(lambda: audit.exists() and len(audit.read_text().splitlines()) == 2)
+    friend, stranger = map(json.loads, audit.read_text().splitlines())
+    assert (friend["calling"], friend["called"], friend["outcome"]) == (
+        "FRIEND",
+        "ANOMALY",
+        "released",
+    )
+    assert friend["answers"] == {"0000": 2}
+    assert friend["address"] == "127.0.0.1"
+    assert (stranger["calling"], stranger["outcome"]) == ("STRANGER", "rejected")
+    assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+def certificate(folder: Path, name: str, authority: str = "") -> tuple[Path, Path]:
+    """Make a certificate and its key, signed by an authority of this folder, or by itself."""
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    by = ["-CA", folder / f"{authority}.pem", "-CAkey", folder / f"{authority}.key"]
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-out", paths[0], "-keyout", paths[1], *(by if authority else ())),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return paths
+
+
+def tls_of(ca: Path, client: tuple[Path, Path] | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(ca))
+    if client is not None:
+        context.load_cert_chain(*client)
+    return context
+
+
+def is_kept_out(port: int, context: ssl.SSLContext) -> bool:
+    """Whether a connection ends before anything can be asked; by TLS 1.3 after the handshake."""
+    try:
+        with context.wrap_socket(connect(port), server_hostname="localhost") as connection:
+            connection.sendall(b"\x01")
+            return connection.recv(1) == b""
+    except (ssl.SSLError, ConnectionError):
+        return True
+
+
+def is_kept_out_at_once(port: int, context: ssl.SSLContext) -> bool:
+    """Whether a connection ends within a second in which it says nothing."""
+    with context.wrap_socket(connect(port), server_hostname="localhost") as connection:
+        connection.settimeout(1)
+        try:
+            return connection.recv(1) == b""
+        except TimeoutError:
+            return False
+
+
+def echo_by_tls(port: int, context: ssl.SSLContext) -> bool:
+    entity = AE(ae_title="CLIENT")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    entity.acse_timeout = entity.network_timeout = entity.dimse_timeout = 10
+    association = entity.associate(
+        "127.0.0.1", port, ae_title="ANOMALY", tls_args=(context, "localhost")
+    )
+    assert association.is_established
+    status = association.send_c_echo()
+    association.release()
+    return "Status" in status and status.Status == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_by_tls_who_has_no_certificate_is_kept_out(tmp_path: Path) -> None:
+    certificate(tmp_path, "authority")
+    node = certificate(tmp_path, "node", "authority")
+    friend = certificate(tmp_path, "friend", "authority")
+    stranger = certificate(tmp_path, "stranger")
+    ca = tmp_path / "authority.pem"
+    context = listener_context(*node, ca)
+    with (
+        Spool(tmp_path / "node-folder", max_instances=9, max_bytes=10**7) as spool,
+        Listener(
+            spool, ae_title="ANOMALY", host="127.0.0.1", port=0, allowed=(), tls=context
+        ) as listener,
+        connect(listener.port),  # says nothing, not even a greeting
+    ):
+        assert echo_by_tls(listener.port, tls_of(ca, friend))
+        assert is_kept_out(listener.port, tls_of(ca, stranger))
+        assert is_kept_out(listener.port, tls_of(ca, None))
+        assert not is_kept_out_at_once(listener.port, tls_of(ca, friend))
+        assert echo(listener.port) != 0  # in the clear
+        assert echo_by_tls(listener.port, tls_of(ca, friend))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("certificate",), "needs a certificate and its key"),
+        (("clients",), "needs a certificate and its key"),
+        (("certificate", "key"), "cannot be used"),
+    ],
+)
+def test_tls_that_cannot_work_is_said(tmp_path: Path, files: tuple[str, ...], message: str) -> None:
+    path = tmp_path / "no.pem"
+    path.write_text("none")
+    named = [path if name in files else None for name in ("certificate", "key", "clients")]
+    with pytest.raises(ConfigError, match=message):
+        listener_context(*named)
