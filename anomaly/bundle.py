@@ -16,10 +16,12 @@ disagree with training.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -74,6 +76,11 @@ the operating point was the configuration's, and calibration scans were not reco
 _MAIN = "bundle.json"
 _LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
 _OPTIONAL = {_LOOK_ALIKES, _CALIBRATION}
+_KNOWN = {"weights.safetensors", "detector.safetensors", "seen.json", *_OPTIONAL}
+"""Files of a bundle beside the main one; no other name is read, copied or written."""
+
+_MOST_BYTES = {_MAIN: 16 * 2**20, "seen.json": 512 * 2**20}
+_MOST_OF_ARRAYS = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -293,12 +300,12 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
     try:
         config = parse_config(record["config"])
-        seen = json.loads((folder / "seen.json").read_text())
+        seen = json.loads(_read_file(folder / "seen.json"))
         if isinstance(seen, list):  # before format 7
             seen = {"training": seen, "calibration": []}
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
-        state = load_tensors((folder / "weights.safetensors").read_bytes())
-        arrays = load_arrays((folder / "detector.safetensors").read_bytes())
+        state = load_tensors(_read_file(folder / "weights.safetensors"))
+        arrays = load_arrays(_read_file(folder / "detector.safetensors"))
         base = None
         if record["has_base"]:
             base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
@@ -344,12 +351,41 @@ def copy_bundle(source: Path, folder: Path) -> None:
         try:
             unfinished.mkdir(parents=True)
             for name in (_MAIN, *record["files"]):
-                (unfinished / name).write_bytes((source / name).read_bytes())
+                (unfinished / name).write_bytes(_read_file(source / name))
             if folder.exists():
                 shutil.rmtree(folder)
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a file of a bundle, which may be somebody else's: a plain one, of bounded size.
+
+    A link would be followed to a file that is no part of it, and a pipe waited for.
+
+    Raises
+    ------
+    BundleError
+    OSError
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(
+                f"{path} is a link: expected the file itself; copy the bundle with its files"
+            ) from error
+        raise
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(file.fileno())
+        most = _MOST_BYTES.get(path.name, _MOST_OF_ARRAYS)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > most:
+            raise BundleError(
+                f"{path} is no plain file of at most {most:,} bytes: it is no file of a bundle"
+            )
+        return file.read()
 
 
 def bundle_problems(folder: Path) -> list[str]:
@@ -366,16 +402,18 @@ def bundle_problems(folder: Path) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (found := hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
+        elif (found := hashlib.sha256(_read_file(path)).hexdigest()) != expected:
             problems.append(f"{name} has changed: SHA-256 {found[:12]}, expected {expected[:12]}")
     return problems
 
 
 def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
     try:
-        main = (folder / _MAIN).read_bytes()
+        main = _read_file(folder / _MAIN)
         record: dict[str, Any] = json.loads(main)
         found = record["format"]
+        if not record["files"].keys() <= _KNOWN:
+            raise ValueError(f"it names files that no bundle has: {sorted(record['files'])!r:.200}")
         sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
     except (FileNotFoundError, NotADirectoryError) as error:
         shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
@@ -385,7 +423,7 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
         ) from error
     except OSError as error:
         raise BundleError(f"{folder / _MAIN} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
         ) from error

@@ -142,6 +142,8 @@ _CSV_TABLE = ", ".join(
 )
 
 _MOST_PARTS = 10_000_000
+_MOST_OF_A_MAP = 64 * 2**20
+"""Bytes; one of 2048 x 2048 has 8 MiB."""
 
 _GROUPS = """
 CREATE VIEW {name} AS
@@ -468,6 +470,8 @@ class Results:
         path = self.maps(row.map_part)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if arrays.zip.getinfo(f"{row.key}.npy").file_size > _MOST_OF_A_MAP:
+                    raise ValueError("it claims to be larger than any map is")
                 evidence = np.asarray(arrays[row.key], dtype=np.float32)
         except (FileNotFoundError, KeyError) as error:
             raise _lost_map("missing", row, path, "it is not there") from error

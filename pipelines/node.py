@@ -32,7 +32,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from anomaly.bundle import Bundle, find_bundle, read_bundle
+from anomaly.bundle import Bundle, copy_bundle, find_bundle, read_bundle
 from anomaly.config import Config, check, read_keys
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
@@ -387,10 +387,8 @@ def _own_copy(bundle: Path, folder: Path) -> Path:
     copies = folder / "bundles"
     copy = copies / read_bundle(bundle).hash[:16]
     if not copy.exists():
-        unfinished = copies / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(bundle, unfinished)
-        unfinished.rename(copy)
+        copies.mkdir(exist_ok=True)
+        copy_bundle(bundle, copy)
     return copy
 
 

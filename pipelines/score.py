@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from anomaly.bundle import Bundle, copy_bundle, read_bundle, same_detector
-from anomaly.config import Config, load_config, override, write_config
+from anomaly.config import Config, DataSettings, load_config, override, write_config
 from anomaly.data.folders import list_files
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
@@ -131,7 +131,16 @@ def choose_scans(
             f"folder for these scores, with --bundle {run.bundle}"
         )
     learned = bundle.config.data
-    listed = replace(learned, root=scans, labels={learned.normal: []}, masks=None)
+    # Whose bundle it is does not decide how carefully files are read.
+    usual_care = DataSettings(root=scans)
+    listed = replace(
+        learned,
+        root=scans,
+        labels={learned.normal: []},
+        masks=None,
+        workers=usual_care.workers,
+        seconds=usual_care.seconds,
+    )
     usual = replace(bundle.config, data=replace(listed, patient_pattern=None))
     config = override(usual, overrides)
     refuse_idle_settings(usual, config, "score a folder")

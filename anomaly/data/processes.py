@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -38,6 +40,8 @@ SECONDS = 120.0
 
 # The largest frame that is read (`anomaly.data.frames`) needs 3 GiB, the largest volume 4.
 _MEMORY = 8 * 2**30
+_SCRATCH = "anomaly-"
+_WATCH = 1.0
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -160,7 +164,8 @@ class Workers:
     def _new_pool(self) -> ProcessPool:
         # spawn: a forked child may inherit a lock that nobody will release
         context = multiprocessing.get_context("spawn")
-        self._scratch = TemporaryDirectory(prefix="anomaly-")
+        _sweep_scratch()
+        self._scratch = TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-")
         return ProcessPool(
             self.count, initializer=_begin, initargs=(self._scratch.name,), context=context
         )
@@ -179,6 +184,7 @@ def map_in_processes(
 
 def _begin(scratch: str) -> None:
     """Prepare a process for untrusted bytes."""
+    _end_with_parent()
     log_what_is_allowed()
     # What a process unpacks must not outlive it, and it may be ended without a warning.
     own = Path(scratch) / str(os.getpid())
@@ -192,6 +198,34 @@ def _begin(scratch: str) -> None:
         return
     # What asks for more gets a MemoryError, and the machine stays whole.
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _end_with_parent() -> None:
+    """End this process soon after the one that started it, however that ends.
+
+    One that waits for a pipe would otherwise wait for ever, with a scan of a patient unpacked. Not
+    by PR_SET_PDEATHSIG, which is about the thread that started it, and that may end before.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _sweep_scratch() -> None:
+    """Remove what processes of this user have left that were killed: scans of patients."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}[0-9]*-*"):
+        number = folder.name.removeprefix(_SCRATCH).partition("-")[0]
+        try:
+            is_own = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+        except OSError:
+            continue
+        if is_own and number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:

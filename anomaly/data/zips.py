@@ -12,6 +12,7 @@ read, alone, into a folder that is gone afterwards.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -162,15 +163,45 @@ def _extension(member: str) -> str:
 
 
 def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
-    with zipfile.ZipFile(file) as archive:
-        info = next((one for one in archive.infolist() if _plain(one) == member), None)
-        if info is None:
-            raise UnreadableScan("missing", f"{file} holds no {member!r} any more.")
-        if reason := _fault(info):
-            raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
-        # zipfile stops at the size that the table of contents claims, and checks the CRC there.
-        with archive.open(info) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
+    archive, infos = _HELD.open(file)
+    info = infos.get(member)
+    if info is None:
+        raise UnreadableScan("missing", f"{file} holds no {member!r} any more.")
+    if reason := _fault(info):
+        raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
+    # zipfile stops at the size that the table of contents claims, and checks the CRC there.
+    with archive.open(info) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+class _Held:
+    """The last archive stays open: to read its table of contents for every member is quadratic."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._archive: zipfile.ZipFile | None = None
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+
+    def open(self, path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+        state = path.stat()
+        key = (path, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
+        if self._archive is None or key != self._key:
+            self.close()
+            archive = zipfile.ZipFile(path)
+            # Of two members of one name the first is meant; the other is refused when listed.
+            infos = {_plain(info): info for info in reversed(archive.infolist())}
+            self._key, self._archive, self._infos = key, archive, infos
+        return self._archive, self._infos
+
+    def close(self) -> None:
+        """Let go of the archive."""
+        if self._archive is not None:
+            self._archive.close()
+        self._key, self._archive, self._infos = None, None, {}
+
+
+_HELD = _Held()
+atexit.register(_HELD.close)
 
 
 def _fault(info: zipfile.ZipInfo) -> str:

@@ -133,6 +133,12 @@ def tell_pid(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
 
 
+def wait_for_ever(pipe: str) -> None:
+    """Open a pipe that nobody writes to, as a damaged file system may make of a scan."""
+    with Path(pipe).open("rb"):
+        pass
+
+
 @dataclass(frozen=True)
 class Trap(Gate):
     """A gate that does to the process what a damaged file may do."""

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,7 @@ class Node:
         plain = {"folder": str(self.folder), "port": self.port, "destination": "a folder"}
         self._settings.write_text(yaml.safe_dump({**plain, **settings}))
         self.process: subprocess.Popen[bytes] | None = None
+        self.before_the_end: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         said = self.log.stat().st_size if self.log.exists() else 0
@@ -245,6 +246,7 @@ def storm(
         sender.join(PATIENCE)
         assert not sender.is_alive()
         node.wait_until_sent(sum(map(len, studies)))
+        node.before_the_end()
     finally:
         status = node.stop()
     assert status == 0
