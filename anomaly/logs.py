@@ -9,10 +9,11 @@ failing command ends with is for who started it, and is no log line.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["AllowList", "Public", "log_what_is_allowed"]
+__all__ = ["AllowList", "Public", "log_what_is_allowed", "printable"]
 
 OWN = ("anomaly", "pipelines")
 """Packages whose message texts are trusted: they are constants in the code."""
@@ -37,8 +38,17 @@ def log_what_is_allowed() -> None:
         if not any(isinstance(part, AllowList) for part in handler.filters):
             handler.addFilter(AllowList())
     # What they say of a file reaches us as exceptions; the filter would withhold it line by line.
-    for name in ("pydicom", "nibabel", "monai", "pynetdicom", "highdicom"):
+    for name in ("pydicom", "nibabel", "monai", "pynetdicom", "highdicom", "tifffile", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing it, and what turns or breaks a line; not a tab."""
+
+
+def printable(text: str) -> str:
+    """Text on one line that a terminal shows and does not obey: control characters as escapes."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class AllowList(logging.Filter):
@@ -59,4 +69,6 @@ class AllowList(logging.Filter):
 
 
 def _allowed(argument: Any) -> Any:
+    if isinstance(argument, Public):
+        return Public(printable(argument))
     return argument if isinstance(argument, ALLOWED) else Public(WITHHELD)

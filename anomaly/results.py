@@ -121,8 +121,14 @@ _COMPUTED = "^[\\t\\r\\n]|^[ \u3000\xa0]*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
 
 
 def plain_cell(value: object) -> object:
-    """Return what a spreadsheet shows as this value: text that it would compute gets a quote."""
-    return f"'{value}" if isinstance(value, str) and re.match(_COMPUTED, value) else value
+    """Return what a spreadsheet or a terminal shows as this value, and neither computes nor obeys.
+
+    Text that would be computed gets a quote, control characters but tabs and line ends a mark.
+    """
+    if not isinstance(value, str):
+        return value
+    value = re.sub(_OBEYED, "\ufffd", value)
+    return f"'{value}" if re.match(_COMPUTED, value) else value
 
 
 def plain_values(column: pa.Array) -> list[object]:
@@ -133,13 +139,19 @@ def plain_values(column: pa.Array) -> list[object]:
     return values
 
 
-_CSV_TABLE = ", ".join(
-    f"CASE WHEN regexp_matches({name}, '{_COMPUTED}') "
-    f"THEN chr(39) || {name} ELSE {name} END AS {name}"
-    if pa.types.is_string(SCHEMA.field(name).type)
-    else name
-    for name in _TABLE.split(", ")
-)
+_OBEYED = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+"""What a terminal obeys and no table needs."""
+
+
+def _csv_column(name: str) -> str:
+    if not pa.types.is_string(SCHEMA.field(name).type):
+        return name
+    shown = f"regexp_replace({name}, '{_OBEYED}', '\ufffd', 'g')"
+    computed = f"regexp_matches({shown}, '{_COMPUTED}')"
+    return f"CASE WHEN {computed} THEN chr(39) || {shown} ELSE {shown} END AS {name}"
+
+
+_CSV_TABLE = ", ".join(map(_csv_column, _TABLE.split(", ")))
 
 _MOST_PARTS = 10_000_000
 _MOST_OF_A_MAP = 64 * 2**20

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from anomaly.errors import AnomalyError, ConfigError
-from anomaly.logs import log_what_is_allowed
+from anomaly.logs import log_what_is_allowed, printable
 
 if TYPE_CHECKING:
     from anomaly.config import Config
@@ -657,7 +657,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-            typer.secho(f"error: {error}", err=True, fg="red")
+            typer.secho(f"error: {printable(str(error))}", err=True, fg="red")
             raise SystemExit(1) from error
 
 

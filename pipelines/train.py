@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -293,9 +292,9 @@ def _fit(
     if board is not None:
         with writing(run.path / "tensorboard"):
             board.close()
-    if not result.finished and stop.signal in (signal.SIGTERM, signal.SIGHUP):
-        log.info("ended at step %d; the same command resumes", result.step)
-        raise SystemExit(128 + stop.signal)  # who ended it goes on with nothing
+    if not result.finished and stop.signal:
+        log.info("stopped at step %d; the same command resumes", result.step)
+        raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
     return result
 
 

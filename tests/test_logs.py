@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from road import anomaly
 
 from anomaly.data.processes import map_in_processes
-from anomaly.logs import AllowList, Public
+from anomaly.logs import AllowList, Public, printable
 
 CANARY = "CANARY^PATIENT"
 
@@ -47,18 +48,18 @@ def test_everything_else_is_withheld(lines: io.StringIO, argument: object) -> No
 
 
 def test_other_libraries_are_withheld_whole(lines: io.StringIO) -> None:
-    logging.getLogger("tifffile").warning("a bad value: %s", CANARY)
+    logging.getLogger("matplotlib").warning("a bad value: %s", CANARY)
     logging.getLogger("anomalyx").error(CANARY)
     logging.getLogger("PIL").info(CANARY)
     assert lines.getvalue().splitlines() == [
-        "a message of tifffile is withheld: it may quote a scan",
+        "a message of matplotlib is withheld: it may quote a scan",
         "a message of anomalyx is withheld: it may quote a scan",
     ]
 
 
 def shout(number: int) -> int:
     """Say something in a process of its own, as a decoder there does."""
-    logging.getLogger("tifffile").warning("%s is odd", CANARY)
+    logging.getLogger("matplotlib").warning("%s is odd", CANARY)
     logging.getLogger("pydicom").warning("%s is odd", CANARY)
     return number
 
@@ -67,7 +68,7 @@ def test_processes_withhold_it_too(capfd: pytest.CaptureFixture[str]) -> None:
     assert [result for _, result in map_in_processes(shout, [1, 2, 3], 2)] == [1, 2, 3]
     said = capfd.readouterr().err
     assert CANARY not in said
-    assert said.count("a message of tifffile is withheld") == 3
+    assert said.count("a message of matplotlib is withheld") == 3
 
 
 def test_a_traceback_is_withheld(lines: io.StringIO) -> None:
@@ -76,3 +77,23 @@ def test_a_traceback_is_withheld(lines: io.StringIO) -> None:
     except ValueError:
         logging.getLogger("anomaly.training").exception("it failed")
     assert lines.getvalue() == "it failed\n"
+
+
+HOSTILE = "north\x1b]0;owned\x07\x1b[2K\rerror: none\u202etxt.exe\x9b31m"
+
+
+def test_what_a_terminal_obeys_is_shown(lines: io.StringIO) -> None:
+    shown = printable(HOSTILE)
+    assert shown.isprintable()
+    assert shown.startswith("north\\x1b]0;owned\\x07")
+    assert printable("Größe\tÄ") == "Größe\tÄ"
+    assert printable("two\nlines") == "two\\nlines"
+    logging.getLogger("pipelines.score").info("%s", Public(HOSTILE))
+    assert lines.getvalue() == f"{shown}\n"
+
+
+def test_an_error_quotes_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    said = anomaly("score", tmp_path / "no\x1b[2Jsuch\nfolder", "--bundle", "zhanglab")
+    assert said.code == 1
+    assert "\x1b[2J" not in said.err
+    assert "no\\x1b[2Jsuch\\nfolder" in said.err

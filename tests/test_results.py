@@ -490,6 +490,22 @@ def test_what_a_spreadsheet_shows_stays_as_it_is(text: str) -> None:
     assert plain_cell(text) == text
 
 
+def test_what_a_terminal_obeys_is_in_no_table(tmp_path: Path) -> None:
+    store = Results(tmp_path / "parts")
+    store.begin(replace(MADE_OF, parts=1))
+    hostile = "\x1b]0;title\x07\x1b[2J\x9b31m"
+    row = ScoreRow("0a", "scored", score=1.0, view=f"PA{hostile}", site=f"={hostile}")
+    store.write(0, [row], {}, replace(MADE_OF, parts=1))
+    assert store.read()[0][0].view == row.view  # kept as it is
+    store.export_csv(tmp_path / "scores.csv")
+    text = (tmp_path / "scores.csv").read_text(encoding="utf-8")
+    assert not any(letter in text for letter in "\x1b\x07\x9b")
+    (line,) = csv.DictReader(text.splitlines())
+    assert line["view"] == plain_cell(row.view) == "PA\ufffd]0;title\ufffd\ufffd[2J\ufffd31m"
+    assert line["site"] == plain_cell(row.site)
+    assert line["site"].startswith("'=")
+
+
 def test_times_that_python_does_not_know_are_text() -> None:
     times = pa.array([2**62, 0], pa.timestamp("us"))
     first, second = plain_values(times)

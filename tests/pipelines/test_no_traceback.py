@@ -133,7 +133,7 @@ def test_a_command_that_is_told_to_end_leaves_no_scratch(road: Road, tmp_path: P
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_training_that_is_ended_says_so_to_the_shell(
     road: Road, tmp_path: Path, number: signal.Signals
 ) -> None:
