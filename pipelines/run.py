@@ -36,6 +36,10 @@ from anomaly.types import NOTICE
 __all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
 
 
+_LINKED = "bundle"
+"""What may be a link: the runs of a node share its bundle, and write nothing into it."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that holds one run.
@@ -123,7 +127,13 @@ class RunFolder:
         return self._at("studies")
 
     def _at(self, name: str) -> Path:
-        return self.path / name
+        path = self.path / name
+        if name != _LINKED and path.is_symlink():
+            raise AnomalyError(
+                f"{path} is a link: a run that came from somebody else could have this one write "
+                "or remove files elsewhere. Put the folder or file itself there"
+            )
+        return path
 
     def refuse_foreign(self) -> None:
         """Refuse a folder that holds something else than a run; see `anomaly.files`."""

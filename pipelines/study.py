@@ -10,6 +10,7 @@ from pathlib import Path
 from anomaly.config import Config
 from anomaly.errors import AnomalyError
 from anomaly.files import make_results_folder, writing
+from anomaly.reporting.html_files import file_stem
 from anomaly.reporting.study_pdf import write_study
 from anomaly.results import ScoreRow
 from pipelines.report import ScoredRun
@@ -53,7 +54,7 @@ def study_pdf(
         data = replace(data, provenance={**said, **data.provenance})
     with writing(run.studies):
         make_results_folder(run.studies)
-    path = run.studies / f"{name}.pdf"
+    path = run.studies / f"{file_stem(name)}.pdf"  # of whoever wrote the parts
     with writing(path):
         write_study(data, name, path)
     log.info("a study of %d scan(s) written", len(rows))

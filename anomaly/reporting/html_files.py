@@ -26,10 +26,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from anomaly.errors import AnomalyError
 from anomaly.files import whole
 from anomaly.reporting.figures import png_bytes
 
-__all__ = ["Pictures", "inlined", "joined", "templates", "write_page"]
+__all__ = ["Pictures", "file_stem", "inlined", "joined", "templates", "write_page"]
 
 _SCRIPTS = ("pictures.js", "film.js", "case.js", "studies.js", "opinions.js", "worklist.js")
 _STYLES = ("page.css", "case.css")
@@ -52,6 +53,10 @@ class Pictures:
     def beside(cls, page: Path, *, single_file: bool) -> Pictures:
         """Make room for a new page: an earlier one goes, and what it showed is not left behind."""
         folder = page.parent / "images"
+        if folder.is_symlink():
+            raise AnomalyError(
+                f"{folder} is a link: pictures would be written and removed elsewhere. Remove it"
+            )
         page.unlink(missing_ok=True)
         for old in (old for what in _KINDS for old in folder.glob(f"*-{what}.png")):
             old.unlink()
@@ -75,7 +80,7 @@ class Pictures:
         """
         if self.folder is None:
             return inlined(array)
-        name = f"{_plain(key)}-{what}.png"
+        name = f"{file_stem(key)}-{what}.png"
         (self.folder / name).write_bytes(png_bytes(array))
         return f"{self.folder.name}/{name}"
 
@@ -154,7 +159,7 @@ def templates() -> jinja2.Environment:
     )
 
 
-def _plain(key: str) -> str:
+def file_stem(key: str) -> str:
     """Name files after a pseudonym; any other text is hashed, it may be no name for a file."""
     if re.fullmatch(r"[0-9a-z]{1,64}", key):
         return key

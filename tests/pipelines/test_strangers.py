@@ -13,11 +13,13 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from road import Road, done
+from road import Road, done, refused
 
 from anomaly.bundle import copy_bundle, read_bundle
 from anomaly.data import zips
@@ -123,6 +125,57 @@ def test_a_map_that_claims_to_be_huge_is_not_unpacked(road: Road, tmp_path: Path
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    "name", ["report", "studies", "figures", "run.jsonl", "scores.csv", "parts"]
+)
+def test_a_run_of_somebody_else_writes_nothing_elsewhere(
+    road: Road, tmp_path: Path, name: str
+) -> None:
+    run = RunFolder(Path(shutil.copytree(road.run.path, tmp_path / "run")))
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "images").mkdir(parents=True)
+    (elsewhere / "images" / "mine-image.png").write_bytes(b"mine")
+    place = run.path / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    place.symlink_to(elsewhere)
+    command = "figures" if name == "figures" else "report"
+    arguments = ("--pdf", road.rows[0].key) if name == "studies" else ()
+    if name == "scores.csv":
+        command = "score"
+    assert f"{name} is a link" in refused(command, run.path, *arguments)
+    assert [path.name for path in elsewhere.rglob("*")] == ["images", "mine-image.png"]
+
+
+def test_pictures_of_another_folder_are_not_removed(road: Road, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(road.run.path, tmp_path / "run")))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine-image.png").write_bytes(b"mine")
+    shutil.rmtree(run.report.parent / "images")
+    (run.report.parent / "images").symlink_to(elsewhere)
+    assert "images is a link" in refused("report", run.path)
+    assert (elsewhere / "mine-image.png").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(find_spec("weasyprint") is None, reason="needs the extra `pdf`")
+def test_the_name_of_a_study_leads_nowhere(road: Road, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(road.run.path, tmp_path / "run")))
+    rows, provenance = run.results.read()
+    scored = next(row for row in rows if row.status == "scored")
+    changed = [
+        replace(row, study="../../escaped" if row.key == scored.key else row.study) for row in rows
+    ]
+    run.results.restate(0, changed, provenance)
+    run.results.finish(provenance, run.scores_csv)
+    done("report", run.path, "--pdf", "../../escaped")
+    (pdf,) = run.studies.glob("*.pdf")
+    assert pdf.parent == run.studies
+    assert not list(tmp_path.glob("*.pdf"))
 
 
 # --- an archive -----------------------------------------------------------------------------------
