@@ -63,8 +63,8 @@ def write_report(data: ReportData, page: Path, *, single_file: bool = False) -> 
     ----------
     data : ReportData
     page : Path
-        The HTML file to write; its folder exists. A page that was there goes first, with its
-        pictures.
+        The HTML file to write; its folder exists. A page that is there stays, with its pictures,
+        until this one is whole.
     single_file : bool
         The pictures go into the page, which can then be copied alone.
 
@@ -77,7 +77,8 @@ def write_report(data: ReportData, page: Path, *, single_file: bool = False) -> 
         feature's range or the colour scale is empty.
     """
     data.check()
-    write_page(page, report_content(data, Pictures.beside(page, single_file=single_file)))
+    with Pictures.beside(page, single_file=single_file) as pictures:
+        write_page(page, report_content(data, pictures), pictures)
 
 
 def report_content(data: ReportData, pictures: Pictures) -> dict[str, Any]:

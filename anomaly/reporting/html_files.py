@@ -15,7 +15,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +31,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from anomaly.errors import AnomalyError
-from anomaly.files import whole
+from anomaly.files import temporary_name, whole
 from anomaly.reporting.figures import png_bytes
 
 __all__ = ["Pictures", "file_stem", "inlined", "joined", "templates", "write_page"]
@@ -44,28 +48,53 @@ class Pictures:
     Attributes
     ----------
     folder : Path or None
-        None puts them into the page.
+        Where they are until the page is written; None puts them into the page.
+    place_of : Path or None
+        Where they are from then on, and what the page calls them; None where there is no page.
     """
 
     folder: Path | None
+    place_of: Path | None = None
 
     @classmethod
-    def beside(cls, page: Path, *, single_file: bool) -> Pictures:
-        """Make room for a new page: an earlier one goes, and what it showed is not left behind."""
+    @contextmanager
+    def beside(cls, page: Path, *, single_file: bool) -> Iterator[Pictures]:
+        """Collect the pictures of a new page; `settle` puts them in the place of the earlier ones.
+
+        Until then an earlier page and its pictures stay as they are: a disk that fills up costs
+        the new one alone.
+
+        Raises
+        ------
+        AnomalyError
+            The folder of pictures is a link.
+        """
         folder = page.parent / "images"
         if folder.is_symlink():
             raise AnomalyError(
                 f"{folder} is a link: pictures would be written and removed elsewhere. Remove it"
             )
-        page.unlink(missing_ok=True)
-        for old in (old for what in _KINDS for old in folder.glob(f"*-{what}.png")):
+        new = temporary_name(folder)
+        try:
+            if not single_file:
+                new.mkdir()
+            yield cls(None if single_file else new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def settle(self) -> None:
+        """Put the pictures where the page will look, and remove those of an earlier page."""
+        if self.place_of is None:
+            return
+        for old in (old for what in _KINDS for old in self.place_of.glob(f"*-{what}.png")):
             old.unlink()
-        if single_file:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-            return cls(None)
-        folder.mkdir(exist_ok=True)
-        return cls(folder)
+        if self.folder is None:
+            if self.place_of.is_dir() and not any(self.place_of.iterdir()):
+                self.place_of.rmdir()
+            return
+        self.place_of.mkdir(exist_ok=True)
+        for picture in self.folder.iterdir():
+            picture.rename(self.place_of / picture.name)
 
     def place(self, key: str, what: str, array: NDArray[np.uint8]) -> str:
         """Store a picture and return its address for the page.
@@ -78,11 +107,11 @@ class Pictures:
             ``"image"``, ``"evidence"``, ``"expected"`` or ``"look-alike"``.
         array : ndarray (H, W) or (H, W, 4) uint8
         """
-        if self.folder is None:
+        if self.folder is None or self.place_of is None:
             return inlined(array)
         name = f"{file_stem(key)}-{what}.png"
         (self.folder / name).write_bytes(png_bytes(array))
-        return f"{self.folder.name}/{name}"
+        return f"{self.place_of.name}/{name}"
 
 
 def inlined(array: NDArray[np.uint8]) -> str:
@@ -90,29 +119,34 @@ def inlined(array: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
 
 
-def write_page(path: Path, content: dict[str, Any]) -> None:
-    """Write the page, whole or not at all.
+def write_page(path: Path, content: dict[str, Any], pictures: Pictures) -> None:
+    """Write the page and settle its pictures; before all is on the disk nothing is changed.
 
     Parameters
     ----------
     path : Path
     content : dict
         What the template reads; ``rows``, ``features`` and ``studies`` are values for JSON.
+    pictures : Pictures
+        Of the page.
     """
     environment = templates()
     environment.filters["csp_hash"] = _csp_hash
     # No spaces and no indent: 10,000 rows of it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    rows, pictures = _taken_out(content["rows"])
+    rows, inline = _taken_out(content["rows"])
     page = environment.get_template("report.html.j2").render(
         **{**content, "rows": rows},
-        pictures=pictures,
+        pictures=inline,
         script=joined(_SCRIPTS),
         style=joined(_STYLES),
     )
     with whole(path) as file:
         # "\n" on every system: the hashes of the content policy are over these bytes
         file.write(page.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+        pictures.settle()
 
 
 def _taken_out(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:

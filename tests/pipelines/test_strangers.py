@@ -264,3 +264,29 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+# --- a disk that fills up -------------------------------------------------------------------------
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Path(shutil.copytree(road.run.path, tmp_path / "run")))
+    folder = run.report.parent
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(before) > 5
+    written = []
+
+    def full(array: np.ndarray) -> bytes:
+        written.append(array)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        return b"new"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anomaly.reporting.html_files.png_bytes", full)
+        assert "No space left on device" in refused("report", run.path)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    done("report", run.path)
+    assert done("verify", run.path).out
