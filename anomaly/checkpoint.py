@@ -5,7 +5,6 @@ Both appear whole or not at all, and reading executes nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from anomaly.errors import CheckpointError
+from anomaly.files import checked_line, read_checked
 
 __all__ = [
     "Metrics",
@@ -78,20 +78,30 @@ def write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Read ``metrics.jsonl``: one record a validation, by step."""
+    """Read ``metrics.jsonl``: one record a validation, by step.
+
+    Raises
+    ------
+    CheckpointError
+        If a record is not the one that was written.
+    """
     if not path.exists():
         return []
     # What follows the last line end is a record that a killed run did not finish.
-    # Records of earlier versions may hold NaN, which is not JSON: it stands for "no figure".
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line, parse_constant=lambda _: None) for line in lines]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    try:
+        return [read_checked(line) for line in lines]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): remove it, and training goes on without what it tells"
+        ) from error
 
 
 def append_metrics(path: Path, record: Metrics) -> None:
     """Add a record to ``metrics.jsonl``."""
     try:
         with path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(checked_line(record))
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -102,7 +112,7 @@ def keep_metrics_until(path: Path, step: int) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         temporary = path.with_suffix(".tmp-metrics")
         try:
-            lines = [json.dumps(record, allow_nan=False) + "\n" for record in kept]
+            lines = [checked_line(record) for record in kept]
             temporary.write_text("".join(lines))
             temporary.replace(path)
         except OSError as error:

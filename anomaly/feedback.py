@@ -80,6 +80,7 @@ class Feedback:
         """
         at = self.at or datetime.now(timezone.utc).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")  # or two would add the column at once
             _make_table(connection)
             words = (self.key, self.opinion, self.reader, self.comment, at)
             connection.execute(_INSERT, (*words, _hash(words)))
@@ -161,7 +162,9 @@ class Feedback:
         for number, row in enumerate(rows, 1):
             words, kept = row[:5], row[5:]
             # Entries of earlier versions have no hash.
-            if kept not in ((), (None,), (_hash(words),)) or row[1] not in get_args(Opinion):
+            is_text = all(isinstance(word, str) for word in words)
+            is_own = is_text and kept in ((), (None,), (_hash(words),))
+            if not is_own or row[1] not in get_args(Opinion):
                 raise AnomalyError(
                     f"entry {number} of {path} is damaged: its words are not those that were "
                     "written. Bring the file back from a copy"

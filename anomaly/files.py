@@ -9,21 +9,24 @@ Whoever is killed in between leaves a hidden file of a name of its own and distu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from anomaly.errors import AnomalyError
 
 __all__ = [
     "MARKS",
     "TEMPORARY",
+    "checked_line",
     "holds_results",
     "make_results_folder",
+    "read_checked",
     "refuse_foreign",
     "results_mark",
     "strict_json",
@@ -73,6 +76,34 @@ def strict_json(value: object, *, indent: int | None = None) -> str:
         raise AnomalyError(
             f"a figure is not finite and has no place in JSON ({error}): it is nothing to be kept"
         ) from error
+
+
+def checked_line(record: Mapping[str, Any]) -> str:
+    """Write a record as a line of JSON that carries a check of itself, for files that grow."""
+    plain = strict_json(dict(record))
+    return strict_json({**record, "check": _check(plain)}) + "\n"
+
+
+def read_checked(line: str) -> dict[str, Any]:
+    """Read a line of `checked_line`; one of an earlier version has no check.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON record, or not the one that was written.
+    """
+    # NaN of earlier versions is not JSON: it stands for "no figure".
+    record: dict[str, Any] = json.loads(line, parse_constant=lambda _: None)
+    if type(record) is not dict:
+        raise ValueError("a line that is no record")
+    check = record.pop("check", None)
+    if check is not None and check != _check(json.dumps(record)):
+        raise ValueError("a line is not the one that was written")
+    return record
+
+
+def _check(plain: str) -> str:
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 @contextmanager

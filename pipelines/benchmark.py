@@ -179,7 +179,7 @@ def benchmark(
         (run.path / "benchmark.json").write_text(strict_json(result, indent=1), encoding="utf-8")
         (run.path / "benchmark.md").write_text(text, encoding="utf-8")
     log.info("%s", Public(text))
-    run.record("benchmark", {"split_hash": identity, "bundle_hash": bundle.hash})
+    run.record("benchmark", {"split_hash": identity, "bundle_hash": bundle.hash}, [run.path])
     return result
 
 

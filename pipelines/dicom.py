@@ -129,7 +129,7 @@ def write_dicom(
     log.info("%d DICOM objects of %d scans", len(paths), len(scored))
     for reason, count in left_out.most_common():
         log.info("%d objects left out: %s", count, Public(reason))
-    run.record("dicom", {"objects": len(paths), "left_out": dict(left_out)})
+    run.record("dicom", {"objects": len(paths), "left_out": dict(left_out)}, [target])
     return Written(tuple(paths), dict(left_out))
 
 

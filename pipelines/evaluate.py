@@ -17,7 +17,7 @@ from anomaly.data.manifest import NOT_LISTED, Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
 from anomaly.evaluation import Estimate, Rate, auroc, exact_rate, image_metrics, pixel_metrics
-from anomaly.files import strict_json, writing
+from anomaly.files import strict_json, whole, writing
 from anomaly.logs import Public
 from anomaly.results import ScoreRow
 from anomaly.types import Orientation
@@ -82,10 +82,10 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     if config.data.masks:
         metrics["pixels"] = _pixels(run, config, bundle, pairs)
     text = strict_json(metrics, indent=1)
-    with writing(run.metrics):
-        run.metrics.write_text(text, encoding="utf-8")
+    with writing(run.metrics), whole(run.metrics) as file:
+        file.write(text.encode())
     _say(metrics)
-    run.record("evaluate", {"auroc": metrics["auroc"]["value"]})
+    run.record("evaluate", {"auroc": metrics["auroc"]["value"]}, [run.metrics])
     return metrics
 
 

@@ -77,7 +77,7 @@ def make_figures(
         with writing(folder / name):
             written += plots.write_figure(figure, folder, name)
     log.info("%d of %d figures made", len(drawn), len(_FIGURES))
-    run.record("figures", {"figures": len(drawn), "seed": seed})
+    run.record("figures", {"figures": len(drawn), "seed": seed}, [folder])
     return written, left_out
 
 

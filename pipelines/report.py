@@ -65,7 +65,7 @@ def report(
         write_report(data, run.report, single_file=single_file)
     scored = sum(row.status == "scored" for row in source.rows)
     log.info("report written, %d scans shown", scored)
-    run.record("report", {"cases": scored})
+    run.record("report", {"cases": scored}, [run.report.parent])
     return run.report
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import anomaly
 from anomaly.errors import AnomalyError
-from anomaly.files import refuse_foreign, strict_json, writing
+from anomaly.files import checked_line, refuse_foreign, writing
 from anomaly.results import Results
 from anomaly.sums import seal
 from anomaly.types import NOTICE
@@ -117,6 +117,11 @@ class RunFolder:
         return self._at("metrics.jsonl")
 
     @property
+    def log(self) -> Path:
+        """Every stage that ended, a record each."""
+        return self._at("run.jsonl")
+
+    @property
     def report(self) -> Path:
         """The page; its pictures stand beside it."""
         return self._at("report") / "index.html"
@@ -151,8 +156,16 @@ class RunFolder:
             raise AnomalyError(f"{path} does not exist: run `anomaly {stage} {self.path}` first")
         return path
 
-    def record(self, stage: str, facts: dict[str, Any]) -> None:
-        """Append a stage, its facts and the versions to ``run.jsonl``; seal what it has written."""
+    def record(self, stage: str, facts: dict[str, Any], wrote: Collection[Path] = ()) -> None:
+        """Append a stage, its facts and the versions to ``run.jsonl``; seal what it has written.
+
+        Parameters
+        ----------
+        stage : str
+        facts : dict
+        wrote : collection of Path
+            Files and folders of the run that the stage has written anew (`anomaly.sums`).
+        """
         line = {
             "stage": stage,
             "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -160,10 +173,10 @@ class RunFolder:
             "python": platform.python_version(),
             **facts,
         }
-        path = self._at("run.jsonl")
+        path = self.log
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(strict_json(line) + "\n")
-        seal(self.path)
+            file.write(checked_line(line))
+        seal(self.path, wrote)
 
 
 def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:

@@ -58,7 +58,7 @@ def study_pdf(
     with writing(path):
         write_study(data, name, path)
     log.info("a study of %d scan(s) written", len(rows))
-    run.record("study", {"scans": len(rows)})
+    run.record("study", {"scans": len(rows)}, [path])
     return path
 
 

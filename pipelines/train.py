@@ -156,7 +156,8 @@ def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.dev
             ),
             run.bundle,
         )
-        run.record("train", {"bundle_hash": bundle.hash, "steps": result.step})
+        samples = run.path / "samples"
+        run.record("train", {"bundle_hash": bundle.hash, "steps": result.step}, [samples])
     return result
 
 

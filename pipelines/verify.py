@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from anomaly.bundle import read_bundle
-from anomaly.checkpoint import read_checkpoint
+from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.config import load_config
 from anomaly.data.manifest import Manifest
 from anomaly.data.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
 from anomaly.feedback import Feedback
+from anomaly.files import read_checked
 from anomaly.sums import SUMS, damaged_files
 from pipelines.run import RunFolder
 
@@ -46,6 +47,10 @@ def _faults(run: RunFolder) -> Iterator[tuple[str, str]]:
         "site.key": (run.site_key.exists(), lambda: load_site_key(run.site_key)),
         "bundle": (run.bundle.exists(), lambda: read_bundle(run.bundle)),
         "checkpoint.pt": (run.checkpoint.exists(), lambda: read_checkpoint(run.checkpoint)),
+        "metrics.jsonl": (
+            run.training_metrics.exists(),
+            lambda: read_metrics(run.training_metrics),
+        ),
         "feedback.sqlite": (run.feedback.exists(), lambda: Feedback.read(run.feedback)),
     }
     for name, (is_there, read) in readers.items():
@@ -58,10 +63,26 @@ def _faults(run: RunFolder) -> Iterator[tuple[str, str]]:
                 yield name, ""
     if run.results.job.exists():
         yield from _faults_of_results(run)
-    damaged, read_files = damaged_files(run.path)
+    yield from _faults_of_log(run)
+    damaged, listed = damaged_files(run.path)
     for name in damaged:
         yield name, "damaged or gone: run the stage that made it again, or bring back a copy"
-    yield f"{read_files} files of {SUMS}", f"{len(damaged)} damaged" if damaged else ""
+    yield f"{listed} files of {SUMS}", f"{len(damaged)} damaged" if damaged else ""
+
+
+def _faults_of_log(run: RunFolder) -> Iterator[tuple[str, str]]:
+    if not run.log.exists():
+        return
+    fault, is_sealed = "", False
+    for line in run.log.read_text(encoding="utf-8", errors="replace").splitlines():
+        is_sealed = is_sealed or '"check"' in line
+        try:
+            read_checked(line)
+        except ValueError as error:
+            fault = f"damaged ({error}): nothing reads it, bring back a copy"
+    yield run.log.name, fault
+    if is_sealed and not (run.path / SUMS).exists():
+        yield SUMS, "gone: pages and figures cannot be looked at"
 
 
 def _faults_of_results(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -78,7 +99,9 @@ def _faults_of_results(run: RunFolder) -> Iterator[tuple[str, str]]:
     if not results.is_finished(provenance):
         yield "parts", f"{missing} of {provenance.parts} are not there: `anomaly score` goes on"
         return
-    for path in (results.worklist, run.scores_csv):
+    again = "`anomaly score` makes it again"
+    exports = ((results.worklist, again), (run.scores_csv, f"move it away, and {again}"))
+    for path, advice in exports:
         if not results.is_exported(provenance, path):
-            yield path.name, "not as it was written: `anomaly score` makes it again"
+            yield path.name, f"not as it was written: {advice}"
     yield f"{provenance.parts} parts", f"{len(damaged)} damaged" if damaged else ""

@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from anomaly import results as module
 from anomaly.errors import AnomalyError, UnreadableScan
+from anomaly.files import whole
 from anomaly.results import Provenance, Results, ScoreRow, plain_cell, plain_values
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
@@ -222,11 +225,14 @@ def test_a_failed_write_leaves_the_old_part_and_no_litter(
 ) -> None:
     before = names(store)
 
-    def disk_full(_table: Any, file: Any, **_: Any) -> None:
-        file.write(b"PAR1")
-        raise OSError(28, "No space left on device")
+    @contextmanager
+    def disk_full(path: Path, **options: Any) -> Iterator[Any]:
+        with whole(path, **options) as file:
+            file.write(b"PAR1")
+            raise OSError(28, "No space left on device")
+            yield file
 
-    monkeypatch.setattr(module.pq, "write_table", disk_full)
+    monkeypatch.setattr(module, "whole", disk_full)
     with pytest.raises(AnomalyError, match=r"could not be written \(No space left"):
         store.write(0, FIRST[:1], {}, MADE_OF)
     assert names(store) == before

@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import simplejpeg
@@ -22,7 +23,8 @@ from anomaly.errors import UnreadableScan
 
 __all__ = ["check_jpeg", "jpeg_warnings"]
 
-_WARNING = re.compile(rb"^(Corrupt JPEG data|Premature end of JPEG|Warning: unknown).*$", re.M)
+_WARNING = re.compile(rb"^(Corrupt JPEG data|Premature end of JPEG).*$", re.M)
+_LOCK = threading.RLock()
 
 
 def check_jpeg(path: Path, content: bytes) -> None:
@@ -43,9 +45,17 @@ def check_jpeg(path: Path, content: bytes) -> None:
     """
     try:
         # An eighth of the size: all data are read, and little is computed.
-        simplejpeg.decode_jpeg(content, colorspace="GRAY", min_height=1, min_width=1)
+        simplejpeg.decode_jpeg(_usual(content), colorspace="GRAY", min_height=1, min_width=1)
     except ValueError as error:
-        raise _fault(path, str(error)) from error
+        # What else it says (sampling that it does not know) is no damage; another decoder judges.
+        if _WARNING.search(str(error).encode("utf-8", "replace")):
+            raise _fault(path, str(error)) from error
+
+
+def _usual(content: bytes) -> bytes:
+    """Give a JPEG the usual revision of JFIF: a remark on another would hide all that follows."""
+    place = content.find(b"JFIF\0", 0, 64)
+    return content if place < 0 else content[: place + 5] + b"\1\2" + content[place + 7 :]
 
 
 @contextmanager
@@ -59,6 +69,11 @@ def jpeg_warnings(path: Path) -> Iterator[None]:
     UnreadableScan
         As `check_jpeg`.
     """
+    with _LOCK:
+        yield from _listened(path)
+
+
+def _listened(path: Path) -> Iterator[None]:
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -78,7 +93,8 @@ def jpeg_warnings(path: Path) -> Iterator[None]:
             printed = file.read()
             others = _WARNING.sub(b"", printed).strip()
             if others:
-                os.write(2, others + b"\n")
+                with suppress(OSError):  # a service without standard error
+                    os.write(2, others + b"\n")
     warning = _WARNING.search(printed)
     if warning is not None:
         raise _fault(path, warning[0].decode("ascii", "replace")) from failure

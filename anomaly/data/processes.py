@@ -7,6 +7,7 @@ limit; the one that dies, or is ended for its time, costs that item and no other
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,6 +43,7 @@ SECONDS = 120.0
 # The largest frame that is read (`anomaly.data.frames`) needs 3 GiB, the largest volume 4.
 _MEMORY = 8 * 2**30
 _SCRATCH = "anomaly-"
+_LOCK = "lock"
 _WATCH = 1.0
 
 _Item = TypeVar("_Item")
@@ -78,6 +81,7 @@ class Workers:
         self.seconds = seconds
         self._pool: ProcessPool | None = None
         self._scratch: TemporaryDirectory[str] | None = None
+        self._hold: int | None = None
 
     def __enter__(self) -> Workers:
         """Return itself."""
@@ -92,6 +96,9 @@ class Workers:
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
+        if self._hold is not None:
+            os.close(self._hold)
+            self._hold = None
 
     def map(
         self, function: Callable[[_Item], _Result], items: Iterable[_Item]
@@ -144,7 +151,7 @@ class Workers:
         """Remove what processes that were ended have unpacked."""
         folders = Path(self._scratch.name).iterdir() if self._scratch else ()
         for folder in folders:
-            if not _is_running(int(folder.name)):
+            if folder.name.isdigit() and not _is_running(int(folder.name)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _submit(self, function: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
@@ -165,7 +172,8 @@ class Workers:
         # spawn: a forked child may inherit a lock that nobody will release
         context = multiprocessing.get_context("spawn")
         _sweep_scratch()
-        self._scratch = TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-")
+        self._scratch = TemporaryDirectory(prefix=_SCRATCH)
+        self._hold = _held(Path(self._scratch.name) / _LOCK)
         return ProcessPool(
             self.count, initializer=_begin, initargs=(self._scratch.name,), context=context
         )
@@ -217,15 +225,35 @@ def _end_with_parent() -> None:
 
 
 def _sweep_scratch() -> None:
-    """Remove what processes of this user have left that were killed: scans of patients."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}[0-9]*-*"):
-        number = folder.name.removeprefix(_SCRATCH).partition("-")[0]
-        try:
-            is_own = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-        except OSError:
+    """Remove what processes have left that were killed: scans of patients.
+
+    Whose lock nobody holds. Not by numbers of processes, which another machine or container that
+    shares the folder counts for itself.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        if folder.is_symlink() or not (folder / _LOCK).is_file():
             continue
-        if is_own and number.isdigit() and not _is_running(int(number)):
+        with suppress(OSError):  # held, or another user's
+            handle = _held(folder / _LOCK, is_new=False)
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def _held(path: Path, *, is_new: bool = True) -> int:
+    """Hold a lock until the handle is closed, or the process ends however it does.
+
+    Raises
+    ------
+    OSError
+        If another process holds it.
+    """
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT if is_new else 0), 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _is_running(process: int) -> bool:
@@ -233,6 +261,8 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:  # another user's
+        return True
     return True
 
 

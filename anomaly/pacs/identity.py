@@ -208,7 +208,7 @@ def _text(value: bytes, character_set: bytes) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sets that are none: the text is then as it can be
         encodings = convert_encodings(names)
-        return decode_bytes(value.rstrip(b"\0"), encodings, TEXT_VR_DELIMS).strip()
+        return decode_bytes(value.rstrip(b"\0 "), encodings, TEXT_VR_DELIMS).strip()
 
 
 def instance_digest(syntax: str, dataset: bytes) -> str:

@@ -3,7 +3,8 @@
 ::
 
     before a request    REQUEST_SECONDS in all, however the bytes drip
-    a PDU               MAX_PDU bytes and PDU_SECONDS
+    a request           MAX_REQUEST bytes
+    another PDU         MAX_PDU bytes and PDU_SECONDS
     a data set          what the spool has room for; on the disk as it comes, never in memory
 
 A peer that goes beyond costs its own association. PS3.8 leaves the length of a PDU to four bytes,
@@ -32,6 +33,9 @@ __all__ = ["MAX_PDU", "PDU_SECONDS", "REQUEST_SECONDS", "DataSetFile", "bound", 
 
 MAX_PDU = 131_072
 """Bytes of a PDU, as DCMTK has it (ASC_MAXIMUMPDUSIZE)."""
+
+MAX_REQUEST = 2**20
+"""Bytes of a request for an association: 128 contexts of many syntaxes are more than a PDU."""
 
 REQUEST_SECONDS = 10.0
 """From the connection to the last byte of the request for an association."""
@@ -166,10 +170,11 @@ def _bound_bytes(association: Any) -> None:
     opened = time.monotonic()
 
     def recv(count: int) -> bytearray:
-        if count > MAX_PDU:
-            raise OSError(f"a PDU of {count} bytes: expected at most {MAX_PDU}")
-        now = time.monotonic()
         is_new = association.requestor.primitive is None
+        most = MAX_REQUEST if is_new else MAX_PDU
+        if count > most:
+            raise OSError(f"a PDU of {count} bytes: expected at most {most}")
+        now = time.monotonic()
         end = opened + REQUEST_SECONDS if is_new else now + PDU_SECONDS
         content = bytearray()
         patience = connection.socket.gettimeout()

@@ -153,6 +153,18 @@ def test_a_coded_page_that_ends_early_is_truncated(tmp_path: Path) -> None:
     assert fault(path) == "truncated"
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_remark_on_the_revision_hides_no_damage(share: float, tmp_path: Path) -> None:
+    content, path = jpeg(), tmp_path / "scan.jpg"
+    place = content.index(b"JFIF\0") + 5
+    content = content[:place] + b"\2\1" + content[place + 2 :]
+    path.write_bytes(content if share == 1 else cut(content, share))
+    scan = read(path)
+    assert (scan.reason if isinstance(scan, ScanError) else "") == (
+        "" if share == 1 else "truncated"
+    )
+
+
 def test_what_else_a_decoder_prints_is_passed_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

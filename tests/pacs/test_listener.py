@@ -29,11 +29,11 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from pynetdicom import AE, _config
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config
 
 from anomaly.errors import ConfigError
 from anomaly.pacs.batches import Received
-from anomaly.pacs.incoming import MAX_PDU
+from anomaly.pacs.incoming import MAX_REQUEST
 from anomaly.pacs.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
 from anomaly.pacs.spool import Spool
 from anomaly.pacs.tls import listener_context
@@ -343,7 +343,7 @@ def test_of_too_many_that_say_nothing_the_oldest_is_closed(start: Start) -> None
         connection.close()
 
 
-@pytest.mark.parametrize("length", [MAX_PDU + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [MAX_REQUEST + 1, 2**32 - 1])
 @pytest.mark.parametrize("kind", [1, 4, 7])
 def test_a_pdu_without_bounds_is_not_waited_for(start: Start, length: int, kind: int) -> None:
     _, port = start()
@@ -353,6 +353,19 @@ def test_a_pdu_without_bounds_is_not_waited_for(start: Start, length: int, kind:
             while connection.recv(1000):
                 pass
     assert echo(port) == 0
+
+
+def test_a_request_of_many_contexts_is_heard(start: Start) -> None:
+    """128 contexts of many syntaxes are more than a PDU of data may be."""
+    _, port = start()
+    entity = AE(ae_title="MANY")
+    for context in AllStoragePresentationContexts[:127]:
+        entity.add_requested_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+    entity.add_requested_context("1.2.840.10008.1.1")
+    association = entity.associate("127.0.0.1", port, ae_title="ANOMALY")
+    assert association.is_established
+    assert association.send_c_echo().Status == 0
+    association.release()
 
 
 def test_a_data_set_goes_to_the_disk_as_it_comes(start: Start, tmp_path: Path) -> None:

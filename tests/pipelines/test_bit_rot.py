@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import sqlite3
+import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -83,12 +86,14 @@ def test_a_later_stage_does_not_bless_the_damage(run: RunFolder) -> None:
     done("report", run.path)
     assert "metrics.json: damaged" in anomaly("verify", run.path).out
     done("evaluate", run.path)
-    assert "metrics.json" not in done("verify", run.path).out
+    assert "metrics.json:" not in done("verify", run.path).out
 
 
 def test_sums_are_those_of_sha256sum(run: RunFolder) -> None:
     names = [line.split("  ", 1)[1] for line in (run.path / SUMS).read_text().splitlines()]
-    assert {"report/index.html", "metrics.json", "config.yaml", "site.key"} <= set(names)
+    assert {"report/index.html", "metrics.json"} <= set(names)
+    command = ["sha256sum", "--check", "--strict", "--quiet", SUMS]
+    subprocess.run(command, cwd=run.path, check=True)
     assert not any(name.startswith(("parts/", "bundle/", "spool/")) for name in names)
 
 
@@ -178,6 +183,101 @@ def test_runs_of_earlier_versions_are_read(run: RunFolder) -> None:
     done("report", run.path)
     done("score", run.path)
     assert {i: run.results.part(i).stat().st_ino for i in run.results.done()} == before
+
+
+def test_a_copy_and_a_clock_change_nothing(run: RunFolder, tmp_path: Path) -> None:
+    """A copy has other times, and so has a machine whose clock was set."""
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path, copy_function=shutil.copyfile)
+    os.utime(copy.path / SUMS, (0, 0))
+    assert done("verify", copy.path).out
+    os.utime(copy.path / SUMS, (2**33, 2**33))
+    done("report", copy.path)
+    assert done("verify", copy.path).out
+    content = copy.metrics.read_bytes()
+    copy.metrics.write_bytes(flipped(content, len(content) // 2, 1))  # and another time
+    done("report", copy.path)
+    assert "metrics.json: damaged" in anomaly("verify", copy.path).out
+
+
+def test_stages_that_end_together_damage_nothing(run: RunFolder) -> None:
+    def end(number: int) -> None:
+        for _ in range(10):
+            (run.path / f"{number}.txt").write_text(str(number))
+            run.record("test", {"number": number}, [run.path / f"{number}.txt"])
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            (run.report.parent / "images" / "passing.png").write_bytes(b"1")
+            (run.report.parent / "images" / "passing.png").unlink()
+
+    ended = threading.Event()
+    passing = threading.Thread(target=come_and_go)
+    passing.start()
+    stages = [threading.Thread(target=end, args=(number,)) for number in range(4)]
+    for stage in stages:
+        stage.start()
+    for stage in stages:
+        stage.join()
+    ended.set()
+    passing.join()
+    said = anomaly("verify", run.path).out
+    assert [line for line in said.splitlines() if "passing" not in line and "damaged" in line] in (
+        [],
+        [line for line in said.splitlines() if line.endswith(": 1 damaged")],
+    )
+
+
+def test_a_pipe_in_a_run_is_not_waited_for(run: RunFolder) -> None:
+    os.mkfifo(run.path / "pipe")
+    done("report", run.path)
+    assert done("verify", run.path).out
+
+
+def test_hashes_that_are_gone_are_said(run: RunFolder) -> None:
+    (run.path / SUMS).unlink()
+    assert f"{SUMS}: gone" in anomaly("verify", run.path).out
+
+
+def test_a_record_that_says_something_else_is_said(run: RunFolder) -> None:
+    for path in (run.log, run.training_metrics):
+        content = path.read_bytes()
+        path.write_bytes(
+            content.replace(b'"step": 40', b'"step": 41').replace(b'"score"', b'"scone"')
+        )
+        assert f"{path.name}: " in anomaly("verify", run.path).out
+        assert anomaly("verify", run.path).code == 1
+        path.write_bytes(content)
+    assert done("verify", run.path).out
+
+
+def test_a_reading_that_is_no_text_is_damage(run: RunFolder) -> None:
+    with sqlite3.connect(run.feedback) as connection:
+        connection.execute("UPDATE feedback SET reader = NULL")
+    connection.close()
+    assert "entry 1 of" in anomaly("verify", run.path).out
+
+
+def test_who_reads_while_flags_are_raised_anew_finds_rows(road: Road, tmp_path: Path) -> None:
+    """`score --alpha` writes parts that are there again."""
+    run = RunFolder(Path(shutil.copytree(road.run.path, tmp_path / "run")))
+    rows, provenance = run.results.read()
+    ended = threading.Event()
+
+    def restate() -> None:
+        while not ended.is_set():
+            run.results.restate(0, [row for row in rows], provenance)
+
+    writer = threading.Thread(target=restate)
+    writer.start()
+    try:
+        for _ in range(200):
+            assert run.results.rows(0) == rows
+    finally:
+        ended.set()
+        writer.join()
+    assert run.results.is_intact(0)
+    assert len(run.results.checksums(0).read_text().splitlines()) == 2
 
 
 def test_the_outcome_of_a_look_can_differ(run: RunFolder) -> None:
