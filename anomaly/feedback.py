@@ -84,6 +84,7 @@ class Feedback:
             _make_table(connection)
             words = (self.key, self.opinion, self.reader, self.comment, at)
             connection.execute(_INSERT, (*words, _hash(words)))
+            _count(connection)
 
     @classmethod
     def parse(cls, path: Path) -> list[Feedback]:
@@ -144,6 +145,7 @@ class Feedback:
                 known.add(new[-1])
                 words.add(what)
             connection.executemany(_INSERT, [(*what, _hash(what)) for what in new])
+            _count(connection)
         return len(new)
 
     @classmethod
@@ -159,6 +161,12 @@ class Feedback:
             return []
         with _open(path, write=False) as connection:
             rows = connection.execute("SELECT * FROM feedback").fetchall()
+            ((count,),) = connection.execute("PRAGMA user_version").fetchall()
+        if count not in (0, len(rows)):  # files of earlier versions say none
+            raise AnomalyError(
+                f"{path} is damaged: it holds {len(rows)} entries, and {count} were written. Bring "
+                "the file back from a copy"
+            )
         for number, row in enumerate(rows, 1):
             words, kept = row[:5], row[5:]
             # Entries of earlier versions have no hash.
@@ -182,6 +190,12 @@ def _make_table(connection: sqlite3.Connection) -> None:
     columns = [row[1] for row in connection.execute("PRAGMA table_info(feedback)")]
     if "hash" not in columns:  # made by an earlier version
         connection.execute("ALTER TABLE feedback ADD COLUMN hash")
+
+
+def _count(connection: sqlite3.Connection) -> None:
+    """Note how many entries there are: a page that loses some says nothing."""
+    ((count,),) = connection.execute("SELECT count(*) FROM feedback").fetchall()
+    connection.execute(f"PRAGMA user_version = {int(count)}")
 
 
 def _hash(words: tuple[str, ...]) -> str:
@@ -246,7 +260,7 @@ def _open(path: Path, *, write: bool) -> Iterator[sqlite3.Connection]:
         address = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
         with closing(sqlite3.connect(address, timeout=30, uri=True)) as connection:
             yield connection
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         raise AnomalyError(
             f"{path} cannot be used ({error}): expected a SQLite file of feedback in a folder that "
             "can be written"

@@ -262,3 +262,20 @@ def test_a_name_that_stands_twice_in_an_entry_is_refused(tmp_path: Path) -> None
     path.write_text('[{"key": "a", "opinion": "agree", "opinion": "disagree"}]')
     with pytest.raises(AnomalyError, match="'opinion' stands twice in one entry"):
         Feedback.parse(path)
+
+
+def test_no_flipped_bit_of_a_file_of_readings_is_read_as_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    Feedback("0a", "disagree", "r1", "a clip", "2026-01-01T00:00:00+00:00").add(path)
+    content, intact = path.read_bytes(), Feedback.read(path)
+    refused_flips = 0
+    for place in (*range(0, 120), *range(3900, len(content))):
+        for bit in range(8):
+            path.write_bytes(
+                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            )
+            try:
+                assert Feedback.read(path) == intact
+            except AnomalyError:
+                refused_flips += 1
+    assert refused_flips > 500

@@ -116,7 +116,7 @@ class Spool:
             self._db = _open(self._files.database)
             _report(rebuild(self._db, self._files))
             self._tidy()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             os.close(self._lock_file)
             raise AnomalyError(
                 f"{self._files.database} cannot be used ({error}): expected the database of a "
