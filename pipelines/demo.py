@@ -15,6 +15,7 @@ from anomaly.config import load_config
 from anomaly.data.manifest import Manifest
 from anomaly.data.phantom_dicom import write_phantom_studies
 from anomaly.errors import ConfigError
+from anomaly.files import make_results_folder
 from pipelines.calibrate import calibrate
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -49,6 +50,7 @@ def demo(
         shutil.rmtree(run.path)
     config = replace(config, data=replace(config.data, root=scans))
     began = time.perf_counter()
+    make_results_folder(run.path)  # before there are scans in it, which are the demo's own
     log.info("1/6 drawing %d normal and %d abnormal phantom patients", NORMALS, ABNORMALS)
     write_phantom_studies(
         scans,

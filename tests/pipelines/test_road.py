@@ -539,6 +539,29 @@ def test_the_doctor_needs_no_bundle() -> None:
     assert "Not a diagnosis" in said.out
 
 
+def test_the_demo_goes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer phantoms and a smaller network, else as `make demo` does."""
+    monkeypatch.setattr("pipelines.demo.NORMALS", 48)
+    monkeypatch.setattr("pipelines.demo.ABNORMALS", 8)
+    small = {
+        "alpha": 0.2,
+        "levels.steps": 20,
+        "network.widths": [8, 8, 8],
+        "training.steps": 20,
+        "training.batch_size": 4,
+        "features.draws": 1,
+        "look_alikes": 5,
+    }
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    said = done("demo", "--out", tmp_path / "demo", *settings)
+    run = RunFolder(tmp_path / "demo")
+    assert str(run.report) in said.out
+    assert run.report.exists()
+    assert 0 <= json.loads(run.metrics.read_text())["auroc"]["value"] <= 1
+    assert len(Manifest.read(run.manifest).select()) >= 56
+    assert done("verify", run.path).out
+
+
 def test_the_demo_deletes_nothing_but_an_earlier_demo(tmp_path: Path) -> None:
     """A folder named "scans" is no proof of a demo: it may be an archive."""
     treasure = tmp_path / "project" / "scans" / "patient.dcm"
