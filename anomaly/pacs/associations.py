@@ -43,7 +43,7 @@ def end_alone(event: Any, ended: Callable[[], None] | None = None) -> None:
         if connection is not None:
             with suppress(OSError):
                 connection.close()  # pynetdicom does not where the peer was faster
-        if event.assoc.requestor.primitive is None:
+        if event.assoc.is_acceptor and event.assoc.requestor.primitive is None:
             # The peer has gone before it asked for anything, and its thread waits for a request.
             provider.to_user_queue.put(None)
         if ended is not None:
