@@ -328,7 +328,8 @@ class Results:
         self.seal(index)
 
     def _write_checksums(self, index: int, coming: Mapping[Path, str]) -> None:
-        lines = self.checksums(index).read_text(encoding="ascii").splitlines(keepends=True)
+        text = self.checksums(index).read_text(encoding="ascii", errors="replace")  # may be damaged
+        lines = text.splitlines(keepends=True)
         lines += [f"{digest}  {path.name}\n" for path, digest in coming.items()]
         with _whole(self.checksums(index)) as file:
             file.write("".join(lines).encode())

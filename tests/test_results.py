@@ -522,3 +522,12 @@ def test_times_that_python_does_not_know_are_text() -> None:
 def test_a_span_of_time_is_an_answer(store: Results) -> None:
     answer = store.query("SELECT INTERVAL 1 DAY AS span, DATE '2026-01-02' AS day")
     assert [plain_values(column) for column in answer.to_batches()[0].columns][1] == ["2026-01-02"]
+
+
+def test_a_part_whose_hashes_are_damaged_is_written_again(store: Results) -> None:
+    content = store.checksums(0).read_bytes()
+    store.checksums(0).write_bytes(b"\xff" + content[1:])
+    assert not store.is_intact(0)
+    store.write(0, FIRST, {"0a": np.full((3, 3), 2.5, np.float32)}, MADE_OF)
+    assert store.checksums(0).read_bytes() == content
+    assert store.read()[0] == FIRST + SECOND
