@@ -8,6 +8,7 @@
     look_alikes.safetensors    normal training images that may be shown (where the settings say so)
     calibration.safetensors    what held-out normals scored and showed (once calibrated)
     seen.json                  hashes of the scans that it was trained and calibrated on
+    bundle.sig                 who made it (`anomaly.signatures`); only where it was signed
 
 Tensors and JSON only: nothing is unpickled or executed. Loading compares every file with its
 recorded hash and says which one differs. Preprocessing travels with the weights, so scoring cannot
@@ -54,6 +55,7 @@ from anomaly.types import NOTICE
 
 __all__ = [
     "FORMAT",
+    "SIGNATURE",
     "Bundle",
     "Calibrated",
     "bundle_hash",
@@ -61,6 +63,7 @@ __all__ = [
     "copy_bundle",
     "find_bundle",
     "read_bundle",
+    "read_bundle_file",
     "same_detector",
     "write_bundle",
 ]
@@ -73,13 +76,15 @@ READABLE = (5, 6, FORMAT)
 """Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none. Before 7,
 the operating point was the configuration's, and calibration scans were not recorded."""
 
+SIGNATURE = "bundle.sig"
+
 _MAIN = "bundle.json"
 _LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
 _OPTIONAL = {_LOOK_ALIKES, _CALIBRATION}
 _KNOWN = {"weights.safetensors", "detector.safetensors", "seen.json", *_OPTIONAL}
 """Files of a bundle beside the main one; no other name is read, copied or written."""
 
-_MOST_BYTES = {_MAIN: 16 * 2**20, "seen.json": 512 * 2**20}
+_MOST_BYTES = {_MAIN: 16 * 2**20, SIGNATURE: 64, "seen.json": 512 * 2**20}
 _MOST_OF_ARRAYS = 4 * 2**30
 
 
@@ -264,7 +269,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     main = _seal(record)
     _write_all(folder, {**files, _MAIN: main})
-    for name in _OPTIONAL - files.keys():  # an earlier bundle's: images that may no longer be shown
+    # An earlier bundle's: a signature, and images that may no longer be shown.
+    for name in {SIGNATURE, *_OPTIONAL} - files.keys():
         (folder / name).unlink(missing_ok=True)
     return replace(bundle, hash=hashlib.sha256(main).hexdigest())
 
@@ -300,12 +306,12 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
     try:
         config = parse_config(record["config"])
-        seen = json.loads(_read_file(folder / "seen.json"))
+        seen = json.loads(read_bundle_file(folder / "seen.json"))
         if isinstance(seen, list):  # before format 7
             seen = {"training": seen, "calibration": []}
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
-        state = load_tensors(_read_file(folder / "weights.safetensors"))
-        arrays = load_arrays(_read_file(folder / "detector.safetensors"))
+        state = load_tensors(read_bundle_file(folder / "weights.safetensors"))
+        arrays = load_arrays(read_bundle_file(folder / "detector.safetensors"))
         base = None
         if record["has_base"]:
             base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
@@ -351,7 +357,9 @@ def copy_bundle(source: Path, folder: Path) -> None:
         try:
             unfinished.mkdir(parents=True)
             for name in (_MAIN, *record["files"]):
-                (unfinished / name).write_bytes(_read_file(source / name))
+                (unfinished / name).write_bytes(read_bundle_file(source / name))
+            if (source / SIGNATURE).is_file():
+                (unfinished / SIGNATURE).write_bytes(read_bundle_file(source / SIGNATURE))
             if folder.exists():
                 shutil.rmtree(folder)
             unfinished.rename(folder)
@@ -359,7 +367,7 @@ def copy_bundle(source: Path, folder: Path) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _read_file(path: Path) -> bytes:
+def read_bundle_file(path: Path) -> bytes:
     """Read a file of a bundle, which may be somebody else's: a plain one, of bounded size.
 
     A link would be followed to a file that is no part of it, and a pipe waited for.
@@ -402,14 +410,14 @@ def bundle_problems(folder: Path) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (found := hashlib.sha256(_read_file(path)).hexdigest()) != expected:
+        elif (found := hashlib.sha256(read_bundle_file(path)).hexdigest()) != expected:
             problems.append(f"{name} has changed: SHA-256 {found[:12]}, expected {expected[:12]}")
     return problems
 
 
 def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
     try:
-        main = _read_file(folder / _MAIN)
+        main = read_bundle_file(folder / _MAIN)
         record: dict[str, Any] = json.loads(main)
         found = record["format"]
         if not record["files"].keys() <= _KNOWN:

@@ -68,6 +68,12 @@ BundleOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
 ]
+SignerOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="FILE", help="Public Ed25519 key, in PEM: refuse a bundle that it has not signed."
+    ),
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
 
 SendOption = Annotated[
@@ -166,6 +172,7 @@ def score(
         typer.Option(help="Folder of new scans; default: the run's own test split."),
     ] = None,
     bundle: BundleOption = None,
+    signer: SignerOption = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run to make of a folder of scans; default: runs/NAME-scores."),
@@ -204,6 +211,7 @@ def score(
     A run that was stopped goes on where it stopped, and any number of these commands may work on
     one run at once.
     """
+    from anomaly.signatures import check_signature
     from pipelines import score as stage
     from pipelines.context import pick_device
     from pipelines.run import RunFolder
@@ -233,6 +241,8 @@ def score(
     elif new_folder:
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = _found(bundle) or folder.bundle
+    if signer is not None:
+        check_signature(source, signer)
     fetches = dicomweb is not None
     overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
     resolved, manifest = stage.choose_scans(
@@ -585,11 +595,28 @@ def node(
 
 
 @app.command()
-def doctor(bundle: BundleOption = None) -> None:
+def sign(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Its folder.")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Private Ed25519 key, in PEM.")],
+) -> None:
+    """Sign a bundle, so that others can see who made it (--signer) and that nothing was changed."""
+    from anomaly.signatures import sign_bundle
+
+    typer.echo(f"{sign_bundle(bundle, key)} written")
+
+
+@app.command()
+def doctor(bundle: BundleOption = None, signer: SignerOption = None) -> None:
     """Say what this machine can decode and compute with, and whether a bundle is intact."""
+    from anomaly.signatures import check_signature
     from pipelines import doctor as stage
 
-    lines, healthy = stage.doctor(_found(bundle))
+    source = _found(bundle)
+    if signer is not None:
+        if source is None:
+            raise ConfigError("--signer goes with --bundle: it says who must have signed it")
+        check_signature(source, signer)
+    lines, healthy = stage.doctor(source)
     for line in lines:
         typer.echo(line)
     if not healthy:

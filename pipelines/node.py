@@ -34,6 +34,7 @@ from pydantic.dataclasses import dataclass
 
 from anomaly.bundle import Bundle, copy_bundle, find_bundle, read_bundle
 from anomaly.config import Config, check, read_keys
+from anomaly.data.gate import Gate
 from anomaly.data.manifest import Manifest
 from anomaly.data.processes import Workers
 from anomaly.data.pseudonyms import load_site_key
@@ -45,6 +46,7 @@ from anomaly.pacs.destinations import Destination
 from anomaly.pacs.spool import Spool
 from anomaly.pacs.tls import listener_context
 from anomaly.reporting.dicom import Kind
+from anomaly.signatures import check_signature
 from pipelines.delivery import Delivery, Rest
 from pipelines.dicom import DEFAULT_KINDS
 from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
@@ -81,6 +83,8 @@ class NodeSettings:
         A folder, or the name of a shipped bundle.
     folder : Path
         What is received, and the runs; holds patients' data.
+    signer : Path or None
+        Public key of who must have signed the bundle, in PEM; None: anyone may have made it.
     ae_title : str
     host : str
         Address to listen on; the default is reached from this machine alone.
@@ -96,6 +100,8 @@ class NodeSettings:
         Size of scans and results that may be held; more are refused.
     destination : str
         Where the results go; empty: they are kept in the folder, and so are the scans.
+    max_frames : int
+        Frames of an instance; one of more gets a row and no score, as other studies would wait.
     reserve_bytes : int
         Bytes of the disk that are left free, so that what has come can be scored and sent.
     certificate, key : Path or None
@@ -113,6 +119,7 @@ class NodeSettings:
 
     bundle: Path
     folder: Path
+    signer: Path | None = None
     ae_title: str = "ANOMALY"
     host: str = "127.0.0.1"
     port: int = 11112
@@ -120,6 +127,7 @@ class NodeSettings:
     quiet_seconds: float = 10.0
     max_instances: int = 10_000
     max_bytes: int = 50_000_000_000
+    max_frames: int = 1000
     reserve_bytes: int = 2_000_000_000
     certificate: Path | None = None
     key: Path | None = None
@@ -138,6 +146,7 @@ class NodeSettings:
         for name in ("quiet_seconds", "max_instances", "max_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected more than 0")
+        Gate(max_frames=self.max_frames)
         if self.reserve_bytes < 0:
             raise ConfigError(f"reserve_bytes is {self.reserve_bytes}: expected 0 or more")
 
@@ -208,6 +217,8 @@ def run_node(
 
 def _fit_bundle(settings: NodeSettings) -> Bundle:
     """Read the bundle; what it cannot promise is said before there is a scan."""
+    if settings.signer is not None:
+        check_signature(find_bundle(settings.bundle), settings.signer)
     bundle = read_bundle(find_bundle(settings.bundle))
     if settings.objects:
         bundle.calibration()
@@ -269,7 +280,9 @@ class Work:
         self._spool = spool
         self._processes = processes
         self._quiet = settings.quiet_seconds
-        self._overrides = [] if settings.alpha is None else [f"alpha={settings.alpha!r}"]
+        self._overrides = [f"gate.max_frames={settings.max_frames}"]
+        if settings.alpha is not None:
+            self._overrides.append(f"alpha={settings.alpha!r}")
         self._device = device
         self._objects = objects
         self._wanted = settings.objects

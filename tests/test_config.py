@@ -321,6 +321,7 @@ def test_every_setting_is_in_the_hash() -> None:
         "gate.modalities": ["CR"],
         "gate.body_parts": ["CHEST"],
         "gate.views": ["PA"],
+        "gate.max_frames": 100,
         "levels.schedule": "cosine",
         "network.patch": 4,
         "intensity.voi": "file",

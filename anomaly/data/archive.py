@@ -224,7 +224,10 @@ def _rows(
         kind = kind_of(path)
         sha256 = content_hash(path)
         row = replace(row, kind=kind, sha256=sha256, key=_key(site_key, sha256, 0))
-        for index, frame in enumerate(open_frames(path, policy)):
+        frames = open_frames(path, policy)
+        gate, _ = demands
+        gate.check_frames(len(frames))
+        for index, frame in enumerate(frames):
             here = replace(row, frame=index, key=_key(site_key, sha256, index))
             if isinstance(frame, ScanError):
                 instance = instance_uid(path) if kind == "dicom" else ""

@@ -1,4 +1,4 @@
-"""The gate: scans that a detector must not judge, by what their tags say.
+"""The gate: scans that a detector must not judge, by what their tags say, or by their number.
 
 A detector that has learned frontal chests has nothing to say of a knee, and a low score of one
 would pass for normal. A tag that is empty says nothing, and lets a scan pass.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anomaly.errors import UnsupportedScan
+from anomaly.data.frames import MAX_FRAMES
+from anomaly.errors import ConfigError, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = ["OPEN_GATE", "Gate"]
@@ -26,11 +27,34 @@ class Gate:
         DICOM BodyPartExamined, such as ``"CHEST"``.
     views : tuple of str
         DICOM ViewPosition, such as ``"PA"``.
+    max_frames : int
+        Frames of a file: each is scored, and a file of more is left out before any is decoded.
     """
 
     modalities: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
+    max_frames: int = MAX_FRAMES
+
+    def __post_init__(self) -> None:
+        """Refuse a number of frames that no file may have."""
+        if not 1 <= self.max_frames <= MAX_FRAMES:
+            raise ConfigError(f"gate.max_frames is {self.max_frames}: expected 1 to {MAX_FRAMES:,}")
+
+    def check_frames(self, count: int) -> None:
+        """Refuse a file of more frames than may be scored.
+
+        Raises
+        ------
+        UnsupportedScan
+            ``"too many frames"``.
+        """
+        if count > self.max_frames:
+            raise UnsupportedScan(
+                "too many frames",
+                f"the file has {count:,} frames; at most {self.max_frames:,} are scored "
+                "(gate.max_frames; of a node, max_frames).",
+            )
 
     def check(self, scan: Scan) -> None:
         """Refuse a scan that the detector has not learned.

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -37,7 +37,11 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
-from pynetdicom.presentation import VerificationPresentationContexts, build_context
+from pynetdicom.presentation import (
+    PresentationContext,
+    VerificationPresentationContexts,
+    build_context,
+)
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from anomaly.errors import ConfigError
@@ -57,6 +61,10 @@ MAX_ASSOCIATIONS = 10
 
 MAX_SILENT = 100
 """Connections that have not asked for an association yet; of more the oldest is closed."""
+
+SILENT_SECONDS, ASKED_SECONDS = 0.02, 0.001
+"""Between two looks at a connection, before and after it asks for an association: pynetdicom looks
+a thousand times a second, and sixty silent connections would take a processor for themselves."""
 
 BACKLOG = 128
 """Connections that the system keeps while the listener takes others."""
@@ -148,6 +156,7 @@ class Listener:
                 "of this machine"
             ) from error
         self._server = cast(ThreadedAssociationServer, server)
+        self._server.contexts = _SharedContexts(self._server.contexts)
         cast(socket.socket, self._server.socket).listen(BACKLOG)
 
     def __enter__(self) -> Listener:
@@ -192,6 +201,7 @@ class Listener:
         end_alone(event, partial(self._ended, event.assoc))
         bound(event, self._spool.incoming, self._spool.has_room)
         _answer_at_once(event)
+        event.assoc.dul._run_loop_delay = SILENT_SECONDS
         with self._mutex:
             gone = [a for a in self._silent if a.ident is not None and not a.is_alive()]
             for association in gone:
@@ -206,6 +216,7 @@ class Listener:
     def _requested(self, event: Event) -> None:
         """Refuse one association too many; those that have asked for none do not count."""
         self._forget(event.assoc)
+        event.assoc.dul._run_loop_delay = ASKED_SECONDS
         self._audit.requested(event.assoc)
         with self._mutex:
             self._at_work = {association for association in self._at_work if association.is_alive()}
@@ -235,6 +246,17 @@ class Listener:
     def _forget(self, association: Association) -> None:
         with self._mutex:
             self._silent.pop(association, None)
+
+
+class _SharedContexts(list[PresentationContext]):
+    """What is supported, the same for all connections.
+
+    pynetdicom copies it for each, some 3 MiB, and changes nothing in the copies: a context that
+    is agreed on is an object of its own.
+    """
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
 
 
 def _identity_of(path: Path) -> Identity:

@@ -11,6 +11,7 @@ from anomaly.data.archive import build_manifest
 from anomaly.data.gate import Gate
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.manifest import ManifestRow
+from anomaly.errors import ConfigError
 
 CHEST = Gate(("DX", "CR"), ("CHEST",), ("PA", "AP"))
 
@@ -48,3 +49,26 @@ def test_the_gate(tmp_path: Path, tags: dict[str, str], reason: str) -> None:
 
 def test_an_open_gate_lets_everything_pass(tmp_path: Path) -> None:
     assert row_of(tmp_path, Gate(), BodyPartExamined="KNEE").status == "ok"
+
+
+@pytest.mark.parametrize(("most", "reasons"), [(3, ["", "", ""]), (2, ["too many frames"])])
+def test_a_file_of_too_many_frames_is_one_row(
+    tmp_path: Path, most: int, reasons: list[str]
+) -> None:
+    write_sample(tmp_path / "a", [[[0, 1]], [[2, 3]], [[4, 5]]], kind="ECT")
+    manifest = build_manifest(
+        tmp_path,
+        labels={},
+        patient_pattern=None,
+        policy=IntensityPolicy(),
+        site_key=b"k" * 32,
+        gate=Gate(max_frames=most),
+        workers=0,
+    )
+    assert [row.reason for row in manifest.rows] == reasons
+
+
+@pytest.mark.parametrize("most", [0, 10_001])
+def test_a_number_of_frames_that_no_file_may_have_is_refused(most: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_frames is {most}: expected 1 to 10,000"):
+        Gate(max_frames=most)

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from dicom_samples import write_sample
 from node_here import Dying, Folder, one_object_a_row
 from node_senders import Node, store, storm, uid_of, write_studies
 from pydicom import dcmread
@@ -246,6 +248,17 @@ def test_files_that_cannot_be_scored_are_outcomes_and_no_failures(here: Here) ->
     database.close()
     assert outcomes.pop("9.9") not in ("scored", "", None)
     assert outcomes == {uid_of(0, 0): "scored", uid_of(0, 1): "scored"}
+
+
+def test_an_instance_of_too_many_frames_holds_up_nobody(here: Here, tmp_path: Path) -> None:
+    study = str(dcmread(here.files[0][0]).StudyInstanceUID)
+    frames = np.arange(1001 * 16, dtype=np.uint16).reshape(1001, 4, 4) % 4096
+    write_sample(tmp_path / "long", frames, kind="ECT", StudyInstanceUID=study)
+    here.receive(*here.files[0], tmp_path / "long")
+    here.objects = lambda _run, _config, _processes: []
+    here.work()
+    outcomes = here.ask("SELECT outcome, count(*) FROM instances GROUP BY outcome")
+    assert sorted(outcomes) == [("scored", 2), ("too many frames", 1)]
 
 
 @pytest.mark.parametrize("error", [AnomalyError("as expected"), RuntimeError("of another library")])

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from road import Road, done, refused
 
 from anomaly.bundle import copy_bundle, read_bundle
@@ -46,6 +48,37 @@ def reseal(bundle: Path, **changes: object) -> None:
     plain = json.dumps(record, sort_keys=True).encode()
     sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
     (bundle / "bundle.json").write_text(json.dumps(sealed, indent=1, sort_keys=True))
+
+
+def test_who_names_a_signer_gets_nothing_of_anybody_else(
+    bundle: Path, road: Road, tmp_path: Path
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    out = tmp_path / "scores"
+    arguments = ("--bundle", bundle, "--signer", public)
+    node = tmp_path / "node.yaml"
+    node.write_text(f"bundle: {bundle}\nfolder: {tmp_path / 'node'}\nsigner: {public}\n")
+    for command in (
+        ("score", road.scans, "--out", out, *arguments),
+        ("doctor", *arguments),
+        ("node", node),
+    ):
+        assert "has no signature" in refused(*command)
+    assert not out.exists()
+    assert not (tmp_path / "node").exists()
+    assert done("sign", bundle, "--key", private).out == f"{bundle}/bundle.sig written\n"
+    done("doctor", *arguments)
+    done("score", road.scans, "--out", out, *arguments)
+    done("doctor", "--bundle", out / "bundle", "--signer", public)
+    assert "--signer goes with --bundle" in refused("doctor", "--signer", public)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,302 @@
+"""Score a folder of bombs, special files and hostile names, and measure what it costs.
+
+    python benchmarks/hostile_files.py --bundle zhanglab --work EMPTY_FOLDER
+
+Prints a row a kind: files, what became of them; then the peak of resident memory of the command
+itself and of its largest decoder, and whether the good scans between them scored as they do alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+
+from anomaly.data.phantom import draw_phantom
+from anomaly.data.phantom_dicom import write_phantom_studies
+
+GOOD = 12
+"""Phantoms among the hostile files."""
+
+MEBIBYTE = 2**20
+
+Rows = dict[str, tuple[str, str]]
+"""Reason and score by path."""
+
+Rows = dict[str, tuple[str, str]]
+"""Reason and score by path."""
+
+ESCAPES = [
+    "\x1b]0;title\x07",
+    "\x1b[2J",
+    "a\nb",
+    "a\rb",
+    "\u202eabc",
+    "=1+1",
+    "<script>",
+    "\x9b31m",
+]
+
+
+def png(width: int, height: int, rows: int) -> bytes:
+    """Encode a PNG whose header claims a size, with so many rows of zeros."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    packer = zlib.compressobj(9)
+    line = bytes(width + 1)
+    body = b"".join(packer.compress(line) for _ in range(rows)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    begin = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return begin + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def tiff(width: int, height: int, *, pages_loop: bool = False) -> bytes:
+    """Encode a deflated TIFF of zeros in one strip; with a page that is its own next one."""
+    strip = zlib.compress(bytes(50 * MEBIBYTE), 9)
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 8),  # Adobe deflate
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, len(strip)),
+    ]
+    start = 8 + len(strip)
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    following = struct.pack("<I", start if pages_loop else 0)
+    directory = struct.pack("<H", len(tags)) + entries + following
+    return b"II*\0" + struct.pack("<I", start) + strip + directory
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """Encode a small JPEG whose frame header claims another size."""
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(stream, "JPEG")
+    content = bytearray(stream.getvalue())
+    place = content.index(b"\xff\xc0")
+    content[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def nifti(shape: tuple[int, int, int], size: int) -> bytes:
+    """Compress a NIfTI file that claims a shape and holds so many bytes of zeros."""
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *shape, 1, 1, 1, 1)
+    struct.pack_into("<hh", header, 70, 4, 16)
+    struct.pack_into("<8f", header, 76, *[1.0] * 8)
+    struct.pack_into("<f", header, 108, 352.0)
+    header[344:348] = b"n+1\0"
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    body = packer.compress(bytes(header))
+    for _ in range(size // MEBIBYTE):
+        body += packer.compress(bytes(MEBIBYTE))
+    return body + packer.flush()
+
+
+def zipped(path: Path, members: int, size: int) -> None:
+    """Write a zip of so many members of zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(members):
+            file.writestr(f"{number}.png", bytes(size))
+
+
+def dicom(template: Path, path: Path, change: Callable[[Dataset], None]) -> None:
+    """Write a DICOM file that is changed in one way."""
+    dataset = dcmread(template)
+    change(dataset)
+    dataset.save_as(path, enforce_file_format=False)
+
+
+def deflated(dataset: Dataset) -> None:
+    """Give a data set 1 GiB of zeros that deflate to 1 MiB."""
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.add_new(0x00091001, "OB", bytes(1024 * MEBIBYTE))
+
+
+def nested(dataset: Dataset) -> None:
+    """Nest sequences three hundred deep."""
+    inner = Dataset()
+    for _ in range(300):
+        outer = Dataset()
+        outer.RequestAttributesSequence = [inner]
+        inner = outer
+    dataset.RequestAttributesSequence = [inner]
+
+
+def write_bombs(folder: Path, template: Path) -> None:
+    """Write files that claim, or unpack to, far more than they are."""
+    folder.mkdir()
+    for name, size in {"a": (60_000, 60_000), "b": (2**31 - 1, 1), "c": (30_000, 30_000)}.items():
+        (folder / f"{name}.png").write_bytes(png(*size, 3))
+    (folder / "full.png").write_bytes(png(30_000, 10_000, 10_000))
+    for name, size in {"a": (65_535, 65_535), "b": (2**31, 2**31), "c": (9_000, 9_000)}.items():
+        (folder / f"{name}.tif").write_bytes(tiff(*size))
+    (folder / "loop.tif").write_bytes(tiff(100, 100, pages_loop=True))
+    for name, size in {"a": (65_535, 65_535), "b": (20_000, 20_000)}.items():
+        (folder / f"{name}.jpg").write_bytes(jpeg(*size))
+    (folder / "a.nii.gz").write_bytes(nifti((30_000, 30_000, 30_000), 0))
+    (folder / "b.nii.gz").write_bytes(nifti((512, 512, 300), 4096 * MEBIBYTE))
+    (folder / "c.nii.gz").write_bytes(gzip.compress(gzip.compress(bytes(512 * MEBIBYTE))))
+    zipped(folder / "a.zip", 1, 1024 * MEBIBYTE)
+    zipped(folder / "b.zip", 20, 100 * MEBIBYTE)
+    zipped(folder / "c.zip", 250_000, 0)
+
+    def set_tag(keyword: str, value: object) -> Callable[[Dataset], None]:
+        return lambda dataset: setattr(dataset, keyword, value)
+
+    def rle(dataset: Dataset) -> None:
+        from pydicom.encaps import encapsulate
+
+        header = struct.pack("<16I", 1, 64, *[0] * 14)
+        dataset.file_meta.TransferSyntaxUID = RLELossless
+        dataset.Rows = dataset.Columns = 60_000
+        dataset.PixelData = encapsulate([header + b"\x81\x00" * 2**20])
+
+    changes = {
+        "frames": set_tag("NumberOfFrames", 2**31 - 1),
+        "rows": set_tag("Rows", 65_535),
+        "deflated": deflated,
+        "nested": nested,
+        "rle": rle,
+        "bits": set_tag("BitsAllocated", 64_000),
+        "samples": set_tag("SamplesPerPixel", 60_000),
+    }
+    for name, change in changes.items():
+        dicom(template, folder / f"{name}.dcm", change)
+
+
+def write_special_files(folder: Path) -> None:
+    """Make pipes, sockets, links to devices, links that go round, and files without permission."""
+    folder.mkdir()
+    for ending in ("png", "dcm", "zip", "nii", "tif"):
+        os.mkfifo(folder / f"pipe.{ending}")
+        for device in ("zero", "full", "random", "tty"):
+            (folder / f"{device}.{ending}").symlink_to(f"/dev/{device}")
+        (folder / f"loop.{ending}").symlink_to(folder / f"loop.{ending}")
+        (folder / f"gone.{ending}").symlink_to(folder / "nothing")
+        (folder / f"empty.{ending}").touch()
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(folder / f"socket.{ending}"))
+    (folder / "round").symlink_to(folder)
+    (folder / "folder.png").mkdir()
+    (folder / "folder.png" / "folder.zip").mkdir()
+
+
+def write_escapes(folder: Path, template: Path) -> None:
+    """Write good scans under hostile names, and with hostile text in their tags."""
+    folder.mkdir()
+    for number, text in enumerate(ESCAPES):
+        content = np.roll(np.asarray(Image.open(template)), number + 1, axis=1)
+        Image.fromarray(content).save(folder / f"{text.replace('/', '')}.png")
+
+
+def peaks_of(process: subprocess.Popen[bytes]) -> tuple[float, float]:
+    """Peak of resident memory of a process, and of the largest of its children, in MiB."""
+    own = largest = 0.0
+    while process.poll() is None:
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                peak = int(lines["VmHWM"].split()[0]) / 1024
+            except (OSError, KeyError, ValueError):
+                continue
+            if int(lines["Pid"]) == process.pid:
+                own = max(own, peak)
+            elif is_under(int(lines["Pid"]), process.pid):
+                largest = max(largest, peak)
+        time.sleep(0.1)
+    return own, largest
+
+
+def is_under(process: int, parent: int) -> bool:
+    """Whether a process was begun by another, or by one that was."""
+    while process > 1:
+        try:
+            text = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return False
+        process = int(text.rpartition(")")[2].split()[1])
+        if process == parent:
+            return True
+    return False
+
+
+def score(folder: Path, out: Path, bundle: str) -> tuple[Rows, str, float, float]:
+    """Score a folder; what became of each path, what was printed, and both peaks."""
+    command = [sys.executable, "-m", "pipelines", "score", str(folder), "--bundle", bundle]
+    command += ["--out", str(out), "--set", "data.seconds=20", "--set", "data.workers=2"]
+    with (out.parent / f"{out.name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
+        own, largest = peaks_of(process)
+    printed = (out.parent / f"{out.name}.log").read_text()
+    if process.returncode:
+        raise SystemExit(f"scoring ended with {process.returncode}: {printed[-2000:]}")
+    table = out.parent / f"{out.name}.csv"
+    export = [sys.executable, "-m", "pipelines", "export", str(out), str(table)]
+    subprocess.run([*export, "--with-identifiers"], check=True, capture_output=True)
+    with table.open(newline="") as lines:
+        rows = {row["source_path"]: (row["reason"], row["score"]) for row in csv.DictReader(lines)}
+    return rows, printed, own, largest
+
+
+def main() -> None:
+    """Write the files, score them, print what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="zhanglab")
+    parser.add_argument("--work", type=Path, required=True, help="Empty folder to work in.")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True)
+    scans = options.work / "scans"
+    good = write_phantom_studies(scans / "good", normals=GOOD, abnormals=0, seed=0).normal
+    alone, *_ = score(scans / "good", options.work / "alone", options.bundle)
+    film = options.work / "film.png"
+    phantom = draw_phantom(np.random.default_rng(0))
+    Image.fromarray((phantom.image * 255).astype(np.uint8)).save(film)
+    write_bombs(scans / "bombs", scans / "good" / good[0])
+    write_special_files(scans / "special")
+    write_escapes(scans / "names", film)
+    begun = time.monotonic()
+    rows, printed, own, largest = score(scans, options.work / "run", options.bundle)
+    print(f"scored in {time.monotonic() - begun:.0f} s; peak of the command {own:.0f} MiB, of the ")
+    print(f"largest of its decoders {largest:.0f} MiB")
+    for kind in ("good", "bombs", "special", "names"):
+        reasons = Counter(
+            reason or "scored" for path, (reason, _) in rows.items() if path.startswith(kind)
+        )
+        files = sum(1 for path in (scans / kind).rglob("*") if not path.is_dir())
+        print(f"{kind}: {files} files, {reasons.total()} rows: {dict(reasons)}")
+    same = all(rows[f"good/{path}"] == verdict for path, verdict in alone.items())
+    print(f"good scans as they score alone: {same}")
+    hidden = [character for character in printed if ord(character) < 32 and character not in "\n\r"]
+    print(f"control characters on the terminal: {len(hidden)}")
+    if not same or hidden:
+        raise SystemExit("the good scans, or the terminal, were not left alone")
+
+
+if __name__ == "__main__":
+    main()
