@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,7 +233,7 @@ def _fit(
         for batch, names in loader:
             yield Batch(batch, names)
 
-    board = SummaryWriter(str(run.path / "tensorboard")) if rank == 0 else None
+    board = _open_board(run.path / "tensorboard") if rank == 0 else None
     bar = progress_bar(settings.steps, "training", "step", hidden=rank != 0)
 
     def validate(averaged: nn.Module, step: int) -> Metrics:
@@ -293,10 +294,26 @@ def _fit(
     if board is not None:
         with writing(run.path / "tensorboard"):
             board.close()
+            _remove_host_names(run.path / "tensorboard")
     if not result.finished and stop.signal:
         log.info("stopped at step %d; the same command resumes", result.step)
         raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
     return result
+
+
+def _open_board(folder: Path) -> SummaryWriter:
+    _remove_host_names(folder)  # of a training that was killed
+    return SummaryWriter(str(folder))
+
+
+def _remove_host_names(folder: Path) -> None:
+    """Rename event files that TensorBoard named after this machine, which a run may be shared by.
+
+    It writes them by name, so not before they are closed.
+    """
+    for path in folder.glob("events.out.tfevents.*"):
+        plain = re.sub(r"(tfevents\.\d+)\..*\.(\d+\.\d+)$", r"\1.host.\2", path.name)
+        path.rename(path.with_name(plain))
 
 
 def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None:

@@ -29,6 +29,7 @@ __all__ = [
     "check_size",
     "check_varied",
     "decoding",
+    "refuse_special_file",
 ]
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,20 @@ def _as_they_are() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def refuse_special_file(path: Path) -> None:
+    """Refuse a device, pipe or socket: reading one would wait for ever, or never end.
+
+    Raises
+    ------
+    UnsupportedScan
+        ``"not a file"``.
+    OSError
+        The operating system refuses to say what it is.
+    """
+    if path.exists() and not path.is_file():
+        raise UnsupportedScan("not a file", f"{path} is not a regular file.")
 
 
 def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:

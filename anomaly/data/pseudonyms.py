@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 from anomaly.errors import ConfigError
+from anomaly.files import writing
 from anomaly.logs import Public
 
 __all__ = ["load_site_key", "pseudonym"]
@@ -46,16 +47,23 @@ def load_site_key(path: Path) -> bytes:
     ------
     ConfigError
         The file holds something else, or is damaged.
+    AnomalyError
+        There is none and the disk refuses a new one; then nothing is left of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read(path)
-    key = secrets.token_bytes(_SITE_KEY_BYTES)
-    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-        stream.write(f"{key.hex()} {_check(key)}\n")
-    return key
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return _read(path)
+        key = secrets.token_bytes(_SITE_KEY_BYTES)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+                stream.write(f"{key.hex()} {_check(key)}\n")
+        except OSError:
+            path.unlink()
+            raise
+        return key
 
 
 def _read(path: Path) -> bytes:

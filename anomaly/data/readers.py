@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from anomaly.data.dicom import is_dicom, open_dicom
-from anomaly.data.frames import Frames, decoding
+from anomaly.data.frames import Frames, decoding, refuse_special_file
 from anomaly.data.images import kind_by_name, open_image
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.zips import file_of, on_disk
@@ -34,9 +34,7 @@ def kind_of(path: Path) -> str:
         ``"not a file"``: a device, pipe or socket.
     """
     with decoding(path):
-        if path.exists() and not path.is_file():
-            # opening a pipe would wait for ever
-            raise UnsupportedScan("not a file", f"{path} is not a regular file.")
+        refuse_special_file(path)
         if is_dicom(path):
             return "dicom"
         # A DICOM file cut off in its preamble still has to be reported as damaged DICOM.

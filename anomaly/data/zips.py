@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from anomaly.data.frames import decoding
+from anomaly.data.frames import decoding, refuse_special_file
 from anomaly.errors import UnreadableScan, UnsupportedScan
 from anomaly.files import MARKS
 
@@ -76,8 +76,10 @@ def list_members(path: Path) -> Listing:
     UnreadableScan
         ``"undecodable"``, ``"unreadable"``: no zip archive, or a damaged one.
     UnsupportedScan
-        ``"too large"``: it claims too many members, or to unpack to too much.
+        ``"too large"``: it claims too many members, or to unpack to too much; ``"not a file"``.
     """
+    with decoding(path):
+        refuse_special_file(path)
     with decoding(path), zipfile.ZipFile(path) as archive:
         infos = [info for info in archive.infolist() if not _is_folder(info)]
         total = sum(info.file_size for info in infos)

@@ -48,6 +48,10 @@ INSTANCE = Bounds(4 * 2**30, 3600.0)
 """Of an instance; a tomosynthesis has gigabytes, and goes to the disk as it comes."""
 
 
+MAX_ELEMENTS = 1_000_000
+"""Objects, lists and tags in an answer: parsed, each takes some hundred bytes. A result of a search
+has about ten, in more bytes than `ANSWER` allows for so many."""
+
 _LINE = 2**16
 
 
@@ -94,6 +98,15 @@ class _Budget:
                 f"an answer of the archive has more than {self._bounds.max_bytes:,} bytes: narrow "
                 "the query, for example by StudyDate.",
             )
+
+
+def _check_elements(content: bytes) -> None:
+    if sum(map(content.count, (b"{", b"[", b"<"))) > MAX_ELEMENTS:
+        raise ArchiveError(
+            "too large",
+            f"an answer of the archive has more than {MAX_ELEMENTS:,} elements: narrow the query, "
+            "for example by StudyDate.",
+        )
 
 
 class _Bytes(io.RawIOBase):
@@ -215,7 +228,7 @@ class BoundedSession(requests.Session):
                     "off for this client, there or in the proxy before it.",
                 )
             if not stream:
-                response.content  # noqa: B018  # read now, within the bounds of this request
+                _check_elements(response.content)  # read now, within the bounds of this request
         except BaseException:
             response.close()
             raise

@@ -208,6 +208,22 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
     assert rows == {"a": "", "x.zip": "undecodable"}
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.zip"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero
+        except PermissionError:
+            pytest.skip("needs the right to make a device")
+    else:
+        path.symlink_to("/dev/zero")
+    (row,) = build(tmp_path).rows
+    assert (row.path, row.reason) == ("x.zip", "not a file")
+
+
 def test_an_archive_in_an_archive_is_not_opened(tmp_path: Path) -> None:
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as archive:

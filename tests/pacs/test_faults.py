@@ -38,7 +38,7 @@ from archives import (
 from pydicom import dcmread
 
 from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.bounded import Bounds
+from anomaly.pacs.bounded import ANSWER, Bounds
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.dimse import Dimse
 from anomaly.pacs.instances import Instance, is_uid
@@ -366,6 +366,18 @@ def test_an_answer_without_end_is_left(flood: str) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 80 * 2**20
+
+
+@pytest.mark.parametrize("item", [b"{}", b"[]", b'{"00080018":{}}', b'""', b"1"])
+def test_an_answer_of_countless_elements_takes_no_memory(item: bytes) -> None:
+    body = b"[" + b",".join([item] * ((ANSWER.max_bytes - 2**10) // (len(item) + 1))) + b"]"
+    head = JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
+    tracemalloc.start()
+    with bare_server(endless(head, body)) as url, pytest.raises(ArchiveError):
+        list(DicomWeb(url, attempts=Attempts(count=1)).search({"PatientID": "P"}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300 * 2**20
 
 
 def test_an_instance_without_end_goes_to_the_disk_and_no_further(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -525,7 +526,10 @@ def test_training_records_the_health_of_its_network(road: Road) -> None:
         assert record["health"]["dead"] == []
     assert set(last["update_to_weight"]) == {"scale 1", "scale 2"}
     assert all(0 < ratio < 1 for ratio in last["update_to_weight"].values())
-    events = EventAccumulator(str(road.run.path / "tensorboard")).Reload()
+    board = road.run.path / "tensorboard"
+    names = [path.name for path in board.iterdir()]
+    assert all(re.fullmatch(r"events\.out\.tfevents\.\d+\.host\.\d+\.\d+", name) for name in names)
+    events = EventAccumulator(str(board)).Reload()
     drawn = events.Scalars("health/parts/scale 2/share/0")
     assert [event.step for event in drawn] == [first["step"], last["step"]]
     expected = [record["health"]["parts"]["scale 2"]["share"][0] for record in (first, last)]
