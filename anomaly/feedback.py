@@ -19,7 +19,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -78,7 +78,7 @@ class Feedback:
         AnomalyError
             If the file cannot be written.
         """
-        at = self.at or datetime.now(timezone.utc).isoformat(timespec="seconds")
+        at = self.at or datetime.now(UTC).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")  # or two would add the column at once
             _make_table(connection)
@@ -129,7 +129,7 @@ class Feedback:
         AnomalyError
             If the file cannot be written.
         """
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")  # nobody adds between the look and the writing
             _make_table(connection)
@@ -243,7 +243,7 @@ def _utc(text: str, where: str) -> str:
     try:
         if not _TIME.fullmatch(text):
             raise ValueError("not of that form")
-        at = datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc)
+        at = datetime.fromisoformat(text[:19]).replace(tzinfo=UTC)
     except ValueError as error:
         raise AnomalyError(
             f"the time `at` of {where} is {text!r:.40} ({error}): expected a time in UTC such as "

@@ -24,6 +24,7 @@ __all__ = [
     "MARKS",
     "TEMPORARY",
     "checked_line",
+    "file_hash",
     "holds_results",
     "make_results_folder",
     "read_checked",
@@ -132,6 +133,17 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Raises
+    ------
+    OSError
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _MARK = ".anomaly-results"

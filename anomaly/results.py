@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly.errors import AnomalyError, UnreadableScan
-from anomaly.files import temporary_name, whole
+from anomaly.files import file_hash, temporary_name, whole
 
 __all__ = ["Provenance", "Results", "ScoreRow", "plain_cell", "plain_values"]
 
@@ -343,7 +343,7 @@ class Results:
             If they cannot be written.
         """
         paths = [path for path in (self.part(index), self.maps(index)) if path.exists()]
-        lines = [f"{_hash(path)}  {path.name}\n" for path in paths]
+        lines = [f"{file_hash(path)}  {path.name}\n" for path in paths]
         with _whole(self.checksums(index)) as file:
             file.write("".join(lines).encode())
 
@@ -379,7 +379,7 @@ class Results:
             if self.part(index).name not in named or not named.keys() <= there.keys():
                 return False
             looked_at = named if maps else (self.part(index).name,)
-            return all(_hash(there[name]) in named[name] for name in looked_at)
+            return all(file_hash(there[name]) in named[name] for name in looked_at)
         except (OSError, ValueError, pa.ArrowException):
             return False
 
@@ -408,7 +408,7 @@ class Results:
         if hashes is None:
             return False
         try:
-            return hashes.get(path.name, "") == _hash(path) if hashes else path.exists()
+            return hashes.get(path.name, "") == file_hash(path) if hashes else path.exists()
         except OSError:
             return False
 
@@ -420,7 +420,7 @@ class Results:
             left.unlink(missing_ok=True)
         self.export_csv(table)
         self._sort()
-        hashes = {path.name: _hash(path) for path in (table, self.worklist)}
+        hashes = {path.name: file_hash(path) for path in (table, self.worklist)}
         with _whole(self.finished) as file:
             file.write(_said(provenance, sha256=hashes).encode())
 
@@ -670,11 +670,6 @@ def _said(provenance: Provenance, **more: object) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,7 +168,7 @@ class RunFolder:
         """
         line = {
             "stage": stage,
-            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "anomaly": anomaly.__version__,
             "python": platform.python_version(),
             **facts,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from anomaly.data.images import kind_by_name, open_image
 from anomaly.data.intensity import IntensityPolicy
 from anomaly.data.zips import file_of, on_disk
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.files import file_hash
 from anomaly.types import Scan
 
 __all__ = ["content_hash", "kind_of", "open_frames", "read_frames", "read_scan"]
@@ -89,8 +89,7 @@ def content_hash(path: Path) -> str:
         ``"unreadable"``.
     """
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(path)
     except OSError as error:
         raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
 

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Audit:
             if answers is None:
                 return
             line = {
-                "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "address": str(association.requestor.address),
                 "calling": str(association.requestor.primitive.calling_ae_title),
                 "called": str(association.requestor.primitive.called_ae_title),

@@ -3,7 +3,7 @@
 ::
 
 https://host/dicom-web       STOW-RS
-AET@host:port                C-STORE
+AET@host:port                C-STORE; by TLS where the environment says so (`anomaly.pacs.tls`)
 folder:/some/where           copies
 """
 
@@ -19,6 +19,7 @@ from anomaly.errors import AnomalyError, ConfigError
 from anomaly.pacs.dicomweb import DicomWeb
 from anomaly.pacs.dimse import AE_TITLE, CALLING, Dimse
 from anomaly.pacs.instances import write_whole
+from anomaly.pacs.tls import destination_context
 
 __all__ = ["Destination", "Folder", "destination"]
 
@@ -90,7 +91,7 @@ def destination(text: str, *, calling: str = CALLING) -> Destination:
     Raises
     ------
     ConfigError
-        It is none of these.
+        It is none of these, or the TLS of the second cannot be used.
     """
     if text.startswith(("http://", "https://")):
         return DicomWeb(text)
@@ -98,7 +99,11 @@ def destination(text: str, *, calling: str = CALLING) -> Destination:
         return Folder(Path(text.removeprefix("folder:")))
     place = _DIMSE.fullmatch(text)
     if place and 0 < int(place["port"]) < 2**16:
-        return Dimse(place["ae_title"], place["host"], int(place["port"]), calling=calling)
+        return Dimse(
+            *(place["ae_title"], place["host"], int(place["port"])),
+            calling=calling,
+            tls=destination_context(),
+        )
     raise ConfigError(
         # What looks like a URL may carry a password.
         f"{'that' if '://' in text else repr(text)} is no destination; expected "

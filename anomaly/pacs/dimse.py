@@ -9,6 +9,7 @@ that is sent again has the same UID, by which archives keep it once.
 from __future__ import annotations
 
 import re
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from anomaly.pacs.associations import end_alone
 from anomaly.pacs.instances import InstanceFile, read_files
 from anomaly.pacs.refusals import OUT_OF_RESOURCES, check_refused
 from anomaly.pacs.retries import Attempts
+from anomaly.pacs.tls import CA
 
 __all__ = ["AE_TITLE", "CALLING", "Dimse"]
 
@@ -72,6 +74,8 @@ class Dimse:
         Our own title; archives have a list of those that they let in.
     attempts : Attempts
         How often what did not work is tried.
+    tls : SSLContext, optional
+        From `anomaly.pacs.tls`; None: in the clear.
 
     Raises
     ------
@@ -89,6 +93,7 @@ class Dimse:
         *,
         calling: str = CALLING,
         attempts: Attempts | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         for title in (ae_title, calling):
             if not re.fullmatch(AE_TITLE, title):
@@ -99,6 +104,7 @@ class Dimse:
         self._dicom = _pynetdicom()
         self.ae_title, self.host, self.port, self.calling = ae_title, host, port, calling
         self._attempts = attempts or Attempts()
+        self._tls = None if tls is None else (tls, host)
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
@@ -261,7 +267,11 @@ class Dimse:
         ]
         handlers = [(self._dicom.evt.EVT_CONN_OPEN, end_alone)]
         association = entity.associate(
-            self.host, self.port, ae_title=self.ae_title, evt_handlers=handlers
+            self.host,
+            self.port,
+            ae_title=self.ae_title,
+            evt_handlers=handlers,
+            tls_args=self._tls,
         )
         if association.is_rejected:
             answer = association.acceptor.primitive
@@ -277,7 +287,8 @@ class Dimse:
         # An association without a single accepted context is aborted by our own side.
         nothing_accepted = bool(association.rejected_contexts) and not association.accepted_contexts
         if not association.is_established and not nothing_accepted:
-            raise ArchiveUnreachable("no answer", f"{self} did not answer")
+            doubt = "" if self._tls is None else f": does {CA} hold who signed its certificate?"
+            raise ArchiveUnreachable("no answer", f"{self} did not answer{doubt}")
         try:
             yield association
         finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +365,7 @@ def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """
     paths = []
     same = {"Creator": "anomaly", "Producer": None}
-    dated = {**same, "CreationDate": datetime(2000, 1, 1, tzinfo=timezone.utc)}
+    dated = {**same, "CreationDate": datetime(2000, 1, 1, tzinfo=UTC)}
     for ending, metadata in (("pdf", dated), ("png", FIGURE_PNG)):
         page = io.BytesIO()
         with matplotlib.rc_context(_STYLE):

@@ -31,12 +31,14 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config
 
-from anomaly.errors import ConfigError
+from anomaly.errors import ArchiveError, ConfigError
 from anomaly.pacs.batches import Received
+from anomaly.pacs.dimse import Dimse
 from anomaly.pacs.incoming import MAX_REQUEST
 from anomaly.pacs.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
+from anomaly.pacs.retries import Attempts
 from anomaly.pacs.spool import Spool
-from anomaly.pacs.tls import listener_context
+from anomaly.pacs.tls import destination_context, listener_context
 
 pytestmark = pytest.mark.skipif(
     shutil.which("storescu") is None or shutil.which("echoscu") is None,
@@ -507,6 +509,63 @@ def test_by_tls_who_has_no_certificate_is_kept_out(tmp_path: Path) -> None:
         assert not is_kept_out_at_once(listener.port, tls_of(ca, friend))
         assert echo(listener.port) != 0  # in the clear
         assert echo_by_tls(listener.port, tls_of(ca, friend))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_destination_is_reached_by_tls_and_no_other_in_its_place(tmp_path: Path) -> None:
+    certificate(tmp_path, "authority")
+    node = certificate(tmp_path, "node", "authority")
+    friend = certificate(tmp_path, "friend", "authority")
+    certificate(tmp_path, "stranger")
+    ours = {"ANOMALY_DIMSE_CERTIFICATE": str(friend[0]), "ANOMALY_DIMSE_KEY": str(friend[1])}
+    trusted = {"ANOMALY_DIMSE_CA": str(tmp_path / "authority.pem")}
+    path = write_sample(tmp_path / "scan.dcm", [[0, 1]])
+    with (
+        Spool(tmp_path / "node-folder", max_instances=9, max_bytes=10**7) as spool,
+        Listener(
+            spool,
+            ae_title="ANOMALY",
+            host="127.0.0.1",
+            port=0,
+            allowed=(),
+            tls=listener_context(*node, tmp_path / "authority.pem"),
+        ) as listener,
+    ):
+
+        def store(environment: dict[str, str]) -> None:
+            tls = destination_context(environment)
+            Dimse("ANOMALY", "127.0.0.1", listener.port, attempts=Attempts(count=1), tls=tls).store(
+                [path]
+            )
+
+        for environment in (
+            {},
+            trusted,
+            {**ours, "ANOMALY_DIMSE_CA": str(tmp_path / "stranger.pem")},
+        ):
+            with pytest.raises(ArchiveError):
+                store(environment)
+        assert spool.waiting == 0
+        store({**trusted, **ours})
+        assert spool.waiting == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("CERTIFICATE", "KEY"), "needs ANOMALY_DIMSE_CA"),
+        (("CA", "KEY"), "both or neither"),
+        (("CA",), "cannot be used"),
+    ],
+)
+def test_tls_to_a_destination_that_cannot_work_is_said(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    path = tmp_path / "no.pem"
+    path.write_text("none")
+    with pytest.raises(ConfigError, match=message):
+        destination_context({f"ANOMALY_DIMSE_{name}": str(path) for name in names})
+    assert destination_context({}) is None
 
 
 @pytest.mark.parametrize(
