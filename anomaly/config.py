@@ -21,17 +21,17 @@ from pydantic.dataclasses import dataclass
 
 from anomaly.cdm.levels import SCHEDULES
 from anomaly.cdm.network import EncoderSettings, NetworkSettings
-from anomaly.data.gate import Gate
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.processes import SECONDS
-from anomaly.data.transforms import Augmentation, Preprocessing
+from anomaly.data.images.transforms import Augmentation, Preprocessing
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.isolation import SECONDS
+from anomaly.data.table.gate import Gate
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.errors import ConfigError
 from anomaly.files import whole, writing
 from anomaly.strict_yaml import read_yaml, write_yaml
-from anomaly.training import TrainingSettings
+from anomaly.training.loop import TrainingSettings
 
 __all__ = [
     "Config",
@@ -156,7 +156,7 @@ class DetectorFit:
         Splits whose normals the detector and the heatmap are fitted on.
     nuisance_copies : int
         Copies of each of them under random mild acquisition changes
-        (`anomaly.data.alterations.random_nuisance`) that are fitted on too.
+        (`anomaly.data.synthetic.alterations.random_nuisance`) that are fitted on too.
     calibrate_under_nuisance : bool
         Calibrate on the calibration scans under such changes, not as they are: the false-alarm
         rate then holds for normals so changed, and is smaller for unchanged ones.

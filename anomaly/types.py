@@ -1,4 +1,4 @@
-"""What crosses from one part of the toolkit to the next: `Scan`, `ScanScore`, `Region`, `Verdict`.
+"""What crosses from one part of the toolkit to the next: `Scan`, `Region`, `Verdict`, and others.
 
 ::
 
@@ -11,12 +11,13 @@ One sign everywhere: a higher score is more anomalous. Image arrays are ``(H, W)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.errors import NotCalibrated, UnsupportedScan
 from anomaly.grey import GreyCurve, percentile_curve
 
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
     "DRAWN_PNG",
     "FIGURE_PNG",
     "NOTICE",
+    "JudgedScan",
     "Orientation",
     "Region",
     "Scan",
     "ScanIdentity",
     "ScanScore",
     "SpacingSource",
+    "StudyVerdict",
     "Verdict",
 ]
 
@@ -215,7 +218,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedScan:
     """A score, and what it means against held-out normal scans.
 
     Attributes
@@ -239,3 +242,108 @@ class Verdict:
     threshold: float
     flagged: bool
     regions: tuple[Region, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a detector says of one scan, or why it says nothing.
+
+    Attributes
+    ----------
+    path : str
+        The file, as the caller named it; empty for an array.
+    frame : int
+        Index of the frame within the file, from 0.
+    alpha : float in (0, 1)
+        Stated false-alarm rate.
+    score : float or None
+        Higher = more anomalous, no unit; None where the scan was not scored.
+    p_value : float in (0, 1], or None
+        Share of normal scans expected to look at least this unusual (split conformal); None where
+        the scan was not scored or the detector is not calibrated.
+    flag : bool or None
+        ``p_value <= alpha``, or None likewise. `flagged` raises where this is None.
+    regions : tuple of Region
+        Largest peak first, in the scan's own pixels; empty where nothing stands out.
+    evidence : ndarray (H, W) float32, >= 0, or None
+        Evidence at each of the scan's own pixels: 1 as normal scans show in the middle, 0 on
+        blank places.
+    evidence_peak : float or None
+        Largest evidence.
+    features : mapping of str to float
+        The named features behind `score`; ``nll`` is in bits/dim.
+    seen : bool
+        The scan took part in training or calibration: its score says nothing of other scans.
+    reason, detail : str
+        Why there is no score, in a word and in a sentence; empty where there is one.
+    """
+
+    path: str
+    frame: int
+    alpha: float
+    score: float | None = None
+    p_value: float | None = None
+    flag: bool | None = None
+    regions: tuple[Region, ...] = ()
+    evidence: NDArray[np.float32] | None = None
+    evidence_peak: float | None = None
+    features: Mapping[str, float] = field(default_factory=dict)
+    seen: bool = False
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the scan is flagged at `alpha`.
+
+        Raises
+        ------
+        UnsupportedScan
+            If it was not scored: that is neither normal nor abnormal.
+        NotCalibrated
+            If the detector is not calibrated.
+        """
+        if self.reason:
+            raise UnsupportedScan(self.reason, f"the scan was not scored: {self.detail}")
+        if self.flag is None:
+            raise NotCalibrated("the detector is not calibrated: it gives scores and no flags")
+        return self.flag
+
+    def calibrated(self, *, p_value: float, flag: bool, regions: tuple[Region, ...]) -> Verdict:
+        """Return the verdict with what a calibration adds to it."""
+        return replace(self, p_value=p_value, flag=flag, regions=regions)
+
+
+@dataclass(frozen=True)
+class StudyVerdict:
+    """What a detector says of the scans of one study together.
+
+    Attributes
+    ----------
+    alpha : float in (0, 1)
+        Stated false-alarm rate, of studies.
+    p_value : float in (0, 1], or None
+        The smallest p-value of the scans, times their number (Bonferroni): valid whatever the scans
+        have to do with each other. None where no scan has one.
+    flag : bool or None
+        ``p_value <= alpha``. `flagged` raises where this is None.
+    scans : tuple of Verdict
+    """
+
+    alpha: float
+    p_value: float | None
+    flag: bool | None
+    scans: tuple[Verdict, ...]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the study is flagged at `alpha`.
+
+        Raises
+        ------
+        NotCalibrated
+            If no scan of it has a p-value: not scored is not normal.
+        """
+        if self.flag is None:
+            raise NotCalibrated("no scan of the study has a p-value: it is not judged")
+        return self.flag

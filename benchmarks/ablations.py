@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.bundle import read_bundle
-from anomaly.evaluation import auroc
+from anomaly.evaluation.metrics import auroc
+from anomaly.store.bundle import read_bundle
+from anomaly.training.detector_fit import Watcher, changed
 from pipelines.benchmark import benchmark_config
 from pipelines.benchmark_scans import Judge
 from pipelines.calibrate import calibrate
-from pipelines.fit import Watcher, changed
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 from pipelines.train import train

@@ -24,21 +24,21 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from anomaly.bundle import Bundle, find_bundle, read_bundle
 from anomaly.config import dump
-from anomaly.data.archive import build_manifest
-from anomaly.data.manifest import Manifest
-from anomaly.detection.features import observe
-from pipelines.batches import BATCH
-from pipelines.job import Job
-from pipelines.run import RunFolder, progress_bar
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
+from anomaly.progress import progress_bar
+from anomaly.scoring.job import Job
+from anomaly.scoring.scorer import BATCH
+from anomaly.store.bundle import Bundle, find_bundle, read_bundle
+from pipelines.run import RunFolder
 from pipelines.score import finish
 
 STEPS = 10
@@ -102,7 +102,10 @@ def alone(run: RunFolder, bundle: Path, listing: float) -> None:
     )
     config = read_bundle(bundle).config
     config = replace(config, results=replace(config.results, maps="flagged"))
-    job = Job.open(run, config, bundle, manifest, torch.device("cpu"))
+    job = Job.open(
+        *(run.results, load_site_key(run.site_key), config, bundle, manifest),
+        torch.device("cpu"),
+    )
     network, features = network_seconds(job.bundle)
     profile, seconds = cProfile.Profile(), 0.0
     print(f"{'rows':>8} {'resident MiB':>13} {'rows/s':>8}")
@@ -132,21 +135,13 @@ def network_seconds(bundle: Bundle) -> tuple[float, float]:
     size = bundle.config.preprocessing.size
     images = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     profile = cProfile.Profile()
-    look = partial(
-        observe,
-        bundle.network,
-        bundle.levels,
-        images,
-        bundle.config.features,
-        grey_levels=bundle.config.preprocessing.grey_levels,
-        reference=bundle.reference,
-    )
-    look()
+    extract = bundle.extractor(torch.device("cpu"))
+    extract(images)
     for _ in range(REPEATS):
-        profile.runcall(look)
+        profile.runcall(extract, images)
     whole, network = (
-        total(profile, "detection/features.py", name) / (REPEATS * BATCH)
-        for name in ("observe", "_observe_once")
+        total(profile, "detection/extractor.py", name) / (REPEATS * BATCH)
+        for name in ("__call__", "_draw")
     )
     return network, whole - network
 

@@ -29,19 +29,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.phantom import LESION_KINDS
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom import LESION_KINDS
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
-from anomaly.evaluation import exact_rate, patient_mean
-from anomaly.results import ScoreRow
+from anomaly.evaluation.metrics import exact_rate, patient_mean
+from anomaly.scoring.verdicts import Norm
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.results import ScoreRow
 from pipelines.evaluate import lesion_mask
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 from pipelines.score import score
-from pipelines.verdicts import Norm
 
 EDGES = (0, 30, 50, 80, np.inf)
 """Diameters in mm between which lesions are counted together."""

@@ -33,20 +33,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from anomaly.bundle import Bundle, read_bundle
 from anomaly.cdm.density import clean_estimate, grey_step, predict_noise
 from anomaly.cdm.sampling import step_ladder
-from anomaly.data.blanks import blank_pixels
-from anomaly.data.phantom import LESION_KINDS, VISIBLE, LesionKind, draw_phantom, is_visible
-from anomaly.data.transforms import Frame, network_image
+from anomaly.data.images.blanks import blank_pixels
+from anomaly.data.images.transforms import Frame, network_image
+from anomaly.data.synthetic.phantom import (
+    LESION_KINDS,
+    VISIBLE,
+    LesionKind,
+    draw_phantom,
+    is_visible,
+)
 from anomaly.detection.counterfactual import (
     CounterfactualSettings,
     counterfactual,
     suspect_pixels,
 )
-from anomaly.detection.features import observe
+from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.placement import displaced, displacements
-from anomaly.evaluation import patient_mean
+from anomaly.evaluation.metrics import patient_mean
+from anomaly.store.bundle import Bundle, read_bundle
 
 SOURCE = (256, 224)
 PURPOSE = 77
@@ -115,18 +121,14 @@ def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
     parts = []
     for start in range(0, len(cases.images), BATCH):
         part = slice(start, start + BATCH)
-        said = observe(
+        said = FeatureExtractor(
             bundle.network,
             bundle.levels,
-            cases.images[part],
             features,
-            grey_levels=bundle.config.preprocessing.grey_levels,
-            reference=bundle.reference,
-            blank=cases.blank[part],
-        )
-        parts.append(
-            bundle.heatmap.evidence(said.residuals[:, features.in_map], said.shifts, said.blank)
-        )
+            bundle.config.preprocessing.grey_levels,
+            bundle.reference,
+        )(cases.images[part], cases.blank[part])
+        parts.append(bundle.heatmap.evidence(said.map_residuals, said.shifts, said.blank))
     threshold = bundle.calibration().peaks.threshold(bundle.config.alpha)
     frame = source_frame(bundle)
     regions = [frame.to_source(evidence) >= threshold for evidence in np.concatenate(parts)]

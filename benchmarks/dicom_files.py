@@ -19,11 +19,11 @@ import pydicom
 import torch
 from pydicom.pixels.utils import pixel_array
 
-from anomaly.bundle import find_bundle
 from anomaly.config import override
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.readers import read_frames
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_frames
 from anomaly.errors import ScanError
+from anomaly.store.bundle import find_bundle
 from anomaly.types import Scan
 from pipelines.prepare import scan_folder
 from pipelines.run import RunFolder

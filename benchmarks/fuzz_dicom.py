@@ -26,7 +26,7 @@ from pathlib import Path
 import pydicom
 import torch
 
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from pipelines.run import RunFolder
 from pipelines.score import choose_scans, score
 

@@ -28,8 +28,8 @@ from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import SCHEDULES, NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
-from anomaly.checkpoint import Metrics
-from anomaly.training import Batch, TrainingSettings, fit
+from anomaly.training.checkpoint import Metrics
+from anomaly.training.loop import Batch, TrainingSettings, fit
 
 SIDE = 16
 DIMS = SIDE * SIDE

@@ -30,8 +30,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from anomaly.data.phantom import draw_phantom
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom import draw_phantom
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 
 GOOD = 12
 """Phantoms among the hostile files."""

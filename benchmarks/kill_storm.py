@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.data.manifest import Manifest
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
+from anomaly.data.table.manifest import Manifest
 from pipelines.run import RunFolder
 
 WORKERS = 3

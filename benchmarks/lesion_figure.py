@@ -19,14 +19,14 @@ import torch
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from anomaly.bundle import read_bundle
-from anomaly.data.alterations import LESIONS, alter
-from anomaly.data.manifest import Manifest
-from anomaly.data.readers import read_scan
-from anomaly.data.transforms import Frame
+from anomaly.data.images.transforms import Frame
+from anomaly.data.readers.registry import read_scan
+from anomaly.data.synthetic.alterations import LESIONS, alter
+from anomaly.data.table.manifest import Manifest
+from anomaly.store.bundle import read_bundle
+from anomaly.training.detector_fit import Watcher
 from pipelines.benchmark_robustness import ALTERATION_SEED, altered_by
 from pipelines.benchmark_scans import Judge
-from pipelines.fit import Watcher
 from pipelines.run import NOTICE, RunFolder
 
 COUNT = 8

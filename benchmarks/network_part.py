@@ -24,17 +24,17 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from anomaly.bundle import find_bundle, read_bundle
-from anomaly.data.alterations import LESIONS
-from anomaly.data.manifest import ManifestRow
+from anomaly.data.synthetic.alterations import LESIONS
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.calibration import Calibration
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.scoring import fit_on, normal_table
-from anomaly.evaluation import patient_weights
+from anomaly.evaluation.metrics import patient_weights
+from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
 from pipelines.benchmark import benchmark_config
 from pipelines.benchmark_robustness import altered_by
 from pipelines.benchmark_scans import Judge, Looked
-from pipelines.fit import Watcher, calibration_change, fitting_set
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 

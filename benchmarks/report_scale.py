@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
-from anomaly.types import Region, ScanScore, Verdict
+from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase, write_report
+from anomaly.types import JudgedScan, Region, ScanScore
 
 FEATURES, CALIBRATION, ALPHA, SIDE = 20, 1999, 0.05, 512
 
@@ -61,7 +61,7 @@ def cases(rows: int, images: int, rng: np.random.Generator) -> Iterator[ReportCa
         p_value = max(1, round((i + 1) / rows * (CALIBRATION + 1))) / (CALIBRATION + 1)
         features = {f"feature {n}": float(v) for n, v in enumerate(rng.normal(size=FEATURES))}
         scan = ScanScore(rng.bytes(8).hex(), float(rows - i), features, evidence)
-        verdict = Verdict(scan, p_value, ALPHA, 2.0, p_value <= ALPHA, (region,))
+        verdict = JudgedScan(scan, p_value, ALPHA, 2.0, p_value <= ALPHA, (region,))
         site, study = f"site {i % 8}", f"{i // 2:016x}"
         shown = film if i < images else None
         yield ReportCase(verdict, shown, view="PA", site=site, study=study)

@@ -35,11 +35,11 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from anomaly.bundle import Bundle, find_bundle, read_bundle
 from anomaly.cdm.sampling import sample
-from anomaly.data.augmentation import RandomAugmentation
-from anomaly.data.network_images import ImageReader, framed_images, read_images
-from anomaly.data.transforms import Augmentation, Preprocessing
+from anomaly.data.images.augmentation import RandomAugmentation
+from anomaly.data.images.network_images import ImageReader, framed_images, read_images
+from anomaly.data.images.transforms import Augmentation, Preprocessing
+from anomaly.store.bundle import Bundle, find_bundle, read_bundle
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 

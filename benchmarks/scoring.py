@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomaly.bundle import find_bundle, read_bundle
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
-from anomaly.data.network_images import ImageReader
+from anomaly.data.images.network_images import ImageReader
 from anomaly.detection.detector import DetectorSettings
-from anomaly.detection.features import FeatureSettings, observe
+from anomaly.detection.extractor import FeatureExtractor
+from anomaly.detection.features import FeatureSettings
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.detection.scoring import fit_scoring, score_observation
-from pipelines.batches import Scorer
+from anomaly.scoring.scorer import Scorer
+from anomaly.store.bundle import find_bundle, read_bundle
 from pipelines.run import RunFolder
 from pipelines.score import choose_scans
 
@@ -79,15 +80,11 @@ def arrays(size: int, count: int) -> None:
         FeatureSettings(),
         DetectorSettings(("energy", "texture"), "guarded", ("octave", "score_norm")),
     )
-    observed = observe(
-        network, levels, images[:BATCH], features, grey_levels=256, reference=images.mean(0)
-    )
+    observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(images[:BATCH])
     fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)
     began = time.perf_counter()
     for part in images.split(BATCH):
-        observed = observe(
-            network, levels, part, features, grey_levels=256, reference=images.mean(0)
-        )
+        observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(part)
         score_observation(observed, features, fitted, heatmap)
     seconds = time.perf_counter() - began
     ladder = len(features.noise_to_signal)

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from anomaly.config import load_config
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from pipelines.calibrate import calibrate
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from anomaly.bundle import find_bundle, read_bundle
 from anomaly.cdm.loss import CDMLoss
-from anomaly.data.loaders import step_batches
-from anomaly.training import Batch, fit
+from anomaly.data.images.loaders import step_batches
+from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.training.loop import Batch, fit
 
 IMAGES, BATCH, WARM = 64, 16, 5
 

@@ -19,7 +19,7 @@ from anomaly.logs import log_what_is_allowed, printable
 
 if TYPE_CHECKING:
     from anomaly.config import Config
-    from anomaly.pacs.destinations import Destination
+    from anomaly.pacs.client.destinations import Destination
     from pipelines.run import RunFolder
 
 # Stages are imported inside the commands: torch and MONAI take seconds, `--help` must not.
@@ -211,11 +211,11 @@ def score(
     A run that was stopped goes on where it stopped, and any number of these commands may work on
     one run at once.
     """
-    from anomaly.signatures import check_signature
+    from anomaly.scoring.shards import Turn
+    from anomaly.store.signatures import check_signature
     from pipelines import score as stage
     from pipelines.context import pick_device
     from pipelines.run import RunFolder
-    from pipelines.shards import Turn
 
     folder = RunFolder(run)
     new_folder = bundle is not None and scans is None and dicomweb is None
@@ -338,8 +338,8 @@ def query(
     import csv
     import sys
 
-    from anomaly.feedback import Feedback
-    from anomaly.results import plain_cell, plain_values
+    from anomaly.store.readings import Feedback
+    from anomaly.store.results import plain_cell, plain_values
     from pipelines.run import RunFolder
 
     folder = RunFolder(run)
@@ -576,7 +576,7 @@ def node(
     device: DeviceOption = "auto",
 ) -> None:
     """Listen for scans by DICOM, score each study that is complete, send the results."""
-    from anomaly.pacs.destinations import destination
+    from anomaly.pacs.client.destinations import destination
     from pipelines import node as stage
     from pipelines.context import pick_device
     from pipelines.dicom import write_dicom
@@ -600,7 +600,7 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="Private Ed25519 key, in PEM.")],
 ) -> None:
     """Sign a bundle, so that others can see who made it (--signer) and that nothing was changed."""
-    from anomaly.signatures import sign_bundle
+    from anomaly.store.signatures import sign_bundle
 
     typer.echo(f"{sign_bundle(bundle, key)} written")
 
@@ -608,7 +608,7 @@ def sign(
 @app.command()
 def doctor(bundle: BundleOption = None, signer: SignerOption = None) -> None:
     """Say what this machine can decode and compute with, and whether a bundle is intact."""
-    from anomaly.signatures import check_signature
+    from anomaly.store.signatures import check_signature
     from pipelines import doctor as stage
 
     source = _found(bundle)
@@ -624,13 +624,13 @@ def doctor(bundle: BundleOption = None, signer: SignerOption = None) -> None:
 
 
 def _found(bundle: Path | None) -> Path | None:
-    from anomaly.bundle import find_bundle
+    from anomaly.store.bundle import find_bundle
 
     return None if bundle is None else find_bundle(bundle)
 
 
 def _destination(text: str, calling: str | None) -> Destination:
-    from anomaly.pacs.destinations import destination
+    from anomaly.pacs.client.destinations import destination
 
     return destination(text) if calling is None else destination(text, calling=calling)
 
@@ -654,7 +654,7 @@ def _refuse_idle(options: Mapping[str, bool]) -> None:
 
 def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
     """Fetch what matches; return how many images could not be had."""
-    from anomaly.pacs.dicomweb import DicomWeb
+    from anomaly.pacs.client.dicomweb import DicomWeb
     from pipelines.pacs import fetch_studies, query_of
 
     fetched = fetch_studies(DicomWeb(url), query_of(query), run.spool)

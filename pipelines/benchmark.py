@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 import anomaly
-from anomaly.bundle import Bundle, copy_bundle, read_bundle
 from anomaly.cdm.network import EncoderSettings
 from anomaly.config import Config, load_config, override
-from anomaly.data.alterations import ALTERATIONS, Alteration
-from anomaly.data.augmentation import RandomAugmentation
-from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
-from anomaly.data.network_images import framed_images, network_images
+from anomaly.data.images.augmentation import RandomAugmentation
+from anomaly.data.images.network_images import framed_images, network_images
+from anomaly.data.synthetic.alterations import ALTERATIONS, Alteration
+from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.detection.baselines import default_baselines
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel
@@ -39,6 +38,8 @@ from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
 from anomaly.files import strict_json, writing
 from anomaly.logs import Public
+from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
+from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
 from pipelines.benchmark_page import benchmark_page
 from pipelines.benchmark_robustness import (
     ALTERATION_SEED,
@@ -49,7 +50,6 @@ from pipelines.benchmark_robustness import (
 from pipelines.benchmark_scans import Bench, EvaluationSet, Judge, Looked
 from pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
 from pipelines.calibrate import calibrate
-from pipelines.fit import Watcher, calibration_change, fitting_set
 from pipelines.prepare import prepare, scan_folder
 from pipelines.run import NOTICE, RunFolder
 from pipelines.train import train, trained_bundle
@@ -275,9 +275,7 @@ def _fitted_on(
     rows = [*(train if "train" in config.detector.fit_on else ()), *validation]
     observed, scans = fitting_set(watcher, rows)
     table = normal_table(observed, config.features, config.heatmap, scans)
-    heatmap = HeatmapModel.fit(
-        observed.residuals[:, config.features.in_map], observed.shifts, config.heatmap
-    )
+    heatmap = HeatmapModel.fit(observed.map_residuals, observed.shifts, config.heatmap)
     chosen, rule = _choice(bundle)
     log.info("%s", Public(rule))
     return _Normals(Judge(watcher, bundle, heatmap), chosen, rule, table, scans, train, validation)

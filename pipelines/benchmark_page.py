@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from anomaly.evaluation import Estimate, Rate
+from anomaly.evaluation.metrics import Estimate, Rate
 
 __all__ = ["benchmark_page"]
 

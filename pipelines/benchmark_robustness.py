@@ -13,12 +13,12 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.alterations import Alteration, alter
-from anomaly.data.manifest import ManifestRow
+from anomaly.data.synthetic.alterations import Alteration, alter
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.baselines import Baseline
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import CalibrationError
-from anomaly.evaluation import (
+from anomaly.evaluation.metrics import (
     auroc,
     exact_rate,
     patient_mean,
@@ -27,8 +27,8 @@ from anomaly.evaluation import (
     realised_false_alarms,
 )
 from anomaly.logs import Public
+from anomaly.training.detector_fit import calibration_change
 from pipelines.benchmark_scans import Array, Bench, EvaluationSet, Judge, Looked, Row
-from pipelines.fit import calibration_change
 
 __all__ = [
     "ALTERATION_SEED",

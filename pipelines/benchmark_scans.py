@@ -14,19 +14,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.bundle import Bundle
-from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import Change, NetworkImages
+from anomaly.data.images.network_images import Change, NetworkImages
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.calibration import Calibration
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.scoring import FeatureTable, new_table, score_observation
 from anomaly.errors import CalibrationError
-from anomaly.evaluation import (
+from anomaly.evaluation.metrics import (
     auroc,
     average_precision,
     exact_rate,
 )
-from pipelines.fit import Watcher
+from anomaly.store.bundle import Bundle
+from anomaly.training.detector_fit import Watcher
 
 __all__ = ["Array", "Bench", "EvaluationSet", "Judge", "Looked", "Row", "finite"]
 

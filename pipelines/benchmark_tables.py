@@ -24,13 +24,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from anomaly.data.network_images import NetworkImages
+from anomaly.data.images.network_images import NetworkImages
 from anomaly.detection.baselines import Baseline
 from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import reported_names
 from anomaly.detection.scoring import FeatureTable, fit_on, score_observation
 from anomaly.errors import AnomalyError
-from anomaly.evaluation import (
+from anomaly.evaluation.metrics import (
     auroc,
 )
 from anomaly.logs import Public

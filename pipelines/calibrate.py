@@ -6,21 +6,22 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from anomaly.bundle import Bundle, Calibrated, bundle_hash, read_bundle, write_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
-from anomaly.data.network_images import ImageReader
-from anomaly.data.splits import SPLITS
-from anomaly.detection.calibration import Calibration, Spread, allowed_rank, false_alarm_interval
+from anomaly.data.images.network_images import ImageReader
+from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
+from anomaly.data.table.splits import SPLITS
+from anomaly.detection.calibration import allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError, ConfigError
 from anomaly.logs import Public
-from pipelines.batches import ScoredScan, Scorer
-from pipelines.fit import calibration_change
-from pipelines.job import check_same_grey
-from pipelines.run import RunFolder, progress_bar
+from anomaly.progress import progress_bar
+from anomaly.scoring.calibrating import calibration_of
+from anomaly.scoring.job import check_same_grey
+from anomaly.scoring.scorer import ScoredScan, Scorer
+from anomaly.store.bundle import Bundle, bundle_hash, read_bundle, write_bundle
+from anomaly.training.detector_fit import calibration_change
+from pipelines.run import RunFolder
 
 __all__ = ["at_known_rate", "calibrate"]
 
@@ -70,17 +71,13 @@ def calibrate(
                     "out would bend the false-alarm rate. Put it back as it was, or prepare a new "
                     "run"
                 )
-            scored.append((item.score, item.peak, item.features))
+            scored.append(item)
             bar.update()
-    scores, peaks, features = zip(*scored, strict=True)
-    calibrated = Calibrated(
-        Calibration.from_scores(np.array(scores)),
-        Calibration.from_scores(np.array(peaks)),
+    calibrated = calibration_of(
+        scored,
         config.alpha,
-        manifest.hash,
-        {name: Spread.of(np.array([scan[name] for scan in features])) for name in features[0]},
-        config.detector.calibrate_under_nuisance,
-        marks,
+        manifest_hash=manifest.hash,
+        under_nuisance=config.detector.calibrate_under_nuisance,
     )
     written = write_bundle(replace(bundle, calibrated=calibrated), run.bundle)
     low, high = false_alarm_interval(len(rows), config.alpha, 0.95)
@@ -130,7 +127,7 @@ def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config)
             f"{len(abnormal)} of {len(rows)} scans are not labelled {config.data.normal!r} (the "
             f"first is {abnormal[0].key}, {abnormal[0].label!r}): calibrate on normal scans alone"
         )
-    seen = [row for row in rows if not scan_marks(row).isdisjoint(bundle.seen)]
+    seen = [row for row in rows if bundle.has_learned(row)]
     if seen:
         raise CalibrationError(
             f"{len(seen)} of {len(rows)} scans were used to train the network or the detector (the "

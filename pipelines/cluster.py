@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
-from anomaly.results import Results
-from pipelines.job import Job
-from pipelines.run import RunFolder, progress_bar
+from anomaly.progress import progress_bar
+from anomaly.scoring.job import Job
+from anomaly.store.results import Results
+from pipelines.run import RunFolder
 from pipelines.score import finish
 
 __all__ = ["score_on_ray"]
@@ -53,7 +55,9 @@ def score_on_ray(
     ray = _ray()
     # An actor may start elsewhere.
     run, bundle_folder = RunFolder(run.path.resolve()), bundle_folder.resolve()
-    job = Job.open(run, config, bundle_folder, manifest, device)
+    job = Job.open(
+        run.results, load_site_key(run.site_key), config, bundle_folder, manifest, device
+    )
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
@@ -83,7 +87,7 @@ def score_on_ray(
     finally:
         if started:
             ray.shutdown()
-    finish(job)
+    finish(run, job)
     return job.results
 
 
@@ -95,7 +99,14 @@ class _Actor:
     ) -> None:
         manifest = Manifest.read(run.manifest, root)
         log_what_is_allowed()
-        self.job = Job.open(run, config, bundle_folder, manifest, torch.device(device))
+        self.job = Job.open(
+            run.results,
+            load_site_key(run.site_key),
+            config,
+            bundle_folder,
+            manifest,
+            torch.device(device),
+        )
         self.workers = self.job.workers()
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from anomaly.config import Config, load_config, plain
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
 from pipelines.run import RunFolder
 

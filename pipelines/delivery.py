@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable
 from anomaly.logs import Public
-from anomaly.pacs.batches import Batch
-from anomaly.pacs.destinations import Destination
-from anomaly.pacs.spool import Spool
+from anomaly.pacs.client.destinations import Destination
+from anomaly.pacs.node.batches import Batch
+from anomaly.pacs.node.spool import Spool
 
 __all__ = ["FINAL", "Delivery", "Rest"]
 

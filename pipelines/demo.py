@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from anomaly.config import load_config
-from anomaly.data.manifest import Manifest
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
 from anomaly.files import make_results_folder
 from pipelines.calibrate import calibrate

@@ -16,20 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly.bundle import read_bundle
 from anomaly.config import Config
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.processes import Lost, Workers
-from anomaly.data.readers import read_scan
-from anomaly.data.zips import on_disk
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.isolation import Lost, Workers
+from anomaly.data.readers.registry import read_scan
+from anomaly.data.readers.zips import on_disk
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
 from anomaly.files import make_results_folder, refuse_foreign
 from anomaly.logs import Public
-from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
-from anomaly.results import Results, ScoreRow
-from pipelines.run import RunFolder, progress_bar
-from pipelines.verdicts import Norm, matching_scores
+from anomaly.progress import progress_bar
+from anomaly.reporting.dicom.objects import KINDS, DicomCase, Kind, write_objects
+from anomaly.scoring.verdicts import Norm, matching_scores
+from anomaly.store.bundle import read_bundle
+from anomaly.store.results import Results, ScoreRow
+from pipelines.run import RunFolder
 
 __all__ = ["DEFAULT_KINDS", "Written", "kinds_of", "write_dicom"]
 
@@ -99,7 +100,7 @@ def write_dicom(
     """
     bundle = read_bundle(run.bundle)
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-    rows, provenance = matching_scores(run, manifest, bundle)
+    rows, provenance = matching_scores(run.results, manifest, bundle)
     by_key = {row.key: row for row in manifest.select()}
     target = folder or run.dicom
     refuse_foreign(target)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 import anomaly
-from anomaly.bundle import bundle_problems, read_bundle
 from anomaly.cdm.health import DEAD, network_health
-from anomaly.data.dicom import decodable_transfer_syntaxes
+from anomaly.data.readers.dicom import decodable_transfer_syntaxes
+from anomaly.store.bundle import bundle_problems, read_bundle
 from pipelines.run import NOTICE
 
 __all__ = ["doctor"]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from anomaly.bundle import Calibrated
 from anomaly.detection.drift import FEWEST, FEWEST_NORMAL, Drift, find_drift
-from anomaly.results import ScoreRow
+from anomaly.store.bundle import Calibrated
+from anomaly.store.results import ScoreRow
 
 __all__ = ["drift_warnings"]
 

@@ -11,19 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.bundle import Bundle, read_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import NOT_LISTED, Manifest, ManifestRow
+from anomaly.data.table.manifest import NOT_LISTED, Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError
-from anomaly.evaluation import Estimate, Rate, auroc, exact_rate, image_metrics, pixel_metrics
+from anomaly.evaluation.metrics import (
+    Estimate,
+    Rate,
+    auroc,
+    exact_rate,
+    image_metrics,
+    pixel_metrics,
+)
 from anomaly.files import strict_json, whole, writing
 from anomaly.logs import Public
-from anomaly.results import ScoreRow
+from anomaly.scoring.verdicts import matching_scores, on_source
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.results import ScoreRow
 from anomaly.types import Orientation
 from pipelines.prepare import mask_hash
 from pipelines.run import NOTICE, RunFolder
-from pipelines.verdicts import matching_scores, on_source
 
 __all__ = ["evaluate", "lesion_mask"]
 
@@ -42,7 +49,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     bundle = read_bundle(run.bundle)
     calibrated = bundle.calibration()
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-    rows, provenance = matching_scores(run, manifest, bundle)
+    rows, provenance = matching_scores(run.results, manifest, bundle)
     alpha = provenance.alpha  # the one that the flags were raised at
     by_key = {row.key: row for row in manifest.select()}
     labelled = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]

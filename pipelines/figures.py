@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.bundle import Bundle, Calibrated, read_bundle
-from anomaly.checkpoint import read_metrics
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.errors import AnomalyError, ScanError
-from anomaly.evaluation import auroc
+from anomaly.evaluation.metrics import auroc
+from anomaly.evaluation.roc import roc
 from anomaly.files import holds_results, make_results_folder, writing
 from anomaly.logs import Public
-from anomaly.reporting import plots
-from anomaly.results import Provenance, ScoreRow
-from anomaly.roc import roc
-from anomaly.types import FIGURE_PNG, Verdict
+from anomaly.reporting.plots import charts
+from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
+from anomaly.store.bundle import Bundle, Calibrated, read_bundle
+from anomaly.store.results import Provenance, ScoreRow
+from anomaly.training.checkpoint import read_metrics
+from anomaly.types import FIGURE_PNG, JudgedScan
 from pipelines.run import RunFolder
-from pipelines.verdicts import Norm, matching_scores, scan_again
 
 __all__ = ["draw_figures", "make_figures"]
 
@@ -75,7 +75,7 @@ def make_figures(
     written: list[Path] = []
     for name, figure in drawn.items():
         with writing(folder / name):
-            written += plots.write_figure(figure, folder, name)
+            written += charts.write_figure(figure, folder, name)
     log.info("%d of %d figures made", len(drawn), len(_FIGURES))
     run.record("figures", {"figures": len(drawn), "seed": seed}, [folder])
     return written, left_out
@@ -116,7 +116,7 @@ def _files_of(folder: Path, figure: str) -> tuple[Path, Path]:
 
 def draw_figures(
     run: RunFolder, config: Config, *, scans: int = 8, seed: int = 0
-) -> tuple[dict[str, plots.Figure], dict[str, str]]:
+) -> tuple[dict[str, charts.Figure], dict[str, str]]:
     """Draw every figure that the run has the material for.
 
     Parameters
@@ -167,7 +167,7 @@ class _Source:
 
     @cached_property
     def results(self) -> tuple[list[ScoreRow], Provenance]:
-        return matching_scores(self.run, self.manifest, self.bundle)
+        return matching_scores(self.run.results, self.manifest, self.bundle)
 
     @cached_property
     def pairs(self) -> list[tuple[ScoreRow, ManifestRow]]:
@@ -200,7 +200,7 @@ class _Source:
         return scan.label != self.config.data.normal
 
 
-def _overlays(source: _Source) -> plots.Figure:
+def _overlays(source: _Source) -> charts.Figure:
     norm = source.norm
     if not norm.evidence_threshold < norm.evidence_ceiling:
         raise AnomalyError(
@@ -231,7 +231,7 @@ def _overlays(source: _Source) -> plots.Figure:
         log.info("%d scans drawn for the sheet can no longer be read: %s", count, Public(reason))
     if lost:
         note += f"\nDrawn and left out, no longer readable: {_counted(lost)}."
-    return plots.overlay_sheet(
+    return charts.overlay_sheet(
         flagged, others, norm.evidence_threshold, norm.evidence_ceiling, note
     )
 
@@ -242,10 +242,10 @@ def _drawn(
     wanted: int,
     generator: np.random.Generator,
     lost: Counter[str],
-) -> list[tuple[Verdict, NDArray[np.float32]]]:
+) -> list[tuple[JudgedScan, NDArray[np.float32]]]:
     """Up to `wanted` scans of a group that can be shown, at random; count in `lost` why not."""
     ordered = sorted(group, key=lambda pair: pair[0].key)
-    cases: list[tuple[Verdict, NDArray[np.float32]]] = []
+    cases: list[tuple[JudgedScan, NDArray[np.float32]]] = []
     for place in generator.permutation(len(ordered)):
         if len(cases) == wanted:
             break
@@ -256,8 +256,10 @@ def _drawn(
     return cases
 
 
-def _case(source: _Source, row: ScoreRow, scan: ManifestRow) -> tuple[Verdict, NDArray[np.float32]]:
-    """Verdict, and pixels as displayed.
+def _case(
+    source: _Source, row: ScoreRow, scan: ManifestRow
+) -> tuple[JudgedScan, NDArray[np.float32]]:
+    """Return the judged scan, and pixels as displayed.
 
     Raises
     ------
@@ -273,7 +275,7 @@ def _counted(lost: Counter[str]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in lost.most_common())
 
 
-def _roc(source: _Source) -> plots.Figure:
+def _roc(source: _Source) -> charts.Figure:
     pairs = source.labelled
     if not pairs:
         raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
@@ -283,7 +285,7 @@ def _roc(source: _Source) -> plots.Figure:
     area = auroc(scores, abnormal, patients, seed=source.seed)
     curve = roc(scores, abnormal, patients, seed=source.seed)
     flagged = np.array([bool(row.flagged) for row, _ in pairs])
-    return plots.roc_plot(
+    return charts.roc_plot(
         (curve.false_alarms, curve.sensitivity),
         (curve.rates, curve.low, curve.high),
         str(area),
@@ -293,14 +295,14 @@ def _roc(source: _Source) -> plots.Figure:
     )
 
 
-def _scores(source: _Source) -> plots.Figure:
+def _scores(source: _Source) -> charts.Figure:
     groups: dict[str, list[float]] = {}
     for row, scan in source.pairs:
         assert row.score is not None
         kind = "abnormal" if source.abnormal(scan) else "normal"
         name = f"{kind} scans" if scan.label else "scans without a label"
         groups.setdefault(name, []).append(row.score)
-    return plots.score_histogram(
+    return charts.score_histogram(
         source.calibrated.scores.scores,
         {name: np.array(scores) for name, scores in sorted(groups.items(), reverse=True)},
         source.norm.threshold,
@@ -309,7 +311,7 @@ def _scores(source: _Source) -> plots.Figure:
     )
 
 
-def _uniformity(source: _Source) -> plots.Figure:
+def _uniformity(source: _Source) -> charts.Figure:
     labelled = bool(source.labelled)
     normals = [(r, s) for r, s in source.pairs if not labelled or not source.abnormal(s)]
     p_values = np.array([row.p_value for row, _ in normals], dtype=np.float64)
@@ -326,7 +328,7 @@ def _uniformity(source: _Source) -> plots.Figure:
             low
         )  # set on changed scans, a low rate on unchanged ones is as promised
     note = "" if labelled else "No labels: all scans are drawn, not normal ones alone.\n"
-    return plots.uniformity_plot(
+    return charts.uniformity_plot(
         p_values,
         (alphas, low, high),
         "held-out normals" if labelled else "all scans",
@@ -335,7 +337,7 @@ def _uniformity(source: _Source) -> plots.Figure:
     )
 
 
-def _training(source: _Source) -> plots.Figure:
+def _training(source: _Source) -> charts.Figure:
     path = source.run.training_metrics
     try:
         records = read_metrics(path)
@@ -345,10 +347,10 @@ def _training(source: _Source) -> plots.Figure:
         raise AnomalyError(
             f"{path} holds no record: the run was not trained here, or not long enough"
         )
-    return plots.training_plot(records, "On held-out normal scans of the validation split.")
+    return charts.training_plot(records, "On held-out normal scans of the validation split.")
 
 
-_FIGURES: dict[str, Callable[[_Source], plots.Figure]] = {
+_FIGURES: dict[str, Callable[[_Source], charts.Figure]] = {
     "overlays": _overlays,
     "roc": _roc,
     "scores": _scores,

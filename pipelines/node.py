@@ -5,9 +5,10 @@ r"""node: scans that arrive by DICOM -> scored batches -> results where they bel
     instance received --(study quiet)--> batch closed --> scored --> sent (`pipelines.delivery`)
                                                      \-> failed
 
-Threads of the listener receive (`anomaly.pacs.listener`); the calling thread does the rest, one
-step at a time, and every step is recorded after it is done (`anomaly.pacs.spool`). A node that is
-killed goes on where it was. A batch is an ordinary run (`pipelines.score`) on a folder of scans.
+Threads of the listener receive (`anomaly.pacs.node.listener`); the calling thread does the rest,
+one step at a time, and every step is recorded after it is done (`anomaly.pacs.node.spool`). A node
+that is killed goes on where it was. A batch is an ordinary run (`pipelines.score`) on a folder of
+scans.
 
 Nothing but a signal ends a node that listens: what fails is tried again after pauses that grow.
 Only scoring a batch is given up in the end, until the next start.
@@ -32,28 +33,28 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from anomaly.bundle import Bundle, copy_bundle, find_bundle, read_bundle
 from anomaly.config import Config, check, read_keys
-from anomaly.data.gate import Gate
-from anomaly.data.manifest import Manifest
-from anomaly.data.processes import Workers
-from anomaly.data.pseudonyms import load_site_key
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.table.gate import Gate
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.files import make_results_folder
 from anomaly.logs import Public
-from anomaly.pacs.batches import PASSING, Batch
-from anomaly.pacs.destinations import Destination
-from anomaly.pacs.spool import Spool
+from anomaly.pacs.client.destinations import Destination
+from anomaly.pacs.node.batches import PASSING, Batch
+from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import listener_context
-from anomaly.reporting.dicom import Kind
-from anomaly.signatures import check_signature
+from anomaly.reporting.dicom.objects import Kind
+from anomaly.store.bundle import Bundle, copy_bundle, find_bundle, read_bundle
+from anomaly.store.signatures import check_signature
 from pipelines.delivery import Delivery, Rest
 from pipelines.dicom import DEFAULT_KINDS
 from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from pipelines.score import choose_scans, score
 
 if TYPE_CHECKING:
-    from anomaly.pacs.listener import Listener
+    from anomaly.pacs.node.listener import Listener
 
 __all__ = ["NodeSettings", "Objects", "Work", "load_settings", "run_node"]
 
@@ -111,8 +112,8 @@ class NodeSettings:
     calling : str
         AE title by which it calls a destination; empty: its own, `ae_title`.
     objects : tuple of str
-        Kinds of DICOM objects to write (`anomaly.reporting.dicom.KINDS`); of a scan that is not
-        flagged, the report alone.
+        Kinds of DICOM objects to write (`anomaly.reporting.dicom.objects.KINDS`); of a scan that is
+        not flagged, the report alone.
     alpha : float or None
         Stated false-alarm rate; None: the bundle's own.
     """
@@ -231,7 +232,7 @@ def _fit_bundle(settings: NodeSettings) -> Bundle:
 
 def _listener(spool: Spool, settings: NodeSettings) -> Listener:
     try:
-        from anomaly.pacs.listener import Listener
+        from anomaly.pacs.node.listener import Listener
     except ImportError as error:
         raise AnomalyError(
             "a node needs pynetdicom, which is not installed: pip install pynetdicom"

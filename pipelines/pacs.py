@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomaly.data.dicom import IMAGE_CLASSES
+from anomaly.data.readers.dicom import IMAGE_CLASSES
 from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.logs import Public
-from anomaly.pacs.destinations import Destination
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.instances import Instance
-from pipelines.run import progress_bar
+from anomaly.pacs.client.destinations import Destination
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.instances import Instance
+from anomaly.progress import progress_bar
 
 __all__ = ["Fetched", "fetch_studies", "query_of", "store_results"]
 
@@ -142,7 +142,7 @@ def store_results(destination: Destination, paths: Sequence[Path]) -> int:
 
 
 def _place(folder: Path, instance: Instance) -> Path:
-    """Where an instance goes; UIDs are safe names, see `anomaly.pacs.instances`."""
+    """Where an instance goes; UIDs are safe names, see `anomaly.pacs.client.instances`."""
     series = folder / instance.study / instance.series
     try:
         for part in (folder, series.parent, series):

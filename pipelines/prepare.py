@@ -10,22 +10,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly.bundle import read_bundle
 from anomaly.config import Config, load_config, write_config
-from anomaly.data.archive import build_manifest, matches
-from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.processes import Workers
-from anomaly.data.pseudonyms import load_site_key
-from anomaly.data.splits import SPLITS, assign_splits
-from anomaly.data.transforms import Preprocessing
+from anomaly.data.images.transforms import Preprocessing
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.table.listing import build_manifest, matches
+from anomaly.data.table.manifest import Manifest, ManifestRow
+from anomaly.data.table.pseudonyms import load_site_key
+from anomaly.data.table.splits import SPLITS, assign_splits
 from anomaly.detection.calibration import allowed_rank
 from anomaly.detection.detector import FEWEST_NORMALS
 from anomaly.errors import CalibrationError, ConfigError, ManifestError
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
+from anomaly.progress import progress_bar
+from anomaly.scoring.leases import Leases
+from anomaly.store.bundle import read_bundle
 from pipelines.context import WHERE_AND_HOW, changed_settings
-from pipelines.leases import Leases
-from pipelines.run import RunFolder, progress_bar
+from pipelines.run import RunFolder
 
 __all__ = ["mask_hash", "prepare", "scan_folder"]
 
@@ -249,7 +250,7 @@ def scan_folder(
     processes : Workers, optional
         Processes that are there already.
     preprocessing : Preprocessing, optional
-        Leave out what a network could not see, as `anomaly.data.archive.build_manifest` does.
+        Leave out what a network could not see, as `anomaly.data.table.listing.build_manifest` does.
     """
     exclude = [f"{glob.escape(config.data.masks)}/*"] if config.data.masks else []
     with progress_bar(0, "reading scans", "file") as bar:

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 import anomaly
-from anomaly.bundle import Bundle, Calibrated, read_bundle
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ScanError
 from anomaly.files import make_results_folder, writing
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase, write_report
-from anomaly.results import Provenance, ScoreRow
-from pipelines.companions import Companions
+from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase, write_report
+from anomaly.scoring.companions import Companions
+from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
+from anomaly.store.bundle import Bundle, Calibrated, read_bundle
+from anomaly.store.results import Provenance, ScoreRow
 from pipelines.drift import drift_warnings
 from pipelines.run import RunFolder
-from pipelines.verdicts import Norm, matching_scores, scan_again
 
 __all__ = ["ScoredRun", "report"]
 
@@ -102,7 +102,7 @@ class ScoredRun:
         """
         bundle = read_bundle(run.bundle)
         manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-        rows, provenance = matching_scores(run, manifest, bundle)
+        rows, provenance = matching_scores(run.results, manifest, bundle)
         scans = {row.key: row for row in manifest.select()}
         return cls(run, config, bundle, rows, provenance, scans)
 

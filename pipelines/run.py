@@ -16,24 +16,21 @@ from __future__ import annotations
 
 import platform
 import signal
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import Any
 
 import anomaly
 from anomaly.errors import AnomalyError
 from anomaly.files import checked_line, refuse_foreign, writing
-from anomaly.results import Results
-from anomaly.sums import seal
+from anomaly.store.results import Results
+from anomaly.store.sums import seal
 from anomaly.types import NOTICE
 
-__all__ = ["NOTICE", "RunFolder", "progress_bar", "stop_on_interrupt"]
+__all__ = ["NOTICE", "RunFolder", "stop_on_interrupt"]
 
 
 _LINKED = "bundle"
@@ -164,7 +161,7 @@ class RunFolder:
         stage : str
         facts : dict
         wrote : collection of Path
-            Files and folders of the run that the stage has written anew (`anomaly.sums`).
+            Files and folders of the run that the stage has written anew (`anomaly.store.sums`).
         """
         line = {
             "stage": stage,
@@ -177,12 +174,6 @@ class RunFolder:
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(checked_line(line))
         seal(self.path, wrote)
-
-
-def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:
-    """Return a bar on standard error: lively on a terminal, a line now and then in a log file."""
-    pause = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm(total=total, desc=what, unit=unit, mininterval=pause, leave=False, disable=hidden)
 
 
 class StopFlag:

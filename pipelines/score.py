@@ -1,7 +1,7 @@
 """score: scans and a bundle -> scores, p-values, flags, evidence maps.
 
-One process does the whole job (`pipelines.job`); several do the same on a shared folder and never
-meet. A run that is killed goes on where it stopped.
+One process does the whole job (`anomaly.scoring.job`); several do the same on a shared folder and
+never meet. A run that is killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from pathlib import Path
 
 import torch
 
-from anomaly.bundle import Bundle, copy_bundle, read_bundle, same_detector
 from anomaly.config import Config, DataSettings, load_config, override, write_config
-from anomaly.data.folders import list_files
-from anomaly.data.manifest import Manifest
-from anomaly.data.processes import Workers
-from anomaly.data.zips import file_of
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.readers.zips import file_of
+from anomaly.data.table.folders import list_files
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.detection.calibration import allowed_rank
 from anomaly.errors import AnomalyError, BundleError, ConfigError
-from anomaly.export import export
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
-from anomaly.results import Results
+from anomaly.progress import progress_bar
+from anomaly.scoring.job import Job, wanted
+from anomaly.scoring.leases import Leases
+from anomaly.scoring.shards import Turn
+from anomaly.store.bundle import Bundle, copy_bundle, read_bundle, same_detector
+from anomaly.store.export import export
+from anomaly.store.results import Results
 from pipelines.context import overrides_name, refuse_idle_settings, run_config
-from pipelines.job import Job, wanted
-from pipelines.leases import Leases
 from pipelines.prepare import scan_folder
-from pipelines.run import RunFolder, progress_bar
-from pipelines.shards import Turn
+from pipelines.run import RunFolder
 
 __all__ = ["choose_scans", "export_scores", "finish", "score"]
 
@@ -79,7 +81,9 @@ def score(
     AnomalyError
         If another run is writing its results here, the archive is gone, or the disk is full.
     """
-    job = Job.open(run, config, bundle_folder, manifest, device, leases)
+    job = Job.open(
+        run.results, load_site_key(run.site_key), config, bundle_folder, manifest, device, leases
+    )
     todo = (turn or Turn.of_environment(os.environ)).order(job.shards)
     scans = sum(len(shard.rows) for shard in todo)
     lent = nullcontext(processes) if processes else job.workers()
@@ -90,7 +94,7 @@ def score(
                 bar.set_postfix_str("waiting for shards that others hold")
                 time.sleep(job.leases.beat)
             todo = busy
-    finish(job)
+    finish(run, job)
     return run.results
 
 
@@ -272,9 +276,9 @@ def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bo
     return export(run.results, path, wanted(manifest))
 
 
-def finish(job: Job) -> None:
+def finish(run: RunFolder, job: Job) -> None:
     """Where all parts are there: tidy up, export and say what came out."""
-    run, results, provenance = job.run, job.results, job.provenance
+    results, provenance = job.results, job.provenance
     done = len(results.done(provenance))
     if done < provenance.parts:
         log.info("%d of %d shards are done; the rest is others' turn", done, provenance.parts)

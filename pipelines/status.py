@@ -9,7 +9,7 @@ from typing import cast, get_args
 import pyarrow as pa
 
 from anomaly.errors import AnomalyError
-from anomaly.feedback import Feedback, Opinion
+from anomaly.store.readings import Feedback, Opinion
 from pipelines.run import RunFolder
 
 __all__ = ["give_feedback", "merge_feedback", "retry", "status"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from anomaly.config import Config
 from anomaly.errors import AnomalyError
 from anomaly.files import make_results_folder, writing
-from anomaly.reporting.html_files import file_stem
-from anomaly.reporting.study_pdf import write_study
-from anomaly.results import ScoreRow
+from anomaly.reporting.html.files import file_stem
+from anomaly.reporting.pdf.study import write_study
+from anomaly.store.results import ScoreRow
 from pipelines.report import ScoredRun
 from pipelines.run import RunFolder
 

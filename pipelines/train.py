@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from anomaly.bundle import Bundle, read_bundle, write_bundle
 from anomaly.cdm.density import grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.health import network_health
@@ -33,21 +32,23 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.cdm.sampling import sample
-from anomaly.checkpoint import Metrics
 from anomaly.config import Config, DataSettings, ResultsSettings, write_config
-from anomaly.data.gate import Gate
-from anomaly.data.loaders import step_batches
-from anomaly.data.manifest import Manifest, ManifestRow, scan_marks
-from anomaly.data.network_images import ImageReader, framed_images, network_images
+from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.network_images import ImageReader, framed_images, network_images
+from anomaly.data.table.gate import Gate
+from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import AnomalyError, BundleError, ConfigError, ManifestError
 from anomaly.files import writing
-from anomaly.training import Batch, FitResult, fit, validation_metrics
+from anomaly.progress import progress_bar
+from anomaly.scoring.leases import Leases
+from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.training.checkpoint import Metrics
+from anomaly.training.detector_fit import Watcher, fit_detector
+from anomaly.training.loop import Batch, FitResult, fit, validation_metrics
 from anomaly.types import DRAWN_PNG
 from pipelines.context import process_place
-from pipelines.fit import Watcher, fit_detector
-from pipelines.leases import Leases
-from pipelines.run import RunFolder, progress_bar, stop_on_interrupt
+from pipelines.run import RunFolder, stop_on_interrupt
 
 __all__ = ["look_alikes", "processes", "train", "trained_bundle"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from anomaly.bundle import read_bundle
-from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.config import load_config
-from anomaly.data.manifest import Manifest
-from anomaly.data.pseudonyms import load_site_key
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
-from anomaly.feedback import Feedback
 from anomaly.files import read_checked
-from anomaly.sums import SUMS, damaged_files
+from anomaly.store.bundle import read_bundle
+from anomaly.store.readings import Feedback
+from anomaly.store.sums import SUMS, damaged_files
+from anomaly.training.checkpoint import read_checkpoint, read_metrics
 from pipelines.run import RunFolder
 
 __all__ = ["verify"]

@@ -16,7 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.bundle import (
+from anomaly.cdm.gaussian import CosineGaussianCDM
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.config import parse_config
+from anomaly.data.images.transforms import quantize
+from anomaly.detection.calibration import Calibration, Spread
+from anomaly.detection.extractor import FeatureExtractor
+from anomaly.detection.features import reported_names
+from anomaly.detection.look_alikes import LookAlikes
+from anomaly.detection.scoring import Scores, fit_scoring, score_observation
+from anomaly.errors import AnomalyError, BundleError, NotCalibrated
+from anomaly.store.bundle import (
     Bundle,
     Calibrated,
     _seal,
@@ -24,16 +35,6 @@ from anomaly.bundle import (
     read_bundle,
     write_bundle,
 )
-from anomaly.cdm.gaussian import CosineGaussianCDM
-from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import LevelClassifier, build_network
-from anomaly.config import parse_config
-from anomaly.data.transforms import quantize
-from anomaly.detection.calibration import Calibration, Spread
-from anomaly.detection.features import observe, reported_names
-from anomaly.detection.look_alikes import LookAlikes
-from anomaly.detection.scoring import Scores, fit_scoring, score_observation
-from anomaly.errors import AnomalyError, BundleError, NotCalibrated
 
 CANARY = "/secret/hospital/archive"
 NAMES = [
@@ -52,15 +53,7 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 
 def score(bundle: Bundle, pictures: torch.Tensor) -> Scores:
-    how = bundle.config
-    observed = observe(
-        bundle.network,
-        bundle.levels,
-        pictures,
-        how.features,
-        grey_levels=how.preprocessing.grey_levels,
-        reference=bundle.reference,
-    )
+    observed = bundle.extractor(torch.device("cpu"))(pictures)
     return score_observation(observed, bundle.config.features, bundle.detector, bundle.heatmap)
 
 
@@ -86,14 +79,7 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     classifier.intercept.copy_(torch.linspace(-1, 1, len(levels)))
     classifier.eval().requires_grad_(False)
     reference = images(40, 1).mean(0)
-    observed = observe(
-        classifier,
-        levels,
-        images(40, 2),
-        config.features,
-        grey_levels=256,
-        reference=reference,
-    )
+    observed = FeatureExtractor(classifier, levels, config.features, 256, reference)(images(40, 2))
     settings = config.detector.candidates[0]
     fitted, heatmap = fit_scoring(observed, config.features, config.heatmap, settings)
     seen = frozenset({"a", "b"})

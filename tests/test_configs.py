@@ -13,9 +13,9 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
 from anomaly.cdm.network import LevelClassifier, UNetSettings, build_network
 from anomaly.config import Config, load_config
-from anomaly.data.augmentation import RandomAugmentation
-from anomaly.data.splits import SPLITS
-from anomaly.data.transforms import network_image
+from anomaly.data.images.augmentation import RandomAugmentation
+from anomaly.data.images.transforms import network_image
+from anomaly.data.table.splits import SPLITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 ALL = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly.detection.calibration import Calibration, false_alarm_interval
 from anomaly.errors import CalibrationError
-from anomaly.evaluation import (
+from anomaly.evaluation.metrics import (
     BINS,
     auroc,
     average_precision,

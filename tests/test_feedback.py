@@ -12,8 +12,8 @@ import pytest
 from road import done, refused
 
 from anomaly.errors import AnomalyError
-from anomaly.feedback import Feedback
-from anomaly.results import Provenance, Results, ScoreRow
+from anomaly.store.readings import Feedback
+from anomaly.store.results import Provenance, Results, ScoreRow
 from pipelines.run import RunFolder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from road import anomaly
 
-from anomaly.data.processes import map_in_processes
+from anomaly.data.readers.isolation import map_in_processes
 from anomaly.logs import AllowList, Public, printable
 
 CANARY = "CANARY^PATIENT"
@@ -40,8 +40,8 @@ def test_numbers_and_marked_text_pass(lines: io.StringIO) -> None:
     "argument", [CANARY, Path(CANARY), ValueError(CANARY), {"name": CANARY}, [CANARY], b"CANARY^"]
 )
 def test_everything_else_is_withheld(lines: io.StringIO, argument: object) -> None:
-    logging.getLogger("anomaly.data.dicom").warning("%s, %s", argument, 7)
-    logging.getLogger("anomaly.data.dicom").warning("%d %r", 1, argument)
+    logging.getLogger("anomaly.data.readers.dicom").warning("%s, %s", argument, 7)
+    logging.getLogger("anomaly.data.readers.dicom").warning("%d %r", 1, argument)
     logging.getLogger("anomaly").warning("%(name)s", {"name": argument})
     assert "CANARY" not in lines.getvalue()
     assert lines.getvalue().startswith("[withheld], 7\n1 '[withheld]'\n")
@@ -75,7 +75,7 @@ def test_a_traceback_is_withheld(lines: io.StringIO) -> None:
     try:
         raise ValueError(CANARY)
     except ValueError:
-        logging.getLogger("anomaly.training").exception("it failed")
+        logging.getLogger("anomaly.training.loop").exception("it failed")
     assert lines.getvalue() == "it failed\n"
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anomaly import results as module
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import whole
-from anomaly.results import Provenance, Results, ScoreRow, plain_cell, plain_values
+from anomaly.store import results as module
+from anomaly.store.results import Provenance, Results, ScoreRow, plain_cell, plain_values
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
 FIRST = [

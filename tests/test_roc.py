@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from anomaly.errors import CalibrationError
-from anomaly.evaluation import auroc
-from anomaly.roc import roc
+from anomaly.evaluation.metrics import auroc
+from anomaly.evaluation.roc import roc
 
 
 def names(count: int) -> list[str]:

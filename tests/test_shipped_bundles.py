@@ -9,10 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from anomaly.bundle import SHIPPED, Bundle, find_bundle, read_bundle
 from anomaly.cdm.health import network_health
-from anomaly.detection.features import observe
 from anomaly.detection.scoring import Scores, score_observation
+from anomaly.store.bundle import SHIPPED, Bundle, find_bundle, read_bundle
 
 SCORES, PEAKS, LIMIT = [27.6901, 8.51189], [4.69175, 4.67718], 5.66631842
 
@@ -62,15 +61,7 @@ def look(bundle: Bundle, blank: NDArray[np.bool_] | None = None) -> Scores:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (1, 1, size, size), generator=generator) / 127.5 - 1
     slope = (torch.linspace(0, 255, size).round() / 127.5 - 1).expand(1, 1, size, size)
-    seen = observe(
-        bundle.network,
-        bundle.levels,
-        torch.cat([noise, slope]),
-        bundle.config.features,
-        grey_levels=bundle.config.preprocessing.grey_levels,
-        reference=bundle.reference,
-        blank=blank,
-    )
+    seen = bundle.extractor(torch.device("cpu"))(torch.cat([noise, slope]), blank)
     return score_observation(seen, bundle.config.features, bundle.detector, bundle.heatmap)
 
 

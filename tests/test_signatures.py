@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from anomaly.bundle import SHIPPED, bundle_hash, copy_bundle, read_bundle, write_bundle
 from anomaly.errors import AnomalyError, BundleError, ConfigError
-from anomaly.signatures import check_signature, sign_bundle
+from anomaly.store.bundle import SHIPPED, bundle_hash, copy_bundle, read_bundle, write_bundle
+from anomaly.store.signatures import check_signature, sign_bundle
 
 PEM = serialization.Encoding.PEM
 

@@ -34,10 +34,10 @@ from anomaly.cdm.network import (
     UNetSettings,
     build_network,
 )
-from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.config import load_config
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss, TrainingError
-from anomaly.training import (
+from anomaly.training.checkpoint import read_checkpoint, read_metrics
+from anomaly.training.loop import (
     Batch,
     FitResult,
     TrainingSettings,
@@ -664,7 +664,7 @@ def test_a_stop_asked_of_one_process_stops_both(two_processes: Path) -> None:
 def test_batches_that_processes_cannot_share_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.training._rank_and_world", lambda: (0, 3))
+    monkeypatch.setattr("anomaly.training.loop._rank_and_world", lambda: (0, 3))
     with pytest.raises(ConfigError, match=r"batch_size 4 cannot be shared evenly by 3"):
         train(tmp_path)
 
@@ -706,7 +706,7 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
         from anomaly.cdm.levels import NoiseLevels
         from anomaly.cdm.loss import CDMLoss
         from anomaly.cdm.network import EncoderSettings, build_network
-        from anomaly.training import Batch, TrainingSettings, fit
+        from anomaly.training.loop import Batch, TrainingSettings, fit
 
         torch.set_num_threads(1)
         levels = NoiseLevels.from_name("log_snr", 10)

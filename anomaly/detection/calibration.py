@@ -14,6 +14,7 @@ Lei, Romano, Sesia 2023, "Testing for outliers with conformal p-values".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy import stats
 
 from anomaly.errors import CalibrationError, TooFewCalibrationScans
 
-__all__ = ["Calibration", "Spread", "allowed_rank", "false_alarm_interval"]
+__all__ = ["Calibration", "Spread", "allowed_rank", "combined_p_value", "false_alarm_interval"]
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest normal float32. Smaller scores count as zero, as they do where maps are compared."""
@@ -103,6 +104,14 @@ class Spread:
     def percentile(self, number: int) -> float:
         """Return the percentile of a number, 1 to 99."""
         return float(self.percentiles[number - 1])
+
+
+def combined_p_value(p_values: Sequence[float]) -> float | None:
+    """Return the smallest of m p-values, times m, at most 1; None of none.
+
+    A p-value again, whatever they have to do with each other (Bonferroni).
+    """
+    return min(1.0, len(p_values) * min(p_values)) if p_values else None
 
 
 def allowed_rank(n: int, alpha: float) -> int:

@@ -17,7 +17,7 @@ Every feature is standardised by the normals, :math:`z = (f - \mu) / s`. Then, b
 All are scikit-learn's estimators, kept as plain arrays. Two-sided by nature: an image that is *too
 likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
 
-Features named ``evidence_...`` are distances already, and count in one direction: below the
+Features that are one-sided are distances already, and count in one direction: below the
 normals' mean they count as the mean. Where no other feature is in use and all are below it, the
 ``ledoit_wolf`` score is the largest standardised one, a number below 0.
 """
@@ -156,6 +156,7 @@ class Detector:
         settings: DetectorSettings,
         groups: Sequence[str] | None = None,
         scans: NDArray[np.intp] | None = None,
+        one_sided: NDArray[np.bool_] | None = None,
     ) -> Detector:
         """Fit on features (N, F) of normal scans.
 
@@ -168,6 +169,8 @@ class Detector:
             Group of each feature; all in one by default.
         scans : ndarray (N,) int, optional
             Rows with the same number are of the same scan and stay in the same fold.
+        one_sided : ndarray (F,) bool, optional
+            Features of which only large values are unusual; none by default.
 
         Raises
         ------
@@ -190,7 +193,8 @@ class Detector:
                 "the scans are broken"
             )
         z = (features - mean) / scale
-        one_sided = np.array([name.startswith("evidence") for name in names])
+        if one_sided is None:
+            one_sided = np.zeros(len(names), dtype=np.bool_)
         density = _fit_density(z, one_sided, names, settings, groups or ["all"] * len(names), scans)
         return cls(tuple(names), mean, scale, one_sided, settings.kind, density)
 

@@ -14,7 +14,7 @@ lesion adds residual of one sign over its area and at neighbouring levels; the s
 keep that and average noise away. A scale of the lesion's own size sees it best, and nobody knows it
 in advance. The median takes out what moves a whole scan, another body or another exposure, and is
 moved by no lesion that covers less than half of it: the heatmap says *where*, the detector whether.
-Blank places (`anomaly.data.blanks`) have no evidence and take no part in the median.
+Blank places (`anomaly.data.images.blanks`) have no evidence and take no part in the median.
 """
 
 from __future__ import annotations

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.detection.detector import FOLDS, Detector, DetectorSettings, fold_of
+from anomaly.detection.extractor import Observation
 from anomaly.detection.features import (
     GROUPS,
+    EvidenceGroup,
     FeatureSettings,
-    Observation,
     feature_groups,
     reported_names,
 )
-from anomaly.detection.heatmap import (
-    LOCAL_FEATURES,
-    HeatmapModel,
-    HeatmapSettings,
-    local_features,
-)
+from anomaly.detection.heatmap import HeatmapModel, HeatmapSettings
 
 __all__ = [
     "FeatureTable",
@@ -51,16 +47,24 @@ class FeatureTable:
 
     @classmethod
     def assemble(
-        cls, observed: Observation, local: NDArray[np.float64], settings: FeatureSettings
+        cls,
+        observed: Observation,
+        of_evidence: Mapping[str, NDArray[np.float64]],
+        settings: FeatureSettings,
     ) -> FeatureTable:
-        """Put the network's features and those of the heatmap (N, 3) side by side."""
+        """Put the network's features and those of the heatmap, by group, side by side."""
         columns = feature_groups(settings)
-        parts = {**observed.groups, "evidence": local}
+        parts = {**observed.groups, **of_evidence}
         return cls(
             tuple(name for group in GROUPS for name in columns[group]),
             tuple(group for group in GROUPS for _ in columns[group]),
             np.concatenate([parts[group] for group in GROUPS], axis=1),
         )
+
+    @property
+    def one_sided(self) -> NDArray[np.bool_]:
+        """Whether only large values of a column are unusual, (F,)."""
+        return np.array([GROUPS[group].one_sided for group in self.groups], dtype=np.bool_)
 
     def use(self, wanted: Sequence[str]) -> FeatureTable:
         """Return the columns of the features or groups named."""
@@ -111,14 +115,18 @@ def normal_table(
     scans : ndarray (N,) int
         Images with the same number show the same scan.
     """
-    maps = observed.residuals[:, features.in_map]
-    local = np.zeros((len(maps), len(LOCAL_FEATURES)))
+    maps = observed.map_residuals
+    of_evidence = {
+        group.name: np.zeros((len(maps), len(group.columns(features))))
+        for group in _evidence_groups()
+    }
     fold = fold_of(scans)
     for out in (fold == f for f in range(FOLDS)):
         if out.any() and (~out).any():
             part = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
-            local[out] = _local(part, observed.select(out), features)[1]
-    return FeatureTable.assemble(observed, local, features)
+            for name, values in _evidence_features(part, observed.select(out))[1].items():
+                of_evidence[name][out] = values
+    return FeatureTable.assemble(observed, of_evidence, features)
 
 
 def fit_scoring(
@@ -146,29 +154,29 @@ def fit_scoring(
     if scans is None:
         scans = np.arange(len(observed.residuals))
     table = normal_table(observed, features, heatmap, scans)
-    model = HeatmapModel.fit(observed.residuals[:, features.in_map], observed.shifts, heatmap)
+    model = HeatmapModel.fit(observed.map_residuals, observed.shifts, heatmap)
     return fit_on(table, detector, scans), model
 
 
 def fit_on(table: FeatureTable, settings: DetectorSettings, scans: NDArray[np.intp]) -> Detector:
     """Fit one detector on the `normal_table` of normal scans; `scans` as there."""
     used = table.use(settings.features)
-    return Detector.fit(used.values, used.names, settings, used.groups, scans)
+    return Detector.fit(used.values, used.names, settings, used.groups, scans, used.one_sided)
 
 
 def new_table(
     observed: Observation, features: FeatureSettings, heatmap: HeatmapModel
 ) -> FeatureTable:
     """Every feature of scans that the heatmap model was not fitted on."""
-    return FeatureTable.assemble(observed, _local(heatmap, observed, features)[1], features)
+    return FeatureTable.assemble(observed, _evidence_features(heatmap, observed)[1], features)
 
 
 def score_observation(
     observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
 ) -> Scores:
     """Score what the network said; the detector sees the features that it was fitted on."""
-    evidence, local = _local(heatmap, observed, features)
-    table = FeatureTable.assemble(observed, local, features)
+    evidence, of_evidence = _evidence_features(heatmap, observed)
+    table = FeatureTable.assemble(observed, of_evidence, features)
     return Scores(
         detector.score(table.use(detector.names).values),
         table.use(reported_names(features)).values,
@@ -176,10 +184,14 @@ def score_observation(
     )
 
 
-def _local(
-    heatmap: HeatmapModel, observed: Observation, features: FeatureSettings
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Evidence (N, H, W), and its `local_features` (N, 3)."""
-    residuals = observed.residuals[:, features.in_map]
-    evidence = heatmap.evidence(residuals, observed.shifts, observed.blank)
-    return evidence, local_features(evidence, observed.blank)
+def _evidence_groups() -> list[EvidenceGroup]:
+    return [group for group in GROUPS.values() if isinstance(group, EvidenceGroup)]
+
+
+def _evidence_features(
+    heatmap: HeatmapModel, observed: Observation
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+    """Evidence (N, H, W), and the features of every group of it."""
+    evidence = heatmap.evidence(observed.map_residuals, observed.shifts, observed.blank)
+    features = {group.name: group.compute(evidence, observed.blank) for group in _evidence_groups()}
+    return evidence, features

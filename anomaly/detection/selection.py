@@ -1,8 +1,8 @@
 r"""Choosing a detector without any abnormal scan.
 
 Normal scans are changed in two ways: by mild acquisition nuisance, which should not matter, and by
-synthetic perturbations, which should (`anomaly.data.alterations`). With :math:`s` the score
-of a detector that has seen neither,
+synthetic perturbations, which should (`anomaly.data.synthetic.alterations`). With :math:`s` the
+score of a detector that has seen neither,
 
 .. math:: \mathrm{margin} = P\bigl(s(\text{perturbed}) > s(\text{under nuisance})\bigr),
 

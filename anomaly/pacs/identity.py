@@ -27,7 +27,7 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.uid import UID
 from pydicom.valuerep import TEXT_VR_DELIMS
 
-from anomaly.pacs.instances import is_uid
+from anomaly.pacs.client.instances import is_uid
 
 __all__ = [
     "Identity",

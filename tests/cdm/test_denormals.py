@@ -33,7 +33,7 @@ def test_a_process_that_scores_flushes_in_all_its_threads() -> None:
             print(int((torch.full((size,), 1e-39) * 1.0).count_nonzero()))
 
         left()
-        import pipelines.batches
+        import anomaly.scoring.scorer
         if not torch.set_flush_denormal(True):
             print("no flush mode")
             raise SystemExit

@@ -23,8 +23,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from anomaly.data.frames import decoding
-from anomaly.data.gate import Gate
+from anomaly.data.readers.frames import decoding
+from anomaly.data.table.gate import Gate
 from anomaly.types import Scan
 
 SOP_CLASSES = {

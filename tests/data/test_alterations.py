@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from anomaly.data.alterations import (
+from anomaly.data.synthetic.alterations import (
     ALTERATIONS,
     GROSS,
     LESIONS,

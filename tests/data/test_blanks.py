@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anomaly.data.blanks import RIM, blank_pixels, empty_border, marks
-from anomaly.data.transforms import Frame, Preprocessing, frame_scan
+from anomaly.data.images.blanks import RIM, blank_pixels, empty_border, marks
+from anomaly.data.images.transforms import Frame, Preprocessing, frame_scan
 from anomaly.types import Scan, ScanIdentity
 
 

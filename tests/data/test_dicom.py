@@ -21,9 +21,9 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from anomaly.data import dicom, dicom_pixels, frames
-from anomaly.data.dicom import decodable_transfer_syntaxes, is_dicom, read_dicom
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers import dicom, dicom_pixels, frames
+from anomaly.data.readers.dicom import decodable_transfer_syntaxes, is_dicom, read_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import to_unit
 from anomaly.types import DETECTOR_MODEL, Scan

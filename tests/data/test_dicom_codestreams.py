@@ -27,8 +27,8 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
 )
 
-from anomaly.data.dicom import open_dicom, read_dicom
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers.dicom import open_dicom, read_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ScanError
 from anomaly.grey import to_unit
 from anomaly.types import Scan

@@ -11,8 +11,8 @@ from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.readers import read_scan
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_scan
 from anomaly.types import Orientation
 
 FULL = IntensityPolicy()

@@ -11,9 +11,9 @@ from dicom_samples import make_dataset, write_dicom, write_sample
 from numpy.testing import assert_allclose, assert_array_equal
 from pydicom import Dataset
 
-from anomaly.data.dicom import read_dicom
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.readers import read_scan
+from anomaly.data.readers.dicom import read_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_scan
 from anomaly.dicom.geometry import orientation, spacing
 from anomaly.errors import UnsupportedScan
 from anomaly.types import Orientation, Scan

@@ -12,10 +12,10 @@ import pytest
 from dicom_samples import make_dataset
 from pydicom.fileset import FileSet
 
-from anomaly.data.archive import build_manifest
-from anomaly.data.dicom_media import listed_files
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest
+from anomaly.data.readers.dicom_media import listed_files
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import UnreadableScan, UnsupportedScan
 
 

@@ -16,8 +16,8 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
-from anomaly.data.dicom import is_dicom, read_dicom
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers.dicom import is_dicom, read_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ScanError
 from anomaly.types import Scan
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly.data.archive import build_manifest
-from anomaly.data.folders import list_files
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.folders import list_files
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ManifestError
 from anomaly.files import holds_results, make_results_folder
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from dicom_family import KINDS, MEMBERS, TOP, write
 
-from anomaly.data.archive import build_manifest
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.listing import build_manifest
 
 COUNT = 400
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from dicom_samples import write_sample
 
-from anomaly.data.archive import build_manifest
-from anomaly.data.gate import Gate
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import ManifestRow
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.gate import Gate
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ConfigError
 
 CHEST = Gate(("DX", "CR"), ("CHEST",), ("PA", "AP"))

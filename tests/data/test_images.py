@@ -15,9 +15,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from anomaly.data import frames
-from anomaly.data.images import kind_by_name, read_image
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers import frames
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.raster import kind_by_name, read_image
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan
 

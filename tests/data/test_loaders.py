@@ -16,15 +16,20 @@ from dicom_samples import write_sample
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.data import network_images as network_images_module
-from anomaly.data.archive import build_manifest
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.loaders import step_batches
-from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import ImageReader, NetworkImage, framed_images, network_images
-from anomaly.data.transforms import Augmentation, Preprocessing, network_image
+from anomaly.data.images import network_images as network_images_module
+from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.network_images import (
+    ImageReader,
+    NetworkImage,
+    framed_images,
+    network_images,
+)
+from anomaly.data.images.transforms import Augmentation, Preprocessing, network_image
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ScanError
-from pipelines.fit import changed
+from anomaly.training.detector_fit import changed
 
 HOW = Preprocessing(8)
 COUNT = 10

@@ -34,14 +34,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from anomaly.data import pseudonyms
-from anomaly.data.archive import build_manifest
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest, ManifestRow, pixel_hash, prove_disjoint, scan_marks
-from anomaly.data.processes import Lost, Workers, map_in_processes
-from anomaly.data.pseudonyms import load_site_key
-from anomaly.data.splits import SPLITS, assign_splits
-from anomaly.data.transforms import Preprocessing
+from anomaly.data.images.transforms import Preprocessing
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.isolation import Lost, Workers, map_in_processes
+from anomaly.data.table import pseudonyms
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import (
+    Manifest,
+    ManifestRow,
+    pixel_hash,
+    prove_disjoint,
+    scan_marks,
+)
+from anomaly.data.table.pseudonyms import load_site_key
+from anomaly.data.table.splits import SPLITS, assign_splits
 from anomaly.errors import ConfigError, ManifestError
 
 ROOT = Path(__file__).parents[2]
@@ -276,7 +282,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
     script = (
         "import os, signal\n"
         "from dicom_samples import tell_pid\n"
-        "from anomaly.data.processes import Workers\n"
+        "from anomaly.data.readers.isolation import Workers\n"
         "if __name__ == '__main__':\n"
         f"    next(Workers(1).map(tell_pid, [{str(names)!r}]))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

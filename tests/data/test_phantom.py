@@ -10,9 +10,20 @@ import pydicom
 import pytest
 from PIL import Image
 
-from anomaly.data.phantom import LESION_KINDS, VISIBLE, LesionKind, draw_phantom, is_visible
-from anomaly.data.phantom_dicom import FILM, PATIENT, PhantomStudies, write_phantom_studies
-from anomaly.data.phantom_thorax import draw_thorax, draw_view
+from anomaly.data.synthetic.phantom import (
+    LESION_KINDS,
+    VISIBLE,
+    LesionKind,
+    draw_phantom,
+    is_visible,
+)
+from anomaly.data.synthetic.phantom_dicom import (
+    FILM,
+    PATIENT,
+    PhantomStudies,
+    write_phantom_studies,
+)
+from anomaly.data.synthetic.phantom_thorax import draw_thorax, draw_view
 from anomaly.errors import ConfigError
 
 SIZE = (128, 112)

@@ -15,10 +15,10 @@ from pydicom import Dataset
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import RLELossless
 
-from anomaly.data import readers
-from anomaly.data.frames import Frames
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.readers import kind_of, open_frames, read_frames, read_scan
+from anomaly.data.readers import registry as readers
+from anomaly.data.readers.frames import Frames
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import kind_of, open_frames, read_frames, read_scan
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import Scan
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomaly.data.augmentation import RandomAugmentation
-from anomaly.data.transforms import (
+from anomaly.data.images.augmentation import RandomAugmentation
+from anomaly.data.images.transforms import (
     SUPERSAMPLING,
     Augmentation,
     Frame,

@@ -18,9 +18,9 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.jpeg import jpeg_warnings
-from anomaly.data.readers import read_frames
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.jpeg import jpeg_warnings
+from anomaly.data.readers.registry import read_frames
 from anomaly.errors import ScanError
 from anomaly.types import Scan
 

@@ -18,12 +18,12 @@ from dicom_samples import make_dataset, write_sample
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from anomaly.data import zips
-from anomaly.data.archive import build_manifest
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest
-from anomaly.data.readers import read_scan
-from anomaly.data.zips import file_of, list_members, on_disk
+from anomaly.data.readers import zips
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_scan
+from anomaly.data.readers.zips import file_of, list_members, on_disk
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 
 FULL = IntensityPolicy()

@@ -15,8 +15,8 @@ from anomaly.cdm.density import Network, grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
-from anomaly.data.phantom import VISIBLE, draw_phantom
-from anomaly.data.transforms import Frame
+from anomaly.data.images.transforms import Frame
+from anomaly.data.synthetic.phantom import VISIBLE, draw_phantom
 from anomaly.detection.counterfactual import (
     CounterfactualSettings,
     counterfactual,

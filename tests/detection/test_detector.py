@@ -44,7 +44,8 @@ def fit(
     if settings.get("kind") == "guarded":
         settings = {"guard": ("c", "d", "e"), **settings}
     chosen = DetectorSettings(**{"use": ("the columns given",), **settings})
-    return Detector.fit(normal, names, chosen, groups, scans)
+    one_sided = np.array([name.startswith("evidence") for name in names])
+    return Detector.fit(normal, names, chosen, groups, scans, one_sided)
 
 
 def test_scores_of_gaussian_normals_follow_chi_squared() -> None:

@@ -10,13 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from anomaly.detection.detector import DetectorSettings
-from anomaly.detection.features import (
-    GROUPS,
-    FeatureSettings,
-    Observation,
-    feature_groups,
-    reported_names,
-)
+from anomaly.detection.extractor import Observation
+from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapModel, HeatmapSettings, local_features
 from anomaly.detection.scoring import (
     FeatureTable,
@@ -39,7 +34,9 @@ def observed(count: int, seed: int) -> Observation:
     }
     residuals = rng.normal(size=(count, 2, SIDE, SIDE)).astype(np.float32)
     shifts = rng.integers(-1, 2, (count, 2)).astype(np.float64)
-    return Observation(groups, residuals, shifts, rng.random((count, SIDE, SIDE)) < 0.1)
+    return Observation(
+        groups, residuals, (True, True), shifts, rng.random((count, SIDE, SIDE)) < 0.1
+    )
 
 
 def table(count: int = 3) -> FeatureTable:
@@ -54,8 +51,8 @@ def table(count: int = 3) -> FeatureTable:
     local = groups.pop("evidence")
     maps = np.zeros((count, 2, SIDE, SIDE), dtype=np.float32)
     blank = np.zeros((count, SIDE, SIDE), dtype=np.bool_)
-    seen = Observation(groups, maps, np.zeros((count, 2)), blank)
-    return FeatureTable.assemble(seen, local, SETTINGS)
+    seen = Observation(groups, maps, (True, True), np.zeros((count, 2)), blank)
+    return FeatureTable.assemble(seen, {"evidence": local}, SETTINGS)
 
 
 def local(model: HeatmapModel, seen: Observation) -> NDArray[np.float64]:
@@ -139,7 +136,8 @@ def test_normal_evidence_is_like_that_of_new_normals() -> None:
 
 def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
     settings = FeatureSettings(noise_to_signal=(0.25, 1.0), map_range=(0.5, 2.0), grid=4)
-    seen, detector = observed(30, 0), DetectorSettings(use=("evidence",))
+    seen = replace(observed(30, 0), in_map=settings.in_map)
+    detector = DetectorSettings(use=("evidence",))
     fitted, heatmap = fit_scoring(seen, settings, HEATMAP, detector)
     assert heatmap.size.shape == (1,)
     louder = seen.residuals * np.array([9, 1], np.float32)[:, None, None]
@@ -156,7 +154,8 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
     said = score_observation(new, SETTINGS, detector, heatmap)
     assert said.evidence.shape == (6, SIDE, SIDE)
     assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts, new.blank))
-    whole = FeatureTable.assemble(new, local_features(said.evidence, new.blank), SETTINGS)
+    of_evidence = {"evidence": local_features(said.evidence, new.blank)}
+    whole = FeatureTable.assemble(new, of_evidence, SETTINGS)
     assert detector.names == whole.use(use).names
     assert_array_equal(said.scores, detector.score(whole.use(use).values))
     names = reported_names(SETTINGS)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from dicom_samples import make_dataset, write_dicom
 
-from anomaly.pacs.retries import Attempts
+from anomaly.pacs.client.retries import Attempts
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 ROOT = "1.2.826.0.1.3680043.10.511"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from archives import IMPATIENT, Orthanc, make_studies
 
-from anomaly.pacs.dicomweb import DicomWeb
+from anomaly.pacs.client.dicomweb import DicomWeb
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 from archives import make_studies
 
 from anomaly.errors import AnomalyError, ConfigError
-from anomaly.pacs.destinations import Folder, destination
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.dimse import Dimse
+from anomaly.pacs.client.destinations import Folder, destination
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.dimse import Dimse
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ from pynetdicom.association import Association
 
 from anomaly.errors import ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.associations import end_alone
-from anomaly.pacs.destinations import destination
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.dimse import Dimse
+from anomaly.pacs.client.destinations import destination
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.dimse import Dimse
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ def test_an_abort_after_the_peers_own_kills_no_thread(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly.pacs.dimse.TIMEOUT", 1.0)
+    monkeypatch.setattr("anomaly.pacs.client.dimse.TIMEOUT", 1.0)
 
 
 @pytest.mark.parametrize("said", [b"\2\0\0\0\1\0" + bytes(20), b"\3\0\0\0\0\4\0\1\x63\1"])

@@ -38,11 +38,11 @@ from archives import (
 from pydicom import dcmread
 
 from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.bounded import ANSWER, Bounds
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.dimse import Dimse
-from anomaly.pacs.instances import Instance, is_uid
-from anomaly.pacs.retries import Attempts
+from anomaly.pacs.client.bounded import ANSWER, Bounds
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.dimse import Dimse
+from anomaly.pacs.client.instances import Instance, is_uid
+from anomaly.pacs.client.retries import Attempts
 from pipelines.pacs import fetch_studies
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -383,7 +383,7 @@ def test_an_answer_of_countless_elements_takes_no_memory(item: bytes) -> None:
 def test_an_instance_without_end_goes_to_the_disk_and_no_further(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.pacs.bounded.INSTANCE", Bounds(200 * 2**20, 60.0))
+    monkeypatch.setattr("anomaly.pacs.client.bounded.INSTANCE", Bounds(200 * 2**20, 60.0))
     head = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/related; boundary=b0\r\n\r\n"
     tracemalloc.start()
     with (
@@ -401,7 +401,7 @@ def test_an_instance_without_end_goes_to_the_disk_and_no_further(
 def test_an_answer_of_a_byte_now_and_then_is_left(
     start: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.pacs.bounded.ANSWER", Bounds(2**20, 1.0))
+    monkeypatch.setattr("anomaly.pacs.client.bounded.ANSWER", Bounds(2**20, 1.0))
     began = time.monotonic()
     with (
         bare_server(endless(start, b"H", pause=0.05)) as url,
@@ -426,7 +426,7 @@ def test_an_answer_that_is_compressed_is_refused(coding: str) -> None:
 
 
 def test_pages_without_end_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly.pacs.dicomweb.MOST", 50)
+    monkeypatch.setattr("anomaly.pacs.client.dicomweb.MOST", 50)
     count = itertools.count()
 
     def answer(request: Request) -> Answer:
@@ -721,7 +721,7 @@ def test_what_is_not_confirmed_is_looked_for(tmp_path: Path) -> None:
 def test_a_refused_batch_is_sent_again_one_by_one(
     bad: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.pacs.dicomweb.BATCH_BYTES", 3 * 3000)
+    monkeypatch.setattr("anomaly.pacs.client.dicomweb.BATCH_BYTES", 3 * 3000)
     paths = make_studies(tmp_path, 7, series=83)  # each has between 2,048 and 3,000 bytes
     assert all(2048 < path.stat().st_size < 3000 for path in paths)
     posts: list[int] = []

@@ -32,12 +32,12 @@ from pydicom.uid import (
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config
 
 from anomaly.errors import ArchiveError, ConfigError
-from anomaly.pacs.batches import Received
-from anomaly.pacs.dimse import Dimse
-from anomaly.pacs.incoming import MAX_REQUEST
-from anomaly.pacs.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
-from anomaly.pacs.retries import Attempts
-from anomaly.pacs.spool import Spool
+from anomaly.pacs.client.dimse import Dimse
+from anomaly.pacs.client.retries import Attempts
+from anomaly.pacs.node.batches import Received
+from anomaly.pacs.node.incoming import MAX_REQUEST
+from anomaly.pacs.node.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
+from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import destination_context, listener_context
 
 pytestmark = pytest.mark.skipif(
@@ -240,7 +240,7 @@ def test_senders_that_fall_silent_keep_nobody_out(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lost its line within a message; together they are all that may be there at once."""
-    monkeypatch.setattr("anomaly.pacs.listener.TIMEOUT", 1)
+    monkeypatch.setattr("anomaly.pacs.node.listener.TIMEOUT", 1)
     spool, port = start()
     half = b"\1\0\0\0\1\0" + bytes(20)  # of an A-ASSOCIATE-RQ
     with ExitStack() as silent:
@@ -303,7 +303,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def test_who_says_nothing_or_next_to_nothing_keeps_nobody_out(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.pacs.incoming.REQUEST_SECONDS", 3.0)
+    monkeypatch.setattr("anomaly.pacs.node.incoming.REQUEST_SECONDS", 3.0)
     spool, port = start()
     idle = [connect(port) for _ in range(3 * MAX_ASSOCIATIONS)]
     dripping, stopped = [connect(port) for _ in range(5)], threading.Event()

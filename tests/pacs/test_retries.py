@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.retries import Attempts
+from anomaly.pacs.client.retries import Attempts
 
 
 def test_pauses_double_up_to_the_longest_and_vary_by_half() -> None:

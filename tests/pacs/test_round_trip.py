@@ -15,9 +15,9 @@ from pydicom import dcmread
 from pydicom.uid import BasicTextSRStorage, RLELossless
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs import dicomweb
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.instances import Instance
+from anomaly.pacs.client import dicomweb
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.instances import Instance
 from pipelines.pacs import fetch_studies, store_results
 
 

@@ -19,10 +19,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from anomaly.errors import AnomalyError
 from anomaly.files import temporary_name
-from anomaly.pacs.batches import PASSING, Arrival, Batch, Received
-from anomaly.pacs.layout import file_name
-from anomaly.pacs.rebuild import read_stored
-from anomaly.pacs.spool import Spool
+from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received
+from anomaly.pacs.node.layout import file_name
+from anomaly.pacs.node.rebuild import read_stored
+from anomaly.pacs.node.spool import Spool
 
 ROOT = Path(__file__).parents[2]
 
@@ -519,8 +519,8 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     script = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from anomaly.pacs.batches import Arrival
-        from anomaly.pacs.spool import Spool
+        from anomaly.pacs.node.batches import Arrival
+        from anomaly.pacs.node.spool import Spool
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with Spool(Path(sys.argv[1]), max_instances=9, max_bytes=10**9) as spool:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from road import CONFIG, Road, copy, done
 
-from anomaly.data.phantom_dicom import write_phantom_studies
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from pipelines.run import RunFolder
 
 

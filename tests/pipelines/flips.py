@@ -6,12 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly.bundle import read_bundle
 from anomaly.config import dump, load_config
-from anomaly.data.manifest import Manifest
-from anomaly.data.pseudonyms import load_site_key
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
-from anomaly.feedback import Feedback
+from anomaly.store.bundle import read_bundle
+from anomaly.store.readings import Feedback
 from pipelines.run import RunFolder
 from pipelines.verify import verify
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from anomaly.config import Config
-from anomaly.data.manifest import Manifest
-from anomaly.data.processes import Workers
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
 from pipelines.node import load_settings, run_node

@@ -27,7 +27,7 @@ import yaml
 from dicom_samples import write_sample
 from pydicom.uid import generate_uid
 
-from anomaly.data.pseudonyms import load_site_key, pseudonym
+from anomaly.data.table.pseudonyms import load_site_key, pseudonym
 from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]

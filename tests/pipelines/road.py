@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly.data.manifest import Manifest
-from anomaly.results import ScoreRow
+from anomaly.data.table.manifest import Manifest
+from anomaly.store.results import ScoreRow
 from pipelines.__main__ import main
 from pipelines.run import RunFolder
 

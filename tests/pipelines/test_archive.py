@@ -18,10 +18,10 @@ from archives import Orthanc, free_port
 from pydicom import Dataset, dcmread
 from road import Road, done, refused
 
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
-from anomaly.pacs.dicomweb import DicomWeb
-from anomaly.pacs.instances import Instance
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.instances import Instance
 from pipelines.pacs import query_of
 from pipelines.run import RunFolder
 from pipelines.score import choose_scans

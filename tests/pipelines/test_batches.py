@@ -12,14 +12,14 @@ import torch
 from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 from road import Road
 
-from anomaly.bundle import read_bundle
-from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import ImageReader
-from anomaly.data.phantom import draw_phantom
-from anomaly.data.processes import Workers
-from anomaly.data.readers import content_hash
-from pipelines import batches as module
-from pipelines.batches import Outcome, ScoredScan, Scorer
+from anomaly.data.images.network_images import ImageReader
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.readers.registry import content_hash
+from anomaly.data.synthetic.phantom import draw_phantom
+from anomaly.data.table.manifest import ManifestRow
+from anomaly.scoring import scorer as module
+from anomaly.scoring.scorer import Outcome, ScoredScan, Scorer
+from anomaly.store.bundle import read_bundle
 
 CPU = torch.device("cpu")
 

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from anomaly.bundle import read_bundle
 from anomaly.config import Config, load_config
-from anomaly.data.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
-from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.data.network_images import Change, ImageReader
+from anomaly.data.images.network_images import Change, ImageReader
+from anomaly.data.synthetic.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import CalibrationError, ConfigError
+from anomaly.scoring.scorer import ScoredScan, Scorer
+from anomaly.store.bundle import read_bundle
+from anomaly.training.detector_fit import calibration_change
 from pipelines import benchmark as stage
 from pipelines.__main__ import main
-from pipelines.batches import ScoredScan, Scorer
 from pipelines.benchmark import benchmark, benchmark_config, published_labels, split_hash
-from pipelines.fit import calibration_change
 from pipelines.run import RunFolder
 
 ALPHA = 0.1

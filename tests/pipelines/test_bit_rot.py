@@ -18,9 +18,9 @@ from flips import Outcome, flipped, look
 from road import Road, anomaly, done, refused
 
 from anomaly.config import load_config
-from anomaly.data.manifest import NOT_LISTED, Manifest
+from anomaly.data.table.manifest import NOT_LISTED, Manifest
 from anomaly.errors import AnomalyError
-from anomaly.sums import SUMS
+from anomaly.store.sums import SUMS
 from pipelines.run import RunFolder
 
 

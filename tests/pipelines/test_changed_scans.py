@@ -17,10 +17,10 @@ from PIL import Image
 from pydicom import dcmread
 from road import Road, copy, done, refused
 
-from anomaly.bundle import read_bundle
 from anomaly.config import load_config, write_config
-from anomaly.data.manifest import Manifest, ManifestRow
-from anomaly.reporting.dicom_source import SEEN as MEANS_SEEN
+from anomaly.data.table.manifest import Manifest, ManifestRow
+from anomaly.reporting.dicom.source import SEEN as MEANS_SEEN
+from anomaly.store.bundle import read_bundle
 from pipelines.report import SEEN
 from pipelines.run import RunFolder
 

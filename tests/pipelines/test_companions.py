@@ -9,12 +9,12 @@ import torch
 from numpy.testing import assert_array_equal
 from road import Road
 
-from anomaly.bundle import read_bundle
 from anomaly.config import load_config
-from anomaly.data.readers import read_scan
-from anomaly.data.transforms import Frame, frame_scan, grey_range, network_image, stretch
+from anomaly.data.images.transforms import Frame, frame_scan, grey_range, network_image, stretch
+from anomaly.data.readers.registry import read_scan
 from anomaly.detection.look_alikes import LookAlikes
-from pipelines.companions import Companions
+from anomaly.scoring.companions import Companions
+from anomaly.store.bundle import read_bundle
 from pipelines.train import look_alikes
 
 

@@ -14,8 +14,8 @@ import pytest
 from road import damage_map, done
 
 from anomaly.config import load_config, write_config
-from anomaly.data.manifest import Manifest
-from anomaly.results import ScoreRow
+from anomaly.data.table.manifest import Manifest
+from anomaly.store.results import ScoreRow
 from pipelines.run import RunFolder
 
 

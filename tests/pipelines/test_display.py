@@ -17,9 +17,9 @@ from pydicom.uid import generate_uid
 from road import Road, done
 
 from anomaly.config import load_config
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import Manifest
-from anomaly.data.readers import read_scan
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_scan
+from anomaly.data.table.manifest import Manifest
 from anomaly.grey import GreyCurve, percentile_curve
 from pipelines.dicom import write_dicom
 from pipelines.figures import _case, _Source

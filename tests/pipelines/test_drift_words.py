@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from anomaly.bundle import Calibrated
 from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.drift import FEWEST, FEWEST_NORMAL
-from anomaly.results import ScoreRow
+from anomaly.store.bundle import Calibrated
+from anomaly.store.results import ScoreRow
 from pipelines.drift import drift_warnings
 
 

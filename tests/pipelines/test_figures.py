@@ -14,7 +14,7 @@ from road import Road, copy, damage_map, done, refused
 
 from anomaly.config import load_config
 from anomaly.files import make_results_folder
-from anomaly.results import ScoreRow
+from anomaly.store.results import ScoreRow
 from pipelines.figures import draw_figures
 from pipelines.run import RunFolder
 

@@ -19,14 +19,14 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config
-from anomaly.data.archive import build_manifest
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.manifest import ManifestRow
-from anomaly.data.network_images import ImageReader, framed_images, network_images
+from anomaly.data.images.network_images import ImageReader, framed_images, network_images
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
-from pipelines import fit
-from pipelines.fit import Watcher, changed, fit_detector, fitting_set
+from anomaly.training import detector_fit as fit
+from anomaly.training.detector_fit import Watcher, changed, fit_detector, fitting_set
 
 Kind = Literal["nuisance", "perturbation"]
 BOTH: Callable[..., Any] = pytest.mark.parametrize("kind", ["nuisance", "perturbation"])
@@ -199,7 +199,7 @@ def test_one_is_chosen_by_its_margin_and_fitted_on_all(scans: Scans) -> None:
     assert chosen == str(fitted.chosen)
     assert str(fitted.detector.names[0]).startswith(chosen.removeprefix("ledoit_wolf over "))
     observed, _ = fitting_set(watcher, rows)
-    residuals = observed.residuals[:, watcher.config.features.in_map]
+    residuals = observed.map_residuals
     size = np.sqrt(np.square(residuals).mean((0, 2, 3)))
     np.testing.assert_allclose(fitted.heatmap.size, size, rtol=1e-5)
     # The same scans give the same choice to the last bit.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.leases import Leases, _boot
+from anomaly.scoring.leases import Leases, _boot
 
 PATH = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def test_a_lease_that_was_taken_over_does_not_come_back(path: Path) -> None:
 @pytest.mark.skipif(_boot() is None, reason="this system does not name its boots")
 def test_a_killed_holder_on_this_machine_is_noticed_at_once(path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from pipelines.leases import Leases;"
+        "import sys, time; from pathlib import Path; from anomaly.scoring.leases import Leases;"
         "lease = Leases().claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from road import Road, copy, done, refused
 
-from anomaly.checkpoint import read_metrics
-from anomaly.data.processes import Workers
+from anomaly.data.readers.isolation import Workers
 from anomaly.errors import AnomalyError
 from anomaly.files import strict_json, writing
+from anomaly.training.checkpoint import read_metrics
 from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]

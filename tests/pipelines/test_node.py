@@ -21,14 +21,14 @@ from node_senders import Node, store, storm, uid_of, write_studies
 from pydicom import dcmread
 from road import Road, anomaly, refused
 
-from anomaly.bundle import find_bundle, read_bundle, write_bundle
 from anomaly.config import Config
-from anomaly.data.processes import Workers
+from anomaly.data.readers.isolation import Workers
 from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.batches import Arrival, Received
-from anomaly.pacs.destinations import Destination
-from anomaly.pacs.listener import Listener
-from anomaly.pacs.spool import Spool
+from anomaly.pacs.client.destinations import Destination
+from anomaly.pacs.node.batches import Arrival, Received
+from anomaly.pacs.node.listener import Listener
+from anomaly.pacs.node.spool import Spool
+from anomaly.store.bundle import find_bundle, read_bundle, write_bundle
 from pipelines.node import ATTEMPTS, PAUSES, NodeSettings, Objects, Work, load_settings, run_node
 from pipelines.run import RunFolder
 

@@ -13,7 +13,7 @@ from PIL import Image
 from road import Road, done
 
 from anomaly.config import load_config, override, parse_config
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,9 +16,9 @@ import pytest
 from openpyxl import load_workbook
 from road import Road, done, refused
 
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.logs import AllowList
-from pipelines.leases import Leases
+from anomaly.scoring.leases import Leases
 from pipelines.run import RunFolder
 
 CANARY = "CANARY"

@@ -27,11 +27,11 @@ from road import STEPS, Road, anomaly, copy, done, refused
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anomaly.bundle import read_bundle, write_bundle
-from anomaly.checkpoint import read_checkpoint, read_metrics
 from anomaly.config import load_config
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.detection.features import feature_groups
+from anomaly.store.bundle import read_bundle, write_bundle
+from anomaly.training.checkpoint import read_checkpoint, read_metrics
 from pipelines.run import RunFolder
 
 # --- what the road leaves ---------------------------------------------------------------------

@@ -18,12 +18,12 @@ import pydicom
 import pytest
 from road import Road, copy, done, refused
 
-from anomaly.data.manifest import Manifest, ManifestRow
+from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError
-from anomaly.results import ScoreRow
-from pipelines.leases import Leases
+from anomaly.scoring.leases import Leases
+from anomaly.scoring.shards import Shard, Turn, cut
+from anomaly.store.results import ScoreRow
 from pipelines.run import RunFolder
-from pipelines.shards import Shard, Turn, cut
 
 ROOT = Path(__file__).parents[2]
 SHARD = ("--set", "results.shard=5")

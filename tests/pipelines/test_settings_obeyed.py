@@ -14,10 +14,10 @@ import pytest
 import torch
 from road import Road, anomaly, copy, done, refused
 
-from anomaly.bundle import read_bundle
 from anomaly.config import load_config
-from anomaly.data.manifest import Manifest
+from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
+from anomaly.store.bundle import read_bundle
 from pipelines.context import pick_device, process_place
 from pipelines.run import RunFolder
 
@@ -196,7 +196,7 @@ def test_resuming_with_other_settings_lists_again(
 
 
 def test_two_trainings_in_one_folder_are_refused(road: Road, tmp_path: Path) -> None:
-    from pipelines.leases import Leases
+    from anomaly.scoring.leases import Leases
 
     run = copy(road.prepared, tmp_path / "run")
     lease = Leases().claim(run.path / "training.lease")
@@ -488,7 +488,7 @@ def test_the_rate_of_a_bundle_from_elsewhere_is_not_that_of_the_run(
 
 
 def test_a_table_is_not_changed_under_a_training(road: Road, tmp_path: Path) -> None:
-    from pipelines.leases import Leases
+    from anomaly.scoring.leases import Leases
 
     run = copy(road.prepared, tmp_path / "run")
     lease = Leases().claim(run.path / "training.lease")

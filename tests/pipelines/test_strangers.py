@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from road import Road, done, refused
 
-from anomaly.bundle import copy_bundle, read_bundle
-from anomaly.data import zips
-from anomaly.data.intensity import IntensityPolicy
-from anomaly.data.readers import read_scan
+from anomaly.data.readers import zips
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.registry import read_scan
 from anomaly.errors import BundleError, UnreadableScan
+from anomaly.store.bundle import copy_bundle, read_bundle
 from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -246,7 +246,7 @@ DECODES = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {data!r})
-from anomaly.data.processes import Workers
+from anomaly.data.readers.isolation import Workers
 from dicom_samples import tell_pid, wait_for_ever
 
 if __name__ == "__main__":
@@ -318,7 +318,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
         return b"new"
 
     with monkeypatch.context() as patch:
-        patch.setattr("anomaly.reporting.html_files.png_bytes", full)
+        patch.setattr("anomaly.reporting.html.files.png_bytes", full)
         assert "No space left on device" in refused("report", run.path)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     done("report", run.path)

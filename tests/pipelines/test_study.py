@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from road import Road, damage_map, done, refused
 
-from anomaly.data.manifest import Manifest
-from anomaly.results import ScoreRow
+from anomaly.data.table.manifest import Manifest
+from anomaly.store.results import ScoreRow
 from pipelines.run import RunFolder
 
 try:

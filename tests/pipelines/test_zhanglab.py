@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from anomaly.config import load_config
-from anomaly.data.manifest import Manifest
-from anomaly.data.splits import SPLITS
+from anomaly.data.table.manifest import Manifest
+from anomaly.data.table.splits import SPLITS
 from pipelines.prepare import prepare
 from pipelines.run import RunFolder
 

@@ -12,8 +12,8 @@ import pytest
 from dicom_sources import computed_radiograph, save
 from html_pages import Page, Render
 
-from anomaly.reporting.html import ReportData, write_report
-from anomaly.reporting.study_pdf import write_study
+from anomaly.reporting.html.page import ReportData, write_report
+from anomaly.reporting.pdf.study import write_study
 
 Tab: TypeAlias = Any  # playwright's Browser and Page: the package is optional
 Open: TypeAlias = Callable[..., Tab]

@@ -15,8 +15,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from anomaly.detection.heatmap import find_regions
-from anomaly.reporting.dicom import KINDS, DicomCase, Kind, write_objects
-from anomaly.types import ScanScore, Verdict
+from anomaly.reporting.dicom.objects import KINDS, DicomCase, Kind, write_objects
+from anomaly.types import JudgedScan, ScanScore
 
 THRESHOLD, CEILING = 2.0, 6.0
 SPACING = (0.2, 0.1)
@@ -46,7 +46,7 @@ def make_case(
     header = dcmread(source, stop_before_pixels=True)
     shape = (header.Rows, header.Columns)
     evidence = spots(shape) if evidence is None else evidence
-    verdict = Verdict(
+    verdict = JudgedScan(
         scan=ScanScore("key", 1.2345678901234567, {}, evidence),
         p_value=0.0123456789012345,
         alpha=0.05,

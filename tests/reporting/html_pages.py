@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase
-from anomaly.types import Region, ScanScore, Verdict
+from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase
+from anomaly.types import JudgedScan, Region, ScanScore
 
 CALIBRATION = np.arange(99) / 98
 
@@ -26,7 +26,9 @@ def make_case(
     **texts: str,
 ) -> ReportCase:
     scan = ScanScore(key, score, {"nll": 3.25}, evidence)
-    return ReportCase(Verdict(scan, p_value, 0.05, 0.95, p_value <= 0.05, regions), image, **texts)
+    return ReportCase(
+        JudgedScan(scan, p_value, 0.05, 0.95, p_value <= 0.05, regions), image, **texts
+    )
 
 
 def make_data(*cases: ReportCase, skipped: tuple[SkippedCase, ...] = ()) -> ReportData:

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase
-from anomaly.types import Region, ScanScore, Verdict
+from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase
+from anomaly.types import JudgedScan, Region, ScanScore
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="browser tests need the playwright package"
@@ -34,7 +34,7 @@ def make_case(
 ) -> ReportCase:
     evidence = np.zeros((64, 48), dtype=np.float32)
     evidence[20:30, 10:25] = 8.0
-    verdict = Verdict(
+    verdict = JudgedScan(
         scan=ScanScore(key, score, {"nll": 3.0, "edge": 9.0, "odd": 1.0}, evidence),
         p_value=p_value,
         alpha=0.05,

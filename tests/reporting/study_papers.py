@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from html_pages import make_case
 
-from anomaly.reporting.html import ReportCase
+from anomaly.reporting.html.page import ReportCase
 from anomaly.types import Region
 
 try:

@@ -23,12 +23,12 @@ from dicom_sources import SOURCES, computed_radiograph, save
 from pydicom import dcmread
 
 import anomaly
-from anomaly.data.dicom import open_dicom
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers.dicom import open_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.detection.heatmap import find_regions
-from anomaly.reporting.dicom import MAX_REGIONS, write_objects
-from anomaly.reporting.dicom_source import SEEN
-from anomaly.reporting.figures import overlay_rgba
+from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
+from anomaly.reporting.dicom.source import SEEN
+from anomaly.reporting.plots.figures import overlay_rgba
 
 # What the judges say
 

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from anomaly.errors import UnreadableScan, UnsupportedScan
-from anomaly.reporting.dicom import KINDS, _refusing, object_uid, write_objects
+from anomaly.reporting.dicom.objects import KINDS, _refusing, object_uid, write_objects
 
 
 def nested(path: Path) -> None:

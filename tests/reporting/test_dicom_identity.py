@@ -25,7 +25,7 @@ from pydicom.data import get_testdata_file
 
 import anomaly
 from anomaly.errors import AnomalyError, UnreadableScan, UnsupportedScan
-from anomaly.reporting.dicom import KINDS, Kind, object_uid, write_objects
+from anomaly.reporting.dicom.objects import KINDS, Kind, object_uid, write_objects
 from anomaly.types import DETECTOR_MODEL
 
 NOON = datetime(2024, 5, 6, 12, 0, 0)

@@ -11,7 +11,7 @@ from dicom_sources import SOURCES, computed_radiograph, save
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from anomaly.reporting.dicom import Kind, write_objects
+from anomaly.reporting.dicom.objects import Kind, write_objects
 
 
 def oblong(dataset: Dataset, group: Dataset) -> None:

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from anomaly.errors import UnsupportedScan
-from anomaly.reporting.dicom import Kind
+from anomaly.reporting.dicom.objects import Kind
 
 CLASSES = [
     ComputedRadiographyImageStorage,

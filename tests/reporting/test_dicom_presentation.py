@@ -20,8 +20,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import XRayAngiographicImageStorage
 
-from anomaly.data.dicom import read_dicom
-from anomaly.data.intensity import IntensityPolicy
+from anomaly.data.readers.dicom import read_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.dicom.grey import presentation_grey
 from anomaly.types import Scan
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.reporting.figures import (
+from anomaly.reporting.plots.figures import (
     colour_bar,
     contour_path,
     histogram_path,

@@ -13,7 +13,7 @@ import pytest
 from html_pages import Render, make_case, make_data
 
 from anomaly.errors import NotCalibrated
-from anomaly.reporting.html import ReportCase, SkippedCase, odds_in_words, write_report
+from anomaly.reporting.html.page import ReportCase, SkippedCase, odds_in_words, write_report
 from anomaly.types import Region
 
 CANARY = "<script>alert(1)</script>'\"&amp;</title>"

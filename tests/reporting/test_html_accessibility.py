@@ -19,7 +19,7 @@ from html_tabs import FILM, Open, Tab, make_case, make_data, sync_api
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.reporting.html import ReportData, SkippedCase
+from anomaly.reporting.html.page import ReportData, SkippedCase
 
 ROOT = Path(__file__).parents[2]
 WIDE = {"width": 1280, "height": 2400}  # all of the page is on the screen

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from html_tabs import FILM, Open, Tab, keys, make_case, make_data, selected, sync_api
 
-from anomaly.feedback import Feedback
-from anomaly.reporting.html import SkippedCase
+from anomaly.reporting.html.page import SkippedCase
+from anomaly.store.readings import Feedback
 
 # --- worklist ---------------------------------------------------------------------------------
 

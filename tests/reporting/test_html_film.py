@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from html_tabs import Open, Tab, make_data, middle, shot, sync_api
 
-from anomaly.reporting.html import ReportCase
-from anomaly.types import ScanScore, Verdict
+from anomaly.reporting.html.page import ReportCase
+from anomaly.types import JudgedScan, ScanScore
 
 # --- images -----------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ def test_a_picture_far_down_a_single_file_is_shown_once_it_is_there(opened: Open
     rng = np.random.default_rng(0)
     films = [rng.random((512, 512), dtype=np.float32) for _ in range(12)]  # 4 MB of page
     cases = [
-        ReportCase(Verdict(ScanScore(f"k{i}", -i, {}, None), 0.5, 0.05, 0.95, False, ()), film)
+        ReportCase(JudgedScan(ScanScore(f"k{i}", -i, {}, None), 0.5, 0.05, 0.95, False, ()), film)
         for i, film in enumerate(films)
     ]
     page = opened(dataclasses.replace(make_data(), cases=cases, skipped=[]), single_file=True)

@@ -14,7 +14,7 @@ from html_pages import Render, make_case, make_data
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly.reporting.figures import overlay_rgba
+from anomaly.reporting.plots.figures import overlay_rgba
 from anomaly.types import Region
 
 

@@ -11,7 +11,7 @@ import pytest
 from html_pages import Render
 from html_tabs import FILM, Open, Tab, make_case, make_data, middle, selected, sync_api
 
-from anomaly.reporting.html import ReportCase, ReportData, SkippedCase
+from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase
 
 ALIKE = np.full_like(FILM, 0.6)  # 153 of 255
 

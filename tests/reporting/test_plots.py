@@ -17,8 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from anomaly.errors import AnomalyError
-from anomaly.reporting.figures import overlay_rgba
-from anomaly.reporting.plots import (
+from anomaly.reporting.plots.charts import (
     overlay_sheet,
     roc_plot,
     score_histogram,
@@ -26,11 +25,12 @@ from anomaly.reporting.plots import (
     uniformity_plot,
     write_figure,
 )
-from anomaly.types import ScanScore, Verdict
+from anomaly.reporting.plots.figures import overlay_rgba
+from anomaly.types import JudgedScan, ScanScore
 
 
-def case(key: str, p_value: float, evidence: np.ndarray) -> tuple[Verdict, np.ndarray]:
-    found = Verdict(ScanScore(key, 1.0, {}, evidence), p_value, 0.05, 0.5, p_value <= 0.05)
+def case(key: str, p_value: float, evidence: np.ndarray) -> tuple[JudgedScan, np.ndarray]:
+    found = JudgedScan(ScanScore(key, 1.0, {}, evidence), p_value, 0.05, 0.5, p_value <= 0.05)
     return found, np.full(evidence.shape, 0.5, dtype=np.float32)
 
 
@@ -173,7 +173,7 @@ def test_a_sheet_needs_evidence_of_the_same_shape() -> None:
         overlay_sheet([], [], 1.0, 2.0, "")
     with pytest.raises(ValueError, match=r"is \(4, 6\), its image \(6, 4\)"):
         overlay_sheet([(verdict, pixels.T)], [], 1.0, 2.0, "")
-    blind = Verdict(ScanScore("a", 1.0, {}), 0.5, 0.05, 0.5, flagged=False)
+    blind = JudgedScan(ScanScore("a", 1.0, {}), 0.5, 0.05, 0.5, flagged=False)
     with pytest.raises(ValueError, match="is None"):
         overlay_sheet([(blind, pixels)], [], 1.0, 2.0, "")
 

@@ -10,7 +10,7 @@ import pytest
 from html_pages import make_data
 from study_papers import IMAGE, REGION, Written, flagged, height_of, texts, with_features
 
-from anomaly.reporting.html import ReportData, SkippedCase
+from anomaly.reporting.html.page import ReportData, SkippedCase
 from anomaly.types import NOTICE
 
 CANARY = "<script>alert(1)</script>'\"&amp;</title></style><img src=http://127.0.0.1/x>"

@@ -25,8 +25,8 @@ from study_papers import (
 )
 
 from anomaly.errors import ConfigError, NotCalibrated
-from anomaly.reporting.html import SkippedCase
-from anomaly.reporting.study_pdf import write_study
+from anomaly.reporting.html.page import SkippedCase
+from anomaly.reporting.pdf.study import write_study
 from anomaly.types import NOTICE
 
 # --- what it says -----------------------------------------------------------------------------

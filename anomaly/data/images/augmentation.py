@@ -1,0 +1,63 @@
+"""Random changes of framed training images; scoring does without, and starts sooner."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.transforms import Randomizable, Transform
+from torch import Tensor
+from torch.nn import functional
+
+from anomaly.data.images.transforms import Augmentation, Preprocessing, network_image
+
+__all__ = ["RandomAugmentation"]
+
+
+class RandomAugmentation(Randomizable, Transform):
+    """MONAI transform from a framed scan to an augmented network image.
+
+    ``(1, 2 size, 2 size)`` in [0, 1] -> ``(1, size, size)`` in [-1, 1]: rotation, zoom per axis,
+    shift and gamma, then `network_image`. Its randomness is set by ``set_random_state`` alone.
+
+    The sampling is PyTorch's own: the grids and metadata of MONAI's `RandAffine` cost several
+    times the interpolation (docs/benchmarks.md).
+    """
+
+    def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+        self.augmentation = augmentation
+        self.preprocessing = preprocessing
+
+    def __call__(self, framed: Tensor) -> Tensor:
+        """Change one framed scan by the next draw."""
+        # Plain: a MetaTensor would drag MONAI's bookkeeping through every operation of training.
+        image = torch.as_tensor(framed).as_subclass(Tensor)
+        wanted = self.augmentation
+        if wanted.rotate or wanted.zoom or wanted.shift:
+            image = self._moved(image)
+        if wanted.gamma:
+            image = self._brightened(image)
+        return network_image(image, self.preprocessing)
+
+    def _moved(self, image: Tensor) -> Tensor:
+        """Turn, zoom and shift; padding repeats the border."""
+        wanted = self.augmentation
+        angle = math.radians(wanted.rotate) * self.R.uniform(-1, 1)
+        rows, columns = 1 + wanted.zoom * self.R.uniform(-1, 1, 2)
+        down, right = 2 * wanted.shift * self.R.uniform(-1, 1, 2)  # a side is 2 long in the grid
+        cos, sin = math.cos(angle), math.sin(angle)
+        place = [[columns * cos, -rows * sin, right], [columns * sin, rows * cos, down]]
+        grid = functional.affine_grid(
+            torch.tensor([place], dtype=image.dtype), [1, *image.shape], align_corners=False
+        )
+        return functional.grid_sample(
+            image[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        )[0]
+
+    def _brightened(self, image: Tensor) -> Tensor:
+        """Apply a gamma within the image's own range."""
+        largest = 1 + self.augmentation.gamma
+        gamma = self.R.uniform(1 / largest, largest)
+        low, high = image.min(), image.max()
+        extent = (high - low).clamp_min(1e-7)
+        return ((image - low) / extent) ** gamma * extent + low

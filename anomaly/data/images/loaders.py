@@ -1,0 +1,117 @@
+"""Batches of training images.
+
+Decoding and resampling happened once (`anomaly.data.images.network_images`); random augmentation
+happens in every step. What step ``s`` sees is a function of (seed, s), so a resumed run sees what
+an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from anomaly.data.images.augmentation import RandomAugmentation
+from anomaly.data.images.transforms import Augmentation, Preprocessing
+
+__all__ = ["step_batches"]
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """The random changes of a step; can be sent to a process."""
+
+    moving: RandomAugmentation
+    unmoving: RandomAugmentation
+    unmoved_from: int
+
+    def __call__(self, step: int) -> RandomAugmentation:
+        return self.moving if step < self.unmoved_from else self.unmoving
+
+
+class _Steps(Dataset[tuple[Tensor, list[str]]]):
+    """Item ``s`` is this process's share of step ``s``'s batch."""
+
+    def __init__(
+        self,
+        framed: Tensor,
+        keys: Sequence[str],
+        changes: _Changes,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.framed = framed
+        self.keys = keys
+        self.changes = changes
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[str]]:
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.share]
+        change = self.changes(step)
+        images, keys = [], []
+        for position in positions:
+            epoch, place = divmod(int(position), len(self.framed))
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.framed))
+            index = int(order[place])
+            # One state per image and visit: the same whatever process or worker makes it.
+            state = np.random.SeedSequence((self.seed, int(position))).generate_state(1)[0]
+            change.set_random_state(seed=int(state))
+            images.append(change(self.framed[index]))
+            keys.append(self.keys[index])
+        return torch.stack(images), keys
+
+
+def step_batches(
+    framed: Tensor,
+    keys: Sequence[str],
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: range,
+    total: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> DataLoader[tuple[Tensor, list[str]]]:
+    """Batches of the given steps; every image is seen once an epoch, in a seeded order.
+
+    Parameters
+    ----------
+    framed : Tensor (N, 1, 2 size, 2 size), from `framed_images`
+    keys : sequence of N str
+    augmentation, preprocessing
+    batch_size : int
+        Over all processes together.
+    seed : int
+    steps : range
+        Steps to make.
+    total : int
+        Steps of the whole training, of which `Augmentation.moved_until` is a share.
+    rank, world : int
+        This process and how many there are; it gets ``batch_size / world`` rows of each batch.
+    workers : int
+        Processes that prepare batches ahead; the result does not depend on it.
+
+    Returns
+    -------
+    DataLoader
+        Of (images (B, 1, size, size) in [-1, 1], keys).
+    """
+    changes = _Changes(
+        RandomAugmentation(augmentation, preprocessing),
+        RandomAugmentation(augmentation.unmoved, preprocessing),
+        math.ceil(augmentation.moved_until * total),
+    )
+    dataset = _Steps(framed, keys, changes, batch_size, seed, rank, world)
+    return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=workers)

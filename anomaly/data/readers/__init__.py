@@ -1,0 +1,1 @@
+"""Files of every known kind -> scans, decoded apart from what reads them."""

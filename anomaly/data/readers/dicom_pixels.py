@@ -1,0 +1,278 @@
+"""Samples of a frame: decoded as they are stored, and what they mean before any grey.
+
+::
+
+    coded frame -> samples, none masked     (a coding that contradicts the header is refused)
+    grey:   samples -> stored values, and where padding marks none
+    colour: samples -> brightness in [0, 1]
+
+What a header calls a colour space, and what a decoder makes of it, need not agree; the codestream
+tells (`anomaly.dicom.codestream`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, FileDataset
+from pydicom import uid as uids
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+
+from anomaly.data.readers.jpeg import jpeg_warnings
+from anomaly.dicom.codestream import (
+    CodestreamHeader,
+    coding_of,
+    read_codestream_header,
+    run_length_conflict,
+)
+from anomaly.dicom.frames import encoded_frame
+from anomaly.dicom.grey import GradedValues
+from anomaly.dicom.tags import text, whole_number
+from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.grey import luminance, to_unit
+
+__all__ = ["brightness", "coded_header", "decoders", "stored_values"]
+
+
+def decoders(transfer_syntax: uids.UID) -> list[str]:
+    """Names of the installed plugins that decode a transfer syntax; empty where there is none."""
+    if transfer_syntax in uids.UncompressedTransferSyntaxes:
+        return ["numpy"]
+    try:
+        return list(get_decoder(transfer_syntax).available_plugins)
+    except NotImplementedError:
+        return []
+
+
+def coded_header(
+    path: Path, dataset: FileDataset, count: int, index: int
+) -> CodestreamHeader | None:
+    """Header of a coded frame, which must not contradict that of the object.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    dataset : FileDataset
+    count : int
+        Frames that are there.
+    index : int
+
+    Returns
+    -------
+    CodestreamHeader or None
+        None where the frame is not coded, or by run lengths, which have none.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"codestream"``: they contradict each other; ``"undecodable"``: it has no header.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return None
+    frame = encoded_frame(dataset, index, count)
+    if syntax == uids.RLELossless:
+        coded, conflict = None, run_length_conflict(frame, dataset)
+    else:
+        coded = read_codestream_header(frame)
+        conflict = coded.conflict(dataset) if coded is not None else ""
+        expected = coding_of(syntax)
+        if coded is None and expected:
+            raise UnreadableScan(
+                "undecodable",
+                f"{path}, frame {index}: it holds no header of a {expected} codestream, as "
+                f"{syntax.name} has. Export it again.",
+            )
+        if coded is not None and expected and coded.coding != expected:
+            conflict = f"the codestream is {coded.coding}, the transfer syntax {syntax.name}"
+    if conflict:
+        raise UnreadableScan("codestream", f"{path}, frame {index}: {conflict}. Export it again.")
+    return coded
+
+
+def stored_values(
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
+) -> tuple[GradedValues, NDArray[np.bool_], tuple[str, ...]]:
+    """Decode stored values as the standard reads them, and where PixelPaddingValue marks none.
+
+    The bits above HighBit must be zero, a sign extension, or an overlay that the header declares
+    there. Anything else is refused and not masked: the values may be what is wrong.
+
+    Returns
+    -------
+    GradedValues, ndarray of bool, tuple of str
+        Values ``(Rows, Columns)``, where they are padding, and remarks.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"undecodable"``: they are not of the size that the header says.
+    UnsupportedScan
+        ``"out of range"``: a value is none of BitsStored.
+    """
+    bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
+    raw, _ = _decoded(path, dataset, index, coded)
+    if raw.shape != (int(dataset.Rows), int(dataset.Columns)):
+        raise UnreadableScan(
+            "undecodable",
+            f"{path} decodes to shape {raw.shape}; its header says "
+            f"({dataset.Rows}, {dataset.Columns}).",
+        )
+    allocated = raw.dtype.itemsize * 8
+    whole = raw.astype(np.int32) & ~_overlay_bits(dataset)
+    used = whole & (2**bits - 1)
+    values = np.where(used >= 2 ** (bits - 1), used - 2**bits, used) if signed else used
+    valid = (whole == values) | ((whole & (2**allocated - 1)) == used)
+    values = np.where(valid, values, whole)
+    padding, notes = _padding(dataset, values, allocated, signed)
+
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    wrong = values[~valid & ~padding]
+    if wrong.size:
+        raise UnsupportedScan(
+            "out of range",
+            f"{path}, frame {index}, holds {wrong.size} value(s) such as {wrong[0]} outside "
+            f"[{low}, {high}], the range of BitsStored {bits}.",
+        )
+    graded = GradedValues(values, low, high, 2**bits, (f"{bits} bits stored",))
+    return graded, padding, notes
+
+
+def _overlay_bits(dataset: Dataset) -> int:
+    """Bits of the stored values that the overlay planes of old files use (PS3.5 8.1.2)."""
+    bits = 0
+    for group in range(0x6000, 0x6020, 2):
+        position = whole_number(dataset, (group, 0x0102))
+        if position is not None and 0 < position < 16 and (group, 0x3000) not in dataset:
+            bits |= 1 << position
+    stored: int = 2 ** int(dataset.BitsStored) - 1
+    return bits & ~stored
+
+
+def _padding(
+    dataset: Dataset, values: NDArray[np.int32], allocated: int, signed: bool
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Where PixelPaddingValue marks no image, and a remark where it cannot be used."""
+    nowhere = np.zeros(values.shape, dtype=bool)
+    if "PixelPaddingValue" not in dataset:
+        return nowhere, ()
+    first = whole_number(dataset, "PixelPaddingValue")
+    last = whole_number(dataset, "PixelPaddingRangeLimit")
+    if first is None or (last is None and "PixelPaddingRangeLimit" in dataset):
+        return nowhere, ("PixelPaddingValue not used: it is no number",)
+    ends = [first, first if last is None else last]
+    if signed:
+        # Writers put -2000 as the unsigned 63536 where the VR is ambiguous.
+        ends = [(end + 2 ** (allocated - 1)) % 2**allocated - 2 ** (allocated - 1) for end in ends]
+    else:  # and -500, of the other VR, for 65036
+        ends = [end % 2**allocated for end in ends]
+    padding = (values >= min(ends)) & (values <= max(ends))
+    if padding.all():
+        return nowhere, ("PixelPaddingValue not used: it would hide every pixel",)
+    return padding, ()
+
+
+def brightness(
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
+    """Brightness of a coloured frame, by the colours that the decoder gives.
+
+    They need not be those that the header names.
+
+    Returns
+    -------
+    ndarray, ndarray of bool, tuple of str
+        Brightness ``(Rows, Columns)`` float32 in [0, 1], what is hidden (nothing), and how it came
+        about.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"undecodable"``: there are not three samples a pixel.
+    UnsupportedScan
+        ``"out of range"``: a sample is none of BitsStored.
+    """
+    stated = text(dataset, "PhotometricInterpretation")
+    top = 2 ** int(dataset.BitsStored) - 1
+    values, colours = _decoded_colours(path, dataset, index, coded)
+    if values.size and int(values.max()) > top:
+        raise UnsupportedScan(
+            "out of range",
+            f"{path}, frame {index}, holds values up to {values.max()}, above {top}, the largest "
+            f"of BitsStored {dataset.BitsStored}.",
+        )
+    if colours == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+        top = _palette_top(dataset, values)
+    if values.ndim != 3 or values.shape[-1] != 3:
+        raise UnreadableScan(
+            "undecodable",
+            f"{path} decodes to shape {values.shape}; expected (Rows, Columns, 3).",
+        )
+    if colours.startswith("YBR"):
+        # The first sample is the luminance (PS3.3 C.7.6.3.1.2), which "partial" keeps in 16 to 235.
+        low, high = (16, 235) if colours.startswith("YBR_PARTIAL") else (0, 255)
+        scale = (top + 1) / 256 if colours.startswith("YBR_PARTIAL") else top / 255
+        pixels = to_unit(values[..., 0], low * scale, high * scale)
+    else:
+        pixels = luminance(to_unit(values, 0, top))
+    steps = f"luminance of {stated}" + ("" if colours == stated else f", decoded as {colours}")
+    return pixels, np.zeros(pixels.shape, dtype=bool), (steps,)
+
+
+def _palette_top(dataset: FileDataset, values: NDArray[Any]) -> int:
+    """Largest entry that a palette can hold: writers put entries of 8 bits into words of 16."""
+    widest = 2 ** (8 * values.dtype.itemsize) - 1
+    colours = ("Red", "Green", "Blue")
+    tables = [dataset.get(f"{colour}PaletteColorLookupTableData", None) for colour in colours]
+    entries = [np.frombuffer(table, "<u2") for table in tables if isinstance(table, bytes)]
+    narrow = len(entries) == 3 and all(table.max(initial=0) <= 255 for table in entries)
+    return 255 if narrow else widest
+
+
+def _decoded_colours(
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
+) -> tuple[NDArray[Any], str]:
+    """Return samples of a coloured frame (Rows, Columns, 3), and the colour space they are in."""
+    stated = text(dataset, "PhotometricInterpretation")
+    partial_native = coded is None and stated == "YBR_PARTIAL_422"
+    # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
+    wanted = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
+    values, properties = _decoded(path, dataset, index, coded, **wanted)
+    if partial_native:
+        return values, stated
+    if coded is not None and coded.colours:
+        return values, coded.colours
+    # By the standard RCT and ICT name the transformation that decoding undoes.
+    return values, "RGB" if stated in ("YBR_ICT", "YBR_RCT") else str(
+        properties["photometric_interpretation"]
+    )
+
+
+def _decoded(
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None, **wanted: Any
+) -> tuple[NDArray[np.generic], Mapping[str, Any]]:
+    """Return samples of a frame as they are stored, and how they are laid out."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
+        wanted["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
+    if coded is not None and coded.components > 1 and coded.coding != "JPEG-LS":
+        wanted["planar_configuration"] = 0  # its decoders know no other
+    if coded is not None and coded.coding == "JPEG" and coded.bits > int(dataset.BitsStored):
+        wanted["bits_stored"] = coded.bits  # its decoder would mask what lies above
+    if coded is not None and coded.colours and coded.coding == "JPEG":
+        plugins = [name for name in decoders(syntax) if name == "gdcm"]
+        wanted["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
+        wanted["photometric_interpretation"] = coded.colours  # and knows not every label
+    decoder = get_decoder(syntax)
+    wanted["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
+    if coded is None or coded.coding != "JPEG":
+        return decoder.as_array(dataset, index=index, raw=True, **wanted)
+    with jpeg_warnings(path):
+        return decoder.as_array(dataset, index=index, raw=True, **wanted)

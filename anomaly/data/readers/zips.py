@@ -1,0 +1,224 @@
+"""Zip archives of studies, read as folders.
+
+::
+
+    exports/study.zip/series/IM1        names the member series/IM1 of exports/study.zip
+
+An archive is somebody else's: its table of contents is read in a process that may die
+(`anomaly.data.readers.isolation`), a name that leads out of it, a link or a locked member is
+refused, and so is an archive that would unpack to much more than scans ever do. A member is
+unpacked when it is read, alone, into a folder that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from anomaly.data.readers.frames import decoding, refuse_special_file
+from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.files import MARKS
+
+__all__ = ["Listing", "file_of", "is_zip", "list_members", "on_disk"]
+
+MAX_MEMBERS = 200_000
+MAX_MEMBER_BYTES = 4 * 2**30
+MAX_BYTES = 2**40
+
+# Scans without any compression shrink by 10 at most, blank ones by 200. Deflate can do 1000, and
+# archives whose members overlap have no limit.
+MAX_RATIO = 200
+_ALWAYS_FINE = 2**30
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # of names without "./"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a zip archive holds.
+
+    Attributes
+    ----------
+    members : tuple of str
+        Names that can be read.
+    refused : tuple of (str, str)
+        Names that cannot, and a short reason.
+    """
+
+    members: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is to be read as a zip archive: its name ends in ``.zip``."""
+    return path.suffix.lower() == ".zip"
+
+
+def file_of(path: Path) -> Path:
+    """Return the file on disk that holds a scan: the path itself, or the archive it lies in."""
+    return _parted(path)[0]
+
+
+def list_members(path: Path) -> Listing:
+    """Read the table of contents of a zip archive; hidden members are left out.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"undecodable"``, ``"unreadable"``: no zip archive, or a damaged one.
+    UnsupportedScan
+        ``"too large"``: it claims too many members, or to unpack to too much; ``"not a file"``.
+    """
+    with decoding(path):
+        refuse_special_file(path)
+    with decoding(path), zipfile.ZipFile(path) as archive:
+        infos = [info for info in archive.infolist() if not _is_folder(info)]
+        total = sum(info.file_size for info in infos)
+        limit = min(max(_ALWAYS_FINE, MAX_RATIO * path.stat().st_size), MAX_BYTES)
+        if len(infos) > MAX_MEMBERS or total > limit:
+            raise UnsupportedScan(
+                "too large",
+                f"{path} claims {len(infos):,} members of {total:,} bytes; at most {MAX_MEMBERS:,} "
+                f"and {limit:,} are read: unpack it yourself if you trust it.",
+            )
+        members, refused = set(), []
+        ours = _results_folders(map(_plain, infos))
+        for info in infos:
+            name = _plain(info)
+            if any(folder in ours for folder in _folders(name)):
+                continue
+            reason = "duplicate name" if name in members else _fault(info)
+            if reason:
+                refused.append((info.filename, reason))
+            elif not _SYSTEM.search(name):
+                members.add(name)
+        refused += [(folder, "own results") for folder in ours]
+    return Listing(tuple(sorted(members)), tuple(sorted(refused)))
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """Yield a file that holds a scan: the path itself, or a member unpacked for the time being.
+
+    Raises
+    ------
+    UnreadableScan
+        ``"missing"``: the archive has no such member; ``"undecodable"``: it is damaged.
+    UnsupportedScan
+        ``"encrypted"``, ``"link"``, ``"outside"``, ``"too large"``, ``"compression"``.
+    """
+    file, member = _parted(path)
+    if member is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        # Only its extension is taken over: the name is not ours.
+        unpacked = Path(folder) / f"member{_extension(member)}"
+        with decoding(path):
+            _unpack(path, file, member, unpacked)
+        yield unpacked
+
+
+def _parted(path: Path) -> tuple[Path, str | None]:
+    """Cut a path at the zip archive on its way, if there is one."""
+    for parent in path.parents:
+        # Not pathlib's own, which raises where a mount hangs half-way.
+        if is_zip(parent) and os.path.isfile(parent):  # noqa: PTH113
+            return parent, path.relative_to(parent).as_posix()
+    return path, None
+
+
+def _folders(name: str) -> list[str]:
+    """Folders that a member lies in, the archive itself as ``"."``."""
+    return [parent.as_posix() for parent in PurePosixPath(name).parents]
+
+
+def _results_folders(names: Iterable[str]) -> set[str]:
+    """Folders of results among those of an archive; none within another."""
+    marked = {place.parent.as_posix() for place in map(PurePosixPath, names) if place.name in MARKS}
+    return {folder for folder in marked if marked.isdisjoint(_folders(folder))}
+
+
+def _is_folder(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith(("/", "\\")) and not info.file_size
+
+
+def _plain(info: zipfile.ZipInfo) -> str:
+    """Name of a member as a path has it, without ``./`` and doubled slashes.
+
+    Programs for Windows write backslashes, against the standard (APPNOTE 4.4.17.1).
+    """
+    return PurePosixPath(info.filename.replace("\\", "/")).as_posix()
+
+
+def _extension(member: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", "".join(PurePosixPath(member).suffixes[-2:]).lower())[-12:]
+
+
+def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
+    archive, infos = _HELD.open(file)
+    info = infos.get(member)
+    if info is None:
+        raise UnreadableScan("missing", f"{file} holds no {member!r} any more.")
+    if reason := _fault(info):
+        raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
+    # zipfile stops at the size that the table of contents claims, and checks the CRC there.
+    with archive.open(info) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+class _Held:
+    """The last archive stays open: to read its table of contents for every member is quadratic."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._archive: zipfile.ZipFile | None = None
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+
+    def open(self, path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+        state = path.stat()
+        key = (path, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
+        if self._archive is None or key != self._key:
+            self.close()
+            archive = zipfile.ZipFile(path)
+            # Of two members of one name the first is meant; the other is refused when listed.
+            infos = {_plain(info): info for info in reversed(archive.infolist())}
+            self._key, self._archive, self._infos = key, archive, infos
+        return self._archive, self._infos
+
+    def close(self) -> None:
+        """Let go of the archive."""
+        if self._archive is not None:
+            self._archive.close()
+        self._key, self._archive, self._infos = None, None, {}
+
+
+_HELD = _Held()
+atexit.register(_HELD.close)
+
+
+def _fault(info: zipfile.ZipInfo) -> str:
+    """Why a member is not read, in a word or two; empty where it is."""
+    name = _plain(info)
+    if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
+        return "absolute name"
+    if name in ("", ".") or ".." in PurePosixPath(name).parts:
+        return "outside"
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        return "control character in name"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "link"
+    if info.flag_bits & 0x1:
+        return "encrypted"
+    if info.compress_type not in _METHODS:
+        return "compression"
+    return "too large" if info.file_size > MAX_MEMBER_BYTES else ""

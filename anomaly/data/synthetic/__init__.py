@@ -1,0 +1,1 @@
+"""Images that a computer makes: phantoms, and changes of real scans."""

@@ -1,0 +1,171 @@
+r"""A network that looks at images: features of every group, and residual maps.
+
+The residual map of a level is :math:`x_0 - E[x_0 \mid x_t]`, a scaled input gradient of the log
+density ratio: what the model would have painted differently, signed.
+
+Noise is a function of (seed, draw) and the same for every image, so a score depends on neither the
+batch nor the order. Every second draw is the negative of the one before: what the noise adds to a
+residual in first order cancels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomaly.cdm.density import clean_estimate, dequantize, log_density, predict_noise
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.detection.features.group import DrawGroup, NoiseDraw, ObservedScans, ScanGroup
+from anomaly.detection.features.registry import GROUPS
+from anomaly.detection.features.settings import FeatureSettings
+from anomaly.detection.placement import displacements
+
+__all__ = ["FeatureExtractor", "Observation", "join"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the network says of a set of images.
+
+    Attributes
+    ----------
+    groups : dict of str to ndarray (N, F) float64
+        Features by group, columns as `feature_groups`; all but those of the
+        heatmap, which need its model.
+    residuals : ndarray (N, L, H, W) float32
+        Signed residual maps, one a level of `FeatureSettings.noise_to_signal`, in units of ``x``.
+    in_map : tuple of L bool
+        Levels that the heatmap looks at.
+    shifts : ndarray (N, 2) float64
+        Where the anatomy lies (`anomaly.detection.placement.displacements`).
+    blank : ndarray (N, H, W) bool
+        Pixels without evidence (`anomaly.data.images.blanks`).
+    """
+
+    groups: dict[str, NDArray[np.float64]]
+    residuals: NDArray[np.float32]
+    in_map: tuple[bool, ...]
+    shifts: NDArray[np.float64]
+    blank: NDArray[np.bool_]
+
+    @property
+    def map_residuals(self) -> NDArray[np.float32]:
+        """Residual maps of the levels that the heatmap looks at, (N, L', H, W) float32."""
+        return self.residuals[:, self.in_map]
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
+        """Return the observation of some of the images."""
+        groups = {k: v[rows] for k, v in self.groups.items()}
+        return Observation(
+            groups, self.residuals[rows], self.in_map, self.shifts[rows], self.blank[rows]
+        )
+
+
+def join(parts: list[Observation]) -> Observation:
+    """Put observations of several sets of images one after another."""
+    return Observation(
+        {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
+        np.concatenate([part.residuals for part in parts]),
+        parts[0].in_map,
+        np.concatenate([part.shifts for part in parts]),
+        np.concatenate([part.blank for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network, and how it looks at images.
+
+    Attributes
+    ----------
+    network : Module
+        In evaluation mode.
+    levels : NoiseLevels
+    settings : FeatureSettings
+    grey_levels : int
+        Grey values of the images.
+    reference : Tensor (C, H, W)
+        Mean normal image, against which the anatomy is placed.
+    """
+
+    network: nn.Module
+    levels: NoiseLevels
+    settings: FeatureSettings
+    grey_levels: int
+    reference: Tensor
+
+    def __call__(self, images: Tensor, blank: NDArray[np.bool_] | None = None) -> Observation:
+        """Look at images.
+
+        Parameters
+        ----------
+        images : Tensor (N, C, H, W) in [-1, 1], quantised, on the network's device
+        blank : ndarray (N, H, W) bool, optional
+            Pixels without evidence; none by default.
+
+        Raises
+        ------
+        ConfigError
+            If images and reference differ in size.
+        """
+        settings = self.settings
+        half = settings.precision == "bfloat16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
+            draws = [self._draw(images, number) for number in range(settings.draws)]
+            drawn = {
+                group.name: torch.stack([group.compute(draw) for draw, _ in draws]).mean(0)
+                for group in GROUPS.values()
+                if isinstance(group, DrawGroup)
+            }
+        groups = {name: features.cpu().numpy() for name, features in drawn.items()}
+        residuals = torch.stack([maps for _, maps in draws]).mean(0).cpu().numpy()
+        # Colour channels see one place.
+        grey, mean = (x.float().mean(-3).cpu().numpy() for x in (images, self.reference))
+        shifts = displacements(grey, mean)
+        scans = ObservedScans(images, grey, self.grey_levels, residuals, shifts, settings, groups)
+        for group in GROUPS.values():
+            if isinstance(group, ScanGroup):
+                groups[group.name] = group.compute(scans)
+        groups = {name: groups[name] for name in GROUPS if name in groups}
+        if blank is None:
+            blank = np.zeros(grey.shape, dtype=np.bool_)
+        return Observation(groups, residuals, settings.in_map, shifts, blank)
+
+    def _draw(self, images: Tensor, number: int) -> tuple[NoiseDraw, Tensor]:
+        """Look once; with the residual maps (N, L, H, W)."""
+        levels, settings = self.levels, self.settings
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number // 2)
+        mirrored = number % 2 == 1
+        shape = images.shape[1:]
+        uniform = torch.rand(shape, generator=generator).to(images)
+        x_0 = dequantize(images, self.grey_levels, 1 - uniform if mirrored else uniform)
+        with torch.no_grad():
+            logits = self.network(x_0)
+            log_p = log_density(logits, x_0)
+            log_posterior = torch.log_softmax(logits.double(), 1)
+        norms, errors, maps = [], [], []
+        for ratio in settings.noise_to_signal:
+            t = torch.full((len(images),), levels.nearest(ratio), device=images.device)
+            noise = torch.randn(shape, generator=generator).to(images)
+            eps = (-noise if mirrored else noise).expand_as(images)
+            x_t = levels.perturb(x_0, t, eps)
+            eps_hat, _ = predict_noise(self.network, x_t, t, levels)
+            eps_hat = eps_hat.detach()
+            norms.append(eps_hat.square().flatten(1).mean(1))
+            errors.append((eps_hat - eps).square().flatten(1).mean(1))
+            residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
+            maps.append(residual.mean(1))
+        draw = NoiseDraw(
+            log_p,
+            log_posterior,
+            torch.stack(norms, 1),
+            torch.stack(errors, 1),
+            dims=x_0[0].numel(),
+            grey_levels=self.grey_levels,
+            last_level=levels.last,
+        )
+        return draw, torch.stack(maps, 1)

@@ -1,0 +1,1 @@
+"""Scores against labels: figures with intervals, and ROC curves."""

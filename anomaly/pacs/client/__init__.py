@@ -1,0 +1,1 @@
+"""What asks an archive, and sends to one: DICOMweb and DIMSE."""

@@ -1,0 +1,1 @@
+"""What takes instances in, and keeps them until they are scored and delivered."""

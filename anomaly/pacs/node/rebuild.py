@@ -1,0 +1,165 @@
+"""The database of a node brought in line with its files: a scan outlives the row about it.
+
+::
+
+    file without a row          an instance that was acknowledged, or nearly: it gets a row
+    file that names no instance set aside in FOLDER/unknown, never removed
+    row without a file          delivered since the database was copied, or removed by the owner
+
+A database may be lost, restored from an older copy, or come without its write-ahead log. The files
+are then all that is left of what senders were promised; nothing that is not known is removed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+from anomaly.pacs.identity import instance_digest, read_file_identity, read_syntax
+from anomaly.pacs.node.batches import Arrival
+from anomaly.pacs.node.layout import NodeFolder, file_name
+
+__all__ = ["Rebuilt", "read_stored", "rebuild"]
+
+
+class Rebuilt(NamedTuple):
+    """How many instances got a row, files were set aside, and rows have no file any more."""
+
+    restored: int
+    unknown: int
+    missing: int
+
+
+def read_stored(content: bytes) -> Arrival:
+    """Read an instance from the file that a node made of it.
+
+    Parameters
+    ----------
+    content : bytes
+        Preamble, file meta information and data set.
+
+    Returns
+    -------
+    Arrival
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+    """
+    syntax, begin = read_syntax(content)
+    identity = read_file_identity(content)
+    digest = instance_digest(syntax, content[begin:])
+    return Arrival(identity.instance, identity.study, content, digest)
+
+
+class _Row(NamedTuple):
+    uid: str
+    batch: int | None
+    state: str | None
+
+
+def rebuild(database: sqlite3.Connection, files: NodeFolder) -> Rebuilt:
+    """Give every file of an instance its row, and say of rows where their files are gone.
+
+    Parameters
+    ----------
+    database : Connection
+        Of `anomaly.pacs.node.spool`.
+    files : NodeFolder
+
+    Returns
+    -------
+    Rebuilt
+
+    Raises
+    ------
+    OSError, sqlite3.Error
+        If the disk refuses; the database is then as it was.
+    """
+    with database:
+        work = _Rebuild(database, files)
+        for number in files.batches():
+            work.take_batch(number)
+        for path in files.waiting():
+            work.take_waiting(path)
+        missing = work.forget_missing()
+    return Rebuilt(work.restored, work.unknown, missing)
+
+
+class _Rebuild:
+    def __init__(self, database: sqlite3.Connection, files: NodeFolder) -> None:
+        self.restored = self.unknown = 0
+        self._database, self._files = database, files
+        rows = database.execute(
+            "SELECT uid, batch, state FROM instances LEFT JOIN batches ON batch = number"
+        )
+        self._rows = {file_name(row[0]): _Row(*row) for row in rows}
+        self._numbers = {number for (number,) in database.execute("SELECT number FROM batches")}
+
+    def take_batch(self, number: int) -> None:
+        """Give a row to a batch that has none, and to its scans."""
+        scans = self._files.scans(number)
+        is_known = number in self._numbers
+        if not is_known:
+            # What was delivered has no scans any more; its number stays taken.
+            state = "closed" if scans else "sent"
+            self._database.execute(
+                "INSERT INTO batches VALUES (?, ?, 0, 0, '[]', '')", (number, state)
+            )
+        for path in scans:
+            row = self._rows.get(path.name)
+            if row is not None and row.batch == number:
+                continue
+            if row is not None and self._files.has(row.batch, path.name):
+                path.unlink()  # came again, and is kept where its row says
+            elif row is None and is_known:
+                self._set_aside(path)
+            else:
+                self._restore(path, number)
+
+    def take_waiting(self, path: Path) -> None:
+        """Give a row to an instance that waits and has none."""
+        row = self._rows.get(path.name)
+        if row is None or row.state not in (None, "closed", "failed"):
+            self._restore(path, None)
+
+    def forget_missing(self) -> int:
+        """Forget instances that are not scored and whose file is gone; return how many.
+
+        One that is not forgotten is not taken in when it comes again. What was delivered since an
+        older copy of the database was made is on record, and stays known.
+        """
+        missing = 0
+        for name, row in self._rows.items():
+            if row.state not in (None, "closed") or self._files.has(row.batch, name):
+                continue
+            missing += 1
+            if row.batch is not None and self._files.has_record(row.batch):
+                change = "UPDATE instances SET outcome = 'scored', held = 0 WHERE uid = ?"
+            else:
+                change = "DELETE FROM instances WHERE uid = ?"
+            self._database.execute(change, (row.uid,))
+        return missing
+
+    def _restore(self, path: Path, number: int | None) -> None:
+        try:
+            arrival = read_stored(path.read_bytes())
+        except ValueError:
+            return self._set_aside(path)
+        if file_name(arrival.instance) != path.name:
+            return self._set_aside(path)
+        self._database.execute(
+            "INSERT INTO instances (uid, study, digest, size, batch) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (uid) DO UPDATE SET batch = excluded.batch, outcome = NULL, held = 1",
+            (arrival.instance, arrival.study, arrival.digest, arrival.size, number),
+        )
+        state = None if number is None else "closed"
+        self._rows[path.name] = _Row(arrival.instance, number, state)
+        self.restored += 1
+        return None
+
+    def _set_aside(self, path: Path) -> None:
+        self._files.set_aside(path)
+        self.unknown += 1

@@ -1,0 +1,442 @@
+"""What a node has received and how far it is with it: files, and one SQLite database beside them.
+
+::
+
+    instance    received -> outcome ("scored", or why not)
+    batch       open (instances without a number) -> closed -> scored -> sent
+                kept instead of sent, where there is no destination;
+                failed instead of scored, undelivered instead of sent, until the next start
+
+An instance is received once its file is on the disk and then its row; only then may it be
+acknowledged. A step of a batch is recorded after it is done. A process may therefore die at any
+moment: steps without a record are done again by the next start, and files without a row get one
+(`anomaly.pacs.node.rebuild`). Where the files are: `anomaly.pacs.node.layout`.
+
+An outcome is final unless it is among `PASSING`. What has no final outcome is never removed, and is
+received anew when it comes again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomaly.errors import AnomalyError
+from anomaly.files import sync_folder
+from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received
+from anomaly.pacs.node.durable import lock, open_private, write_durably
+from anomaly.pacs.node.layout import NodeFolder, file_name
+from anomaly.pacs.node.rebuild import Rebuilt, rebuild
+
+__all__ = ["Spool"]
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_TABLES = f"""
+BEGIN;
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY,
+    state TEXT NOT NULL DEFAULT 'closed',
+    attempts INTEGER NOT NULL DEFAULT 0,  -- at scoring it that ended the process, or have not ended
+    made INTEGER NOT NULL DEFAULT 0,      -- bytes that scoring it has left
+    objects TEXT NOT NULL DEFAULT '[]',   -- paths to send, a JSON list
+    reason TEXT NOT NULL DEFAULT ''       -- why it failed or was not delivered; may quote paths
+);
+CREATE TABLE instances (
+    uid TEXT PRIMARY KEY,
+    study TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,                -- bytes of the file
+    batch INTEGER REFERENCES batches,     -- NULL while its batch is open
+    outcome TEXT,                         -- NULL until its batch is scored
+    held INTEGER NOT NULL DEFAULT 1       -- whether the file is still there
+);
+CREATE INDEX of_study ON instances (study) WHERE batch IS NULL;
+CREATE INDEX of_batch ON instances (batch);
+CREATE INDEX there ON instances (batch) WHERE held;
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+
+class Spool:
+    """The folder of a node; a context manager. Its methods may be called from any thread.
+
+    Where the disk refuses, they raise OSError or sqlite3.Error, and can be called again.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it does not exist; its parent must.
+    max_instances : int
+        Instances that may wait: received, and neither scored and delivered nor given up.
+    max_bytes : int
+        Size of what may be held: scans, and what scoring them has left.
+    reserve : int
+        Bytes of the disk that are left free.
+    clock : callable
+        Monotonic seconds.
+
+    Raises
+    ------
+    AnomalyError
+        If another node works in the folder, others can read what it holds, or the database is
+        damaged or of another version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_instances: int,
+        max_bytes: int,
+        reserve: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = folder
+        self.refused: Counter[Received] = Counter()
+        self._files = NodeFolder(folder)
+        self._limits = max_instances, max_bytes
+        self._reserve = reserve
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._waiting = self._bytes = 0
+        self._lock_file = lock(self._files.lock)
+        try:
+            self._db = _open(self._files.database)
+            _report(rebuild(self._db, self._files))
+            self._tidy()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            os.close(self._lock_file)
+            raise AnomalyError(
+                f"{self._files.database} cannot be used ({error}): expected the database of a "
+                "node. Move it out of the folder, with its -wal and -shm: the next start makes a "
+                "new one from the scans that are there"
+            ) from error
+        # When a study was last heard of is not kept: after a start its quiet time begins anew.
+        studies = self._rows("SELECT DISTINCT study FROM instances WHERE batch IS NULL")
+        self._heard = dict.fromkeys((study for (study,) in studies), self._clock())
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            self._db.close()
+        os.close(self._lock_file)
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def receive(self, arrival: Arrival) -> Received:
+        """Put an instance on the disk, unless it is there or there is no room for it.
+
+        Raises
+        ------
+        OSError, sqlite3.Error
+            If the disk refuses; then the instance is not received.
+        """
+        with self._mutex:
+            said = self._look(arrival)
+            if said is Received.STORED:
+                self._keep(arrival)
+            elif said is not Received.AGAIN:
+                self.refused[said] += 1
+            return said
+
+    def _look(self, arrival: Arrival) -> Received:
+        for digest, outcome, state in self._rows(
+            "SELECT digest, outcome, state FROM instances LEFT JOIN batches ON batch = number "
+            "WHERE uid = ?",
+            arrival.instance,
+        ):
+            if digest != arrival.digest:
+                return Received.CONFLICT
+            if outcome not in PASSING and state != "failed":
+                return Received.AGAIN
+        most, room = self._limits
+        size = arrival.size
+        is_full = self._waiting >= most or self._bytes + size > room or not self._disk_has(size)
+        return Received.FULL if is_full else Received.STORED
+
+    def has_room(self, size: int) -> bool:
+        """Whether a file of so many bytes may still come."""
+        with self._mutex:
+            return self._bytes + size <= self._limits[1] and self._disk_has(0)
+
+    def _disk_has(self, size: int) -> bool:
+        """Whether the disk keeps its reserve, without which nothing could be scored and sent."""
+        return shutil.disk_usage(self.folder).free - size >= self._reserve
+
+    @property
+    def incoming(self) -> Path:
+        """Folder for what is being received; on the same disk, and tidied up at the start."""
+        return self._files.spool
+
+    def _keep(self, arrival: Arrival) -> None:
+        name = file_name(arrival.instance)
+        before = self._rows("SELECT batch FROM instances WHERE uid = ?", arrival.instance)
+        path, size = self._files.spool / name, arrival.size
+        if isinstance(arrival.content, Path):
+            arrival.content.replace(path)
+            sync_folder(path.parent)
+        else:
+            write_durably(path, arrival.content)
+        with self._db:
+            self._db.execute(
+                "INSERT INTO instances (uid, study, digest, size) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (uid) DO UPDATE SET study = excluded.study, size = excluded.size, "
+                "batch = NULL, outcome = NULL, held = 1",
+                (arrival.instance, arrival.study, arrival.digest, size),
+            )
+        self._heard[arrival.study] = self._clock()
+        if not before:
+            self._waiting += 1
+            self._bytes += size
+            return
+        self._count()
+        for (number,) in before:
+            (self._files.batch(number) / "scans" / name).unlink(missing_ok=True)
+
+    # --- batches ------------------------------------------------------------------------------
+
+    def close_quiet(self, seconds: float) -> int:
+        """Make a batch of each study that nothing came for so long; return how many.
+
+        What comes for such a study later is the beginning of a further batch.
+        """
+        with self._mutex:
+            now = self._clock()
+            quiet = [study for study, heard in self._heard.items() if now - heard >= seconds]
+            for study in quiet:
+                with self._db:
+                    number = self._db.execute("INSERT INTO batches DEFAULT VALUES").lastrowid
+                    self._db.execute(
+                        "UPDATE instances SET batch = ? WHERE study = ? AND batch IS NULL",
+                        (number, study),
+                    )
+                del self._heard[study]
+            return len(quiet)
+
+    def batches(self, state: str) -> list[Batch]:
+        """Batches in a state, those tried least first, then the oldest."""
+        with self._mutex:
+            rows = self._rows(
+                "SELECT number, attempts, objects, reason FROM batches WHERE state = ? "
+                "ORDER BY attempts, number",
+                state,
+            )
+        return [
+            Batch(
+                number,
+                self._files.batch(number),
+                attempts,
+                tuple(self.folder / path for path in json.loads(objects)),
+                reason,
+            )
+            for number, attempts, objects, reason in rows
+        ]
+
+    def begin(self, batch: Batch) -> int:
+        """Gather the scans in their folder and note an attempt at scoring; return how many."""
+        with self._mutex:
+            names = [file_name(uid) for uid in self._held(batch.number)]
+            self._files.assemble(batch.number, names)
+            self._change(batch, "attempts = attempts + 1")
+            return len(names)
+
+    def returned(self, batch: Batch) -> None:
+        """Record that an attempt has not ended the process, although it has not scored either."""
+        with self._mutex:
+            self._change(batch, "attempts = attempts - 1")
+
+    def scored(self, batch: Batch, outcomes: Mapping[str, str], objects: Sequence[Path]) -> None:
+        """Record that a batch is scored.
+
+        Parameters
+        ----------
+        batch : Batch
+        outcomes : mapping of str to str
+            Name of the file -> ``"scored"``, or the reason why not.
+        objects : sequence of Path
+            What is to be sent, in the folder of the spool.
+        """
+        paths = [str(path.relative_to(self.folder)) for path in objects]
+        made = self._files.made(batch.number)
+        with self._mutex:
+            with self._db:
+                for uid in self._held(batch.number):
+                    self._db.execute(
+                        "UPDATE instances SET outcome = ? WHERE uid = ?",
+                        (outcomes[file_name(uid)], uid),
+                    )
+                self._db.execute(
+                    "UPDATE batches SET state = 'scored', attempts = attempts - 1, made = ?, "
+                    "objects = ?, reason = '' WHERE number = ?",
+                    (made, json.dumps(paths), batch.number),
+                )
+            self._count()
+
+    def sent(self, batch: Batch) -> int:
+        """Record that the results are at the destination; remove them here, and the scans.
+
+        Returns
+        -------
+        int
+            Scans that are kept: their outcome is among `PASSING`.
+        """
+        with self._mutex:
+            with self._db:
+                self._db.execute(
+                    "UPDATE instances SET held = 0 WHERE batch = ? AND outcome NOT IN (?, ?, ?, ?)",
+                    (batch.number, *PASSING),
+                )
+                self._db.execute(
+                    "UPDATE batches SET state = 'sent', made = 0, objects = '[]', reason = '' "
+                    "WHERE number = ?",
+                    (batch.number,),
+                )
+            self._count()
+            kept = {file_name(uid) for uid in self._held(batch.number)}
+            self._files.clear(batch.number, kept)
+            return len(kept)
+
+    def kept(self, batch: Batch) -> None:
+        """Record that the results stay here, and the scans."""
+        with self._mutex:
+            self._change(batch, "state = 'kept'")
+            self._count()
+
+    def undelivered(self, batch: Batch, reason: str) -> None:
+        """Record that the destination refuses the results; the next start tries once more."""
+        with self._mutex:
+            self._change(batch, "state = 'undelivered', reason = ?", reason)
+            self._count()
+
+    def failed(self, batch: Batch, reason: str) -> None:
+        """Record that a batch cannot be scored; its scans stay, and the next start tries again."""
+        made = self._files.made(batch.number)
+        with self._mutex:
+            self._change(batch, "state = 'failed', reason = ?, made = ?", reason, made)
+            self._count()
+
+    @property
+    def waiting(self) -> int:
+        """Instances that are received, and neither scored and delivered nor given up."""
+        with self._mutex:
+            return self._waiting
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _tidy(self) -> None:
+        """Remove what is not needed any more; count what is left.
+
+        Whoever owns the folder may have removed scans and results to make room.
+        """
+        with self._db:
+            for number, state in self._rows("SELECT number, state FROM batches"):
+                self._tidy_batch(number, state)
+            self._db.execute(
+                "UPDATE batches SET state = 'closed' WHERE state = 'failed' "
+                "AND number IN (SELECT batch FROM instances WHERE held)"
+            )
+            self._db.execute("UPDATE batches SET state = 'scored' WHERE state = 'undelivered'")
+        self._count()
+
+    def _tidy_batch(self, number: int, state: str) -> None:
+        names = {uid: file_name(uid) for uid in self._held(number)}
+        lost = {uid for uid, name in names.items() if not self._files.has(number, name)}
+        for uid in lost:
+            self._db.execute("UPDATE instances SET held = 0 WHERE uid = ?", (uid,))
+        if state == "sent" or (state == "failed" and lost == names.keys()):
+            self._files.clear(number, names.values())
+        made = 0 if state == "sent" else self._files.made(number)
+        self._db.execute("UPDATE batches SET made = ? WHERE number = ?", (made, number))
+        if lost == names.keys() and state in ("closed", "scored", "undelivered"):
+            self._tidy_empty(number, state)
+
+    def _tidy_empty(self, number: int, state: str) -> None:
+        """Close a batch whose scans are gone: it may have been delivered, unknown to this copy."""
+        ((objects,),) = self._rows("SELECT objects FROM batches WHERE number = ?", number)
+        if any((self.folder / path).exists() for path in json.loads(objects)):
+            return  # they can still be sent
+        if self._files.has_record(number):
+            change = "state = 'sent', objects = '[]'"
+        elif state == "closed":
+            change = "state = 'failed', reason = 'its scans are not on the disk'"
+        else:
+            return
+        self._db.execute(f"UPDATE batches SET {change} WHERE number = ?", (number,))  # noqa: S608
+
+    def _held(self, number: int) -> list[str]:
+        """UIDs of the instances of a batch whose files are there."""
+        return [
+            uid
+            for (uid,) in self._rows("SELECT uid FROM instances WHERE batch = ? AND held", number)
+        ]
+
+    def _count(self) -> None:
+        """Add up what the limits are about; in between, `_keep` goes on counting.
+
+        A batch that was refused before has had its place in the queue.
+        """
+        self._waiting, scans = self._db.execute(
+            "SELECT coalesce(sum(state IS NULL OR state = 'closed' "
+            "OR (state = 'scored' AND reason = '')), 0), coalesce(sum(size), 0) "
+            "FROM instances LEFT JOIN batches ON batch = number WHERE held"
+        ).fetchone()
+        ((made,),) = self._rows("SELECT coalesce(sum(made), 0) FROM batches")
+        self._bytes = scans + made
+
+    def _change(self, batch: Batch, what: str, *values: object) -> None:
+        with self._db:
+            # `what` is one of the constants above
+            self._db.execute(
+                f"UPDATE batches SET {what} WHERE number = ?",  # noqa: S608
+                (*values, batch.number),
+            )
+
+    def _rows(self, question: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._db.execute(question, values).fetchall()
+
+
+def _report(found: Rebuilt) -> None:
+    if found.restored:
+        log.warning(
+            "%d instances were on the disk and not in the database: it was lost, or is an older "
+            "copy. They are scored as if they had come now",
+            found.restored,
+        )
+    if found.unknown:
+        log.warning("%d files that are no instances were moved to unknown/", found.unknown)
+    if found.missing:
+        log.warning(
+            "%d instances that waited are not on the disk: they were delivered since this copy of "
+            "the database was made, or somebody has removed them",
+            found.missing,
+        )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    os.close(open_private(path, os.O_RDWR))  # SQLite's side files get its mode
+    database = sqlite3.connect(path, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database_state = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if database_state != "ok":
+        raise sqlite3.DatabaseError(database_state.splitlines()[-1])
+    ((version,),) = database.execute("PRAGMA user_version").fetchall()
+    if not version and not database.execute("SELECT 1 FROM sqlite_master").fetchall():
+        database.executescript(_TABLES)
+    elif version != _VERSION:
+        raise sqlite3.DatabaseError(f"it is of version {version}, not {_VERSION}")
+    return database

@@ -1,0 +1,1 @@
+"""The report page: its cases, its pictures, and how they become a file."""

@@ -1,0 +1,1 @@
+"""A study on paper, as a tagged PDF."""

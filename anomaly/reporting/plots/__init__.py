@@ -1,0 +1,1 @@
+"""Figures of results, for a paper or a benchmark page."""

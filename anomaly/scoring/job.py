@@ -1,0 +1,413 @@
+"""A job: the shards of one table of scans, one bundle, one results store.
+
+Any number of processes may do one job on a folder that they share. Each claims shards by lease
+(`anomaly.scoring.leases`), scores them and writes one part each; a part that is there is never made
+again. While a part is being written, the next shard is being scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import anomaly
+from anomaly.config import Config
+from anomaly.data.images.network_images import ImageReader
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.readers.zips import file_of
+from anomaly.data.table.manifest import Manifest, ManifestRow
+from anomaly.data.table.pseudonyms import pseudonym
+from anomaly.detection.heatmap import find_regions
+from anomaly.errors import AnomalyError, ConfigError, ManifestError, ScanError
+from anomaly.logs import Public
+from anomaly.scoring.judging import judge
+from anomaly.scoring.leases import Lease, Leases
+from anomaly.scoring.scorer import Outcome, ScoredScan, Scorer
+from anomaly.scoring.shards import Shard, cut
+from anomaly.scoring.verdicts import on_source
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.results import Provenance, Results, ScoreRow
+from anomaly.types import Verdict
+
+__all__ = ["Job", "check_same_grey", "score_shard", "wanted"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a run does with shards.
+
+    Attributes
+    ----------
+    results : Results
+        Where the parts go.
+    site_key : bytes
+        Secret behind the pseudonyms.
+    config : Config
+    bundle : Bundle
+    manifest : Manifest
+    shards : tuple of Shard
+        All there are.
+    device : torch.device
+    leases : Leases
+    """
+
+    results: Results
+    site_key: bytes
+    config: Config
+    bundle: Bundle
+    manifest: Manifest
+    shards: tuple[Shard, ...]
+    device: torch.device
+    leases: Leases
+
+    @classmethod
+    def open(
+        cls,
+        results: Results,
+        site_key: bytes,
+        config: Config,
+        bundle_folder: Path,
+        manifest: Manifest,
+        device: torch.device,
+        leases: Leases | None = None,
+    ) -> Job:
+        """Read the bundle, cut the table and join what others have begun.
+
+        Raises
+        ------
+        ManifestError
+            If there is nothing to score.
+        AnomalyError
+            If another run is writing its results here.
+        """
+        shards = cut(wanted(manifest), config.results.shard)
+        if not shards:
+            raise ManifestError("the table of scans lists none to score: prepare a folder of scans")
+        bundle, leases = read_bundle(bundle_folder), leases or Leases()
+        check_same_grey(config, bundle.config)
+        job = cls(results, site_key, config, bundle, manifest, tuple(shards), device, leases)
+        job._join()
+        return job
+
+    def workers(self) -> Workers:
+        """Return the processes that decode scans ahead, apart from this one."""
+        data = self.config.data
+        # On a CPU the network is the slow part: more than one would only take its cores.
+        count = data.workers if self.device.type == "cuda" else min(data.workers, 1)
+        return Workers(count, data.seconds)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What these results are made of."""
+        config, versions = self.config, {"anomaly": anomaly.__version__}
+        versions["torch"] = torch.__version__.split("+")[0]
+        depends = f"{config.results!r} {config.intensity!r} {self.device.type}"
+        inputs = "".join(shard.inputs for shard in self.shards)
+        return Provenance(
+            bundle=self.bundle.hash,
+            manifest=self.manifest.hash,
+            inputs=hashlib.sha256(inputs.encode()).hexdigest(),
+            settings=hashlib.sha256(depends.encode()).hexdigest(),
+            alpha=config.alpha,
+            parts=len(self.shards),
+            versions=versions,
+        )
+
+    def _join(self) -> None:
+        """Begin new results, or go on with these; refuse to disturb others that are being made."""
+        results, wanted = self.results, self.provenance
+        try:
+            current = results.provenance()
+        except AnomalyError:
+            results.begin(wanted)
+            return
+        if current == wanted:
+            return
+        if any(self.leases.is_held(path) for path in results.folder.glob("*.lease")):
+            raise AnomalyError(
+                f"another run is scoring into {results.folder} with bundle {current.bundle[:12]} "
+                f"at alpha = {current.alpha:g}, this one with {wanted.bundle[:12]} at "
+                f"{wanted.alpha:g}: name a new folder, or wait until it is done"
+            )
+        before = results.done(current)
+        results.begin(wanted)
+        if replace(current, alpha=wanted.alpha) == wanted:
+            self._restate(before)
+
+    def _restate(self, shards: Sequence[int]) -> None:
+        """Raise the flags of finished shards at another alpha, from their p-values and maps.
+
+        A shard of which a map is missing that the new flags ask for is left to be scored again.
+        """
+        restated = 0
+        for index in shards:
+            lease = self.leases.claim(self.results.lease(index))
+            if lease is None:  # whoever holds it scores or restates it
+                continue
+            with lease:
+                if self.results.provenance() != self.provenance:
+                    return  # another run has begun, at yet another alpha
+                if self.results.is_done(index, self.provenance):
+                    continue
+                if not self.results.is_intact(index):
+                    continue  # it is scored again
+                rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
+                if all(row is not None for row in rows):
+                    self.results.restate(index, [row for row in rows if row], self.provenance)
+                    restated += 1
+        if restated:
+            log.info(
+                "%d of %d finished shards are flagged anew at alpha = %g, from their p-values",
+                restated,
+                len(shards),
+                self.config.alpha,
+            )
+
+    def _with_sources(self, index: int) -> Iterator[tuple[ScoreRow, ManifestRow]]:
+        return zip(self.results.rows(index), self.shards[index].rows, strict=True)
+
+    def _at_alpha(self, row: ScoreRow, source: ManifestRow) -> ScoreRow | None:
+        """Return a row with flag and regions at the job's alpha; None where a map is lacking."""
+        calibrated, alpha = self.bundle.calibrated, self.config.alpha
+        if calibrated is None or row.score is None or row.evidence_peak is None:
+            return row
+        flagged = row.score >= calibrated.scores.threshold(alpha)
+        limit, regions = calibrated.peaks.threshold(alpha), 0
+        if row.map_part is None:
+            wanted = self.config.results.keeps_map(row.key, flagged=flagged)
+            if wanted or row.evidence_peak >= limit:
+                return None
+        elif row.evidence_peak >= limit:
+            try:
+                kept = self.results.evidence(row)
+            except ScanError:
+                return None
+            assert kept is not None
+            shown = on_source(kept, source, self.bundle.config.preprocessing)
+            regions = len(find_regions(shown, limit, None))
+        return replace(row, flagged=flagged, regions=regions)
+
+    def work(
+        self, shards: Sequence[Shard], bar: tqdm[NoReturn], workers: Workers | None = None
+    ) -> list[Shard]:
+        """Score what is free of some shards; return those that others hold.
+
+        Parameters
+        ----------
+        shards : sequence of Shard
+        bar : tqdm
+            Moved on a scan at a time.
+        workers : Workers, optional
+            Processes that decode; the calling process by default.
+
+        Raises
+        ------
+        AnomalyError
+            If a part cannot be written, the archive is gone, or another run has begun here.
+        """
+        busy: list[Shard] = []
+        taken: dict[int, tuple[Shard, Lease]] = {}
+        reader = ImageReader(
+            self.manifest.root, self.config.intensity, self.bundle.config.preprocessing
+        )
+        try:
+            with _Writer() as writer:
+                scorer = Scorer(self.bundle, reader, self.device, workers or Workers(0))
+                said = scorer.score(self._claimed(shards, taken, busy, bar))
+                for index, outcomes in groupby(_counted(said, bar), itemgetter(0)):
+                    shard, lease = taken[index]
+                    # Not one more: it would be the first of the next shard.
+                    found = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
+                    rows, maps = score_shard(self, shard, found)
+                    writer.submit(partial(self._write, shard, lease, rows, maps))
+                    del taken[index]
+        finally:
+            for _, lease in taken.values():
+                lease.release()
+        return busy
+
+    def _claimed(
+        self,
+        shards: Iterable[Shard],
+        taken: dict[int, tuple[Shard, Lease]],
+        busy: list[Shard],
+        bar: tqdm[NoReturn],
+    ) -> Iterator[tuple[int, ManifestRow]]:
+        """Rows of every shard that is neither done nor held, which is held from then on."""
+        for shard in shards:
+            if self._is_done(shard, bar):
+                continue
+            lease = self.leases.claim(self.results.lease(shard.index))
+            if lease is None:
+                busy.append(shard)
+            elif self._is_done(shard, bar):  # between the look and the lease
+                lease.release()
+            else:
+                taken[shard.index] = (shard, lease)
+                self.results.reopen()
+                yield from ((shard.index, row) for row in shard.rows)
+
+    def _is_done(self, shard: Shard, bar: tqdm[NoReturn]) -> bool:
+        done = self.results.is_done(shard.index, self.provenance)
+        if done and not self.results.is_intact(shard.index):
+            log.warning(
+                "%s is damaged: it is scored again", Public(self.results.part(shard.index).name)
+            )
+            return False
+        if done:
+            bar.update(len(shard.rows))
+        return done
+
+    def _write(
+        self,
+        shard: Shard,
+        lease: Lease,
+        rows: list[ScoreRow],
+        maps: dict[str, NDArray[np.float32]],
+    ) -> None:
+        try:
+            if self.results.provenance() != self.provenance:
+                raise AnomalyError(
+                    f"another run has begun to score into {self.results.folder} with another "
+                    "bundle, table of scans or alpha: name a new folder for one of them"
+                )
+            self.results.write(shard.index, rows, maps, self.provenance)
+        except AnomalyError:
+            # Who took this lease over has written it, and what this process began was tidied away.
+            if not self.results.is_done(shard.index, self.provenance):
+                raise
+        finally:
+            lease.release()
+
+
+def check_same_grey(config: Config, learned: Config) -> None:
+    """Refuse to show the network another grey than it has learned; colour it has never seen."""
+    asked = replace(config.intensity, colour=learned.intensity.colour)
+    pairs = (
+        ("intensity", asdict(asked), asdict(learned.intensity)),
+        ("preprocessing", asdict(config.preprocessing), asdict(learned.preprocessing)),
+    )
+    differ = [
+        f"{section}.{name} is {here[name]}, there {there[name]}"
+        for section, here, there in pairs
+        for name in here
+        if here[name] != there[name]
+    ]
+    if differ:
+        raise ConfigError(
+            "the run was prepared to look at scans in another way than the bundle was trained to "
+            f"({'; '.join(differ)}): prepare a new run with the bundle's, by --set at `prepare`"
+        )
+
+
+def wanted(manifest: Manifest) -> list[ManifestRow]:
+    """Rows to score: the test split, or all where there are no splits, and what was skipped."""
+    # A skipped file is in no split; it is reported with the scans to be scored.
+    has_splits = any(row.split for row in manifest.rows)
+    rows = manifest.select(split="test") if has_splits else manifest.select()
+    return [*rows, *manifest.select(status="skipped")]
+
+
+def score_shard(
+    job: Job, shard: Shard, outcomes: Iterable[Outcome]
+) -> tuple[list[ScoreRow], dict[str, NDArray[np.float32]]]:
+    """Turn what was said of a shard's scans into its rows, in order, and the evidence maps to keep.
+
+    Raises
+    ------
+    AnomalyError
+        If no scan of the table is in the archive any more: it is not mounted, and rows that say
+        "missing" would look like an answer.
+    """
+    root, config = job.manifest.root, job.config
+    rows: list[ScoreRow] = []
+    maps = {}
+    for source, outcome in zip(shard.rows, outcomes, strict=True):
+        if isinstance(outcome, ScoredScan):
+            row = _row(outcome, judge(outcome, job.bundle, config.alpha))
+            if config.results.keeps_map(row.key, flagged=bool(row.flagged)):
+                maps[row.key] = outcome.evidence
+                row = replace(row, map_part=shard.index)
+        else:
+            row = ScoreRow(source.key, "not scored", reason=outcome[1].reason, view=source.view)
+        study, patient = (
+            name and pseudonym(job.site_key, f"{kind} {name}")
+            for kind, name in (("study", source.study), ("patient", source.patient))
+        )
+        seen = job.bundle.has_seen(source)
+        rows.append(replace(row, study=study, patient=patient, site=source.site, seen=seen))
+    readable = (source for source in shard.rows if source.status == "ok")
+    if any(not _is_there(root, source) for source in readable) and not any(
+        _is_there(root, row) for row in job.manifest.rows
+    ):
+        raise AnomalyError(
+            f"none of the {len(job.manifest.rows)} files of the table is in {root}: is the archive "
+            "mounted? Nothing of this shard was written; run again when it is back"
+        )
+    return rows, maps
+
+
+def _is_there(root: Path, row: ManifestRow) -> bool:
+    # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
+    return os.path.exists(file_of(root / row.path))  # noqa: PTH110
+
+
+def _row(item: ScoredScan, verdict: Verdict) -> ScoreRow:
+    return ScoreRow(
+        item.source.row.key,
+        "scored",
+        score=verdict.score,
+        p_value=verdict.p_value,
+        flagged=verdict.flag,
+        evidence_peak=verdict.evidence_peak,
+        regions=len(verdict.regions) if verdict.flag is not None else None,
+        view=item.source.row.view,
+        features=dict(verdict.features),
+    )
+
+
+def _counted(
+    said: Iterable[tuple[int, Outcome]], bar: tqdm[NoReturn]
+) -> Iterator[tuple[int, Outcome]]:
+    for item in said:
+        yield item
+        bar.update()
+
+
+class _Writer:
+    """One thread that writes while others compute; at most one part waits for it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._flight: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Write when the one before is written; raises what that one raised."""
+        while self._flight:
+            self._flight.popleft().result()
+        self._flight.append(self._thread.submit(write))
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        for future in self._flight:
+            future.result()

@@ -1,0 +1,54 @@
+"""A scored scan and a bundle -> its verdict: the p-value, the flag, the regions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anomaly.detection.heatmap import find_regions
+from anomaly.scoring.scorer import Outcome, ScoredScan
+from anomaly.store.bundle import Bundle
+from anomaly.types import Verdict
+
+__all__ = ["judge"]
+
+
+def judge(outcome: Outcome, bundle: Bundle, alpha: float, path: str = "") -> Verdict:
+    """Judge a scan by the calibration of a bundle.
+
+    Parameters
+    ----------
+    outcome : ScoredScan, or (ManifestRow, ScanError)
+    bundle : Bundle
+        Without a calibration there is a score, and no p-value, flag or region.
+    alpha : float
+        Stated false-alarm rate.
+    path : str
+        What the caller calls the scan's file.
+
+    Raises
+    ------
+    TooFewCalibrationScans
+        If the bundle was calibrated on too few scans for that rate.
+    """
+    if not isinstance(outcome, ScoredScan):
+        row, error = outcome
+        return Verdict(path, row.frame, alpha, reason=error.reason, detail=error.message)
+    scored = Verdict(
+        path,
+        outcome.source.row.frame,
+        alpha,
+        score=outcome.score,
+        evidence=outcome.source_evidence,
+        evidence_peak=outcome.peak,
+        features=outcome.features,
+        seen=bundle.has_seen(outcome.source.row),
+    )
+    if bundle.calibrated is None:
+        return scored
+    scores, peaks = bundle.calibrated.scores, bundle.calibrated.peaks
+    limit = peaks.threshold(alpha)
+    return scored.calibrated(
+        p_value=float(scores.p_values(np.array([outcome.score]))[0]),
+        flag=outcome.score >= scores.threshold(alpha),
+        regions=tuple(find_regions(outcome.source_evidence, limit, outcome.source.spacing)),
+    )

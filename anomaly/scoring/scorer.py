@@ -1,0 +1,184 @@
+"""Scans -> what the detector says of each, batch by batch.
+
+Three things go on at once: scans are decoded ahead (in processes, where there are any), the network
+looks at a batch in a thread of its own, and this thread takes what it said of the batch before to
+scores and maps. All queues are bounded, so memory does not grow with the number of scans.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.data.images.network_images import ImageReader, ListedReader, NetworkImage
+from anomaly.data.readers.isolation import Lost, Workers
+from anomaly.data.table.manifest import ManifestRow
+from anomaly.detection.extractor import Observation
+from anomaly.detection.features import reported_names
+from anomaly.detection.plausibility import are_negatives
+from anomaly.detection.scoring import score_observation
+from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.store.bundle import Bundle
+
+__all__ = ["BATCH", "Outcome", "ReadScan", "ScoredScan", "Scorer"]
+
+BATCH = 32
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ScoredScan:
+    """A scan with what the detector says of it, before any decision.
+
+    Attributes
+    ----------
+    source : NetworkImage
+    score : float
+    features : dict of str to float
+    evidence : ndarray (size, size) float32, in the network's frame
+        0 on blank places (`anomaly.data.images.blanks`).
+    """
+
+    source: NetworkImage
+    score: float
+    features: dict[str, float]
+    evidence: NDArray[np.float32]
+
+    @cached_property
+    def source_evidence(self) -> NDArray[np.float32]:
+        """Evidence on the source's pixels, (H, W) float32."""
+        return self.source.frame.to_source(self.evidence)
+
+    @property
+    def peak(self) -> float:
+        """Largest evidence on the source's own pixels; padding does not count."""
+        return float(self.source_evidence.max())
+
+
+Outcome: TypeAlias = ScoredScan | tuple[ManifestRow, ScanError]
+"""A scored scan, or why there is none."""
+
+ReadScan: TypeAlias = NetworkImage | tuple[ManifestRow, ScanError]
+"""A scan as the network sees it, or why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A bundle on a device that looks at scans.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    reader : ImageReader
+    device : torch.device
+    workers : Workers
+        Processes that decode; this one by default.
+    """
+
+    bundle: Bundle
+    reader: ImageReader
+    device: torch.device
+    workers: Workers = field(default_factory=lambda: Workers(0))
+
+    def score(self, items: Iterable[tuple[int, ManifestRow]]) -> Iterator[tuple[int, Outcome]]:
+        """Score (group, row) pairs, in order; rows are taken a bounded number ahead.
+
+        A batch holds scans of one group: what is in a group decides every bit of its scores. A row
+        that the table of scans has no image for comes back with the table's reason.
+        """
+        read = self.workers.map(ListedReader(self.reader), items)
+        yield from self.score_images(map(_without_loss, read))
+
+    def score_images(self, images: Iterable[tuple[int, ReadScan]]) -> Iterator[tuple[int, Outcome]]:
+        """Score (group, image) pairs that are read already, as `score` does."""
+        batches = (
+            (group, batch)
+            for group, members in groupby(images, itemgetter(0))
+            for batch in _batches(members)
+        )
+        for (group, batch), observed in _one_ahead(self._observe, batches):
+            yield from ((group, outcome) for outcome in self._outcomes(batch, observed))
+
+    def _observe(self, work: tuple[int, list[ReadScan]]) -> Observation | None:
+        good = [item for item in work[1] if isinstance(item, NetworkImage)]
+        if not good:
+            return None
+        images = torch.from_numpy(np.stack([item.image for item in good])).to(self.device)
+        extract = self.bundle.extractor(self.device)
+        return extract(images, np.stack([item.blank for item in good]))
+
+    def _outcomes(self, batch: list[ReadScan], observed: Observation | None) -> Iterator[Outcome]:
+        bundle = self.bundle
+        names = reported_names(bundle.config.features)
+        if observed is not None:
+            said = score_observation(
+                observed, bundle.config.features, bundle.detector, bundle.heatmap
+            )
+            seen = np.stack([item.image for item in batch if isinstance(item, NetworkImage)])
+            negative = are_negatives(seen, bundle.reference.cpu().numpy())
+        index = 0
+        for item in batch:
+            if not isinstance(item, NetworkImage):
+                yield item
+                continue
+            values = dict(zip(names, said.features[index].tolist(), strict=True))
+            scored = ScoredScan(item, float(said.scores[index]), values, said.evidence[index])
+            yield _negative(scored) if negative[index] else _finite(scored)
+            index += 1
+
+
+def _without_loss(
+    read: tuple[tuple[int, ManifestRow], NetworkImage | ScanError | Lost],
+) -> tuple[int, ReadScan]:
+    (group, row), result = read
+    if isinstance(result, Lost):
+        result = result.error()
+    return group, result if isinstance(result, NetworkImage) else (row, result)
+
+
+def _batches(found: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]:
+    iterator = iter(found)
+    while batch := [item for _, item in islice(iterator, BATCH)]:
+        yield batch
+
+
+def _one_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[tuple[_Item, _Result]]:
+    """Apply a function in a thread of its own, one item ahead of who takes the results."""
+    with ThreadPoolExecutor(1) as thread:
+        flight: deque[tuple[_Item, Future[_Result]]] = deque()
+        for item in items:
+            flight.append((item, thread.submit(function, item)))
+            if len(flight) > 1:
+                first, result = flight.popleft()
+                yield first, result.result()
+        for item, result in flight:
+            yield item, result.result()
+
+
+def _negative(scan: ScoredScan) -> Outcome:
+    return scan.source.row, UnsupportedScan(
+        "inverted", "it looks like the negative of a scan: is its photometric interpretation wrong?"
+    )
+
+
+def _finite(scan: ScoredScan) -> Outcome:
+    """Refuse a score that is no number: compared with a threshold it would pass for normal."""
+    if np.isfinite(scan.score) and np.isfinite(scan.peak):
+        return scan
+    return scan.source.row, UnsupportedScan(
+        "score not finite", f"the network gives {scan.score} for this scan: it is not judged"
+    )

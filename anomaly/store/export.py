@@ -1,0 +1,110 @@
+"""The results as a table for a spreadsheet: CSV or XLSX.
+
+Pseudonyms by default. With a manifest the table names paths, patients and UIDs, and is then for its
+owner alone (mode 0600). XLSX holds text as text; in CSV a name that begins with = is a formula to a
+spreadsheet, so named tables are better written as XLSX.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from openpyxl import Workbook  # type: ignore[import-untyped, unused-ignore]
+from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped, unused-ignore]
+from openpyxl.utils.escape import escape  # type: ignore[import-untyped, unused-ignore]
+
+from anomaly.data.table.manifest import ManifestRow
+from anomaly.errors import AnomalyError
+from anomaly.store.results import Results, plain_cell
+
+__all__ = ["IDENTIFIERS", "export"]
+
+IDENTIFIERS = ("path", "frame", "patient", "study", "series", "instance")
+"""What the table says more where it may identify; columns ``source_path`` and so on."""
+
+XLSX_ROWS = 1_048_575
+"""Below the head; a limit of the format."""
+
+
+def export(results: Results, path: Path, rows: Sequence[ManifestRow] | None = None) -> int:
+    """Write all rows, in order and without features; return how many.
+
+    Parameters
+    ----------
+    results : Results
+    path : Path
+        ``.csv`` or ``.xlsx``; replaced where it exists.
+    rows : sequence of ManifestRow, optional
+        The scans, in the order of the results, where the table shall identify them.
+
+    Raises
+    ------
+    AnomalyError
+        If the suffix is another, the rows are not those of the results, there are too many for the
+        format, or the file cannot be written.
+    """
+    if path.suffix not in (".csv", ".xlsx"):
+        raise AnomalyError(f"{path} ends in {path.suffix!r}: expected .csv or .xlsx")
+    if not path.parent.is_dir():
+        raise AnomalyError(f"{path.parent} is no folder: make it first, or name another file")
+    if path.suffix == ".csv" and rows is None:
+        return results.export_csv(path)
+    table = results.table()
+    if path.suffix == ".xlsx" and table.num_rows > XLSX_ROWS:
+        raise AnomalyError(
+            f"{table.num_rows} rows are too many for XLSX, which holds {XLSX_ROWS}: write .csv"
+        )
+    keys = table["key"].to_pylist()
+    if rows is not None and [row.key for row in rows] != keys:
+        raise AnomalyError("the table of scans is not the one that was scored: score again")
+    head = [*table.column_names, *(f"source_{name}" for name in IDENTIFIERS if rows is not None)]
+    scored = (tuple(line.values()) for batch in table.to_batches() for line in batch.to_pylist())
+    lines = scored if rows is None else _identified(scored, rows)
+    # A name of its own: what a killed export left behind must not lend its mode.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        mode = 0o666 if rows is None else 0o600
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        write = _write_csv if path.suffix == ".csv" else _write_xlsx
+        write(temporary, chain([head], lines))
+        temporary.replace(path)
+    except OSError as error:
+        raise AnomalyError(
+            f"{path} could not be written ({error.strerror}): make room for it and run again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(keys)
+
+
+def _identified(
+    scored: Iterable[tuple[Any, ...]], rows: Sequence[ManifestRow]
+) -> Iterator[tuple[Any, ...]]:
+    for line, row in zip(scored, rows, strict=True):
+        yield (*line, *(getattr(row, name) for name in IDENTIFIERS))
+
+
+def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([plain_cell(value) for value in line] for line in lines)
+
+
+def _write_xlsx(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("scores")
+    for line in lines:
+        sheet.append([_text(sheet, value) if isinstance(value, str) else value for value in line])
+    book.save(path)
+
+
+def _text(sheet: Any, value: str) -> WriteOnlyCell:
+    """Text as text: no formula, whatever it begins with; control characters as _x001F_."""
+    cell = WriteOnlyCell(sheet, escape(value))
+    cell.data_type = "s"
+    return cell

@@ -1,0 +1,1 @@
+"""From normal scans to a trained network and a fitted detector."""

@@ -1,0 +1,225 @@
+"""fit: normal scans and a trained network -> heatmap model and detector.
+
+The detector is fitted on normals as they are and, where the configuration says so, on copies under
+mild acquisition nuisance. Of several candidates one is chosen by its margin between synthetic
+perturbations and nuisance (`anomaly.detection.selection`), on validation normals, fitted on the
+training normals alone. No abnormal scan takes part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.network import LevelClassifier
+from anomaly.config import Config
+from anomaly.data.images.network_images import Change, ImageReader, NetworkImages, read_images
+from anomaly.data.synthetic.alterations import random_nuisance, random_perturbation
+from anomaly.data.table.manifest import ManifestRow
+from anomaly.detection.detector import Detector, DetectorSettings
+from anomaly.detection.extractor import FeatureExtractor, Observation, join
+from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_table
+from anomaly.detection.selection import choose, margin, standard_error
+from anomaly.logs import Public
+from anomaly.progress import progress_bar
+
+__all__ = [
+    "FittedScoring",
+    "Watcher",
+    "calibration_change",
+    "changed",
+    "fit_detector",
+    "fitting_set",
+]
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class FittedScoring:
+    """A detector and a heatmap model, and how the detector was chosen.
+
+    Attributes
+    ----------
+    detector : Detector
+    heatmap : HeatmapModel
+    chosen : DetectorSettings
+        The candidate that `detector` is.
+    margins : dict of str to float
+        Of every candidate; empty where there was nothing to choose.
+    """
+
+    detector: Detector
+    heatmap: HeatmapModel
+    chosen: DetectorSettings
+    margins: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """A trained network that looks at scans as its configuration says.
+
+    Attributes
+    ----------
+    network : LevelClassifier
+    levels : NoiseLevels
+    config : Config
+    reference : Tensor (1, size, size)
+        Mean training image.
+    device : torch.device
+    """
+
+    network: LevelClassifier
+    levels: NoiseLevels
+    config: Config
+    reference: Tensor
+    device: torch.device
+
+    def observe(
+        self, rows: Sequence[ManifestRow], what: str, change: Change | None = None
+    ) -> Observation:
+        """Read scans, changed where asked, and ask the network about them, in order."""
+        return join(list(self.parts(self.images(rows, change), what)))
+
+    def images(self, rows: Sequence[ManifestRow], change: Change | None = None) -> NetworkImages:
+        """Read scans as the network sees them, changed where asked, in order."""
+        return read_images(self.reader(change), rows, self.config.data.workers)
+
+    def reader(self, change: Change | None = None) -> ImageReader:
+        """Return what reads its scans, changed where asked."""
+        config = self.config
+        return ImageReader(config.data.root, config.intensity, config.preprocessing, change)
+
+    def parts(self, images: NetworkImages, what: str) -> Iterator[Observation]:
+        """Ask the network about images, a batch at a time: not all residuals fit in memory."""
+        extract = FeatureExtractor(
+            self.network.to(self.device),
+            self.levels,
+            self.config.features,
+            self.config.preprocessing.grey_levels,
+            self.reference,
+        )
+        with progress_bar(len(images), what, "scan") as bar:
+            for part in images.split(BATCH):
+                yield extract(part.images.to(self.device), part.blank)
+                bar.update(len(part))
+
+
+def fit_detector(
+    watcher: Watcher, train: Sequence[ManifestRow], validation: Sequence[ManifestRow]
+) -> FittedScoring:
+    """Choose and fit the detector; fit the heatmap.
+
+    Raises
+    ------
+    CalibrationError
+        If there are too few scans.
+    """
+    settings = watcher.config.detector
+    trained = train if "train" in settings.fit_on else []
+    rows = [*trained, *validation]
+    observed, scans = fitting_set(watcher, rows)
+    chosen = settings.candidates[0]
+    margins: dict[str, float] = {}
+    if len(settings.candidates) > 1:
+        chosen, margins = _choose(watcher, observed, scans, len(trained), validation)
+    features, heatmap = watcher.config.features, watcher.config.heatmap
+    detector, model = fit_scoring(observed, features, heatmap, chosen, scans)
+    return FittedScoring(detector, model, chosen, margins)
+
+
+def fitting_set(
+    watcher: Watcher, rows: Sequence[ManifestRow]
+) -> tuple[Observation, NDArray[np.intp]]:
+    """Observe scans as they are, and under nuisance as often as the configuration says.
+
+    Returns
+    -------
+    Observation
+        Of all scans as they are, then of all first copies, and so on.
+    ndarray of int
+        Number in `rows` of the scan that each image shows.
+    """
+    settings = watcher.config.detector
+    parts = [watcher.observe(rows, "observing normals")]
+    for copy in range(settings.nuisance_copies):
+        change = partial(changed, "nuisance", settings.seed, copy)
+        parts.append(watcher.observe(rows, f"under nuisance {copy + 1}", change))
+    return join(parts), np.tile(np.arange(len(rows)), len(parts))
+
+
+def _choose(
+    watcher: Watcher,
+    observed: Observation,
+    scans: NDArray[np.intp],
+    trained: int,
+    validation: Sequence[ManifestRow],
+) -> tuple[DetectorSettings, dict[str, float]]:
+    """Compare the candidates, fitted on the first `trained` scans, on validation scans."""
+    features, heatmap = watcher.config.features, watcher.config.heatmap
+    copies = watcher.config.detector.nuisance_copies
+    perturbed = join(
+        [
+            watcher.observe(
+                validation,
+                f"perturbed {copy + 1}",
+                partial(changed, "perturbation", watcher.config.detector.seed, copy),
+            )
+            for copy in range(copies)
+        ]
+    )
+    fitted_on = scans < trained
+    is_copy = np.arange(len(scans)) >= len(scans) // (copies + 1)
+    seen, own = observed.select(fitted_on), scans[fitted_on]
+    table = normal_table(seen, features, heatmap, own)
+    model = HeatmapModel.fit(seen.map_residuals, seen.shifts, heatmap)
+    calm, disturbed = (
+        new_table(part, features, model)
+        for part in (observed.select(~fitted_on & is_copy), perturbed)
+    )
+    candidates = {str(candidate): candidate for candidate in watcher.config.detector.candidates}
+    margins = {}
+    for name, candidate in candidates.items():
+        detector = fit_on(table, candidate, own)
+        scores = (detector.score(part.use(detector.names).values) for part in (calm, disturbed))
+        margins[name] = margin(*scores)
+        log.info("margin %.3f: %s", margins[name], Public(name))
+    error = standard_error(max(margins.values()), len(calm.values), len(disturbed.values))
+    chosen = choose(margins, error)
+    log.info("chosen without any abnormal scan (standard error %.3f): %s", error, Public(chosen))
+    return candidates[chosen], margins
+
+
+def calibration_change(config: Config) -> Change | None:
+    """How calibration scans are changed before they are scored; None where they are not."""
+    if not config.detector.calibrate_under_nuisance:
+        return None
+    return partial(changed, "nuisance", config.detector.seed, 0)
+
+
+def changed(
+    kind: Literal["nuisance", "perturbation"],
+    seed: int,
+    copy: int,
+    pixels: NDArray[np.float32],
+    row: ManifestRow,
+) -> NDArray[np.float32]:
+    """Change a scan by a draw that is its own: a function of its content, the seed and the copy."""
+    name = f"{kind} {seed} {copy} {row.sha256} {row.frame}".encode()
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
+    if kind == "nuisance":
+        return random_nuisance(pixels, rng)
+    return random_perturbation(pixels, rng).pixels
