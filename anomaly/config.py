@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from anomaly.cdm.levels import SCHEDULES
@@ -25,9 +26,9 @@ from anomaly.data.images.transforms import Augmentation, Preprocessing
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.isolation import SECONDS
 from anomaly.data.table.gate import Gate
-from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapSettings
+from anomaly.detection.kinds import KINDS, KindSettings, LedoitWolfSettings
 from anomaly.errors import ConfigError
 from anomaly.files import whole, writing
 from anomaly.strict_yaml import read_yaml, write_yaml
@@ -149,7 +150,7 @@ class DetectorFit:
 
     Attributes
     ----------
-    candidates : tuple of DetectorSettings
+    candidates : tuple of KindSettings
         The detector; where there are several, `anomaly.detection.selection` chooses one without
         any abnormal scan.
     fit_on : tuple of {"train", "validation"}
@@ -164,7 +165,7 @@ class DetectorFit:
         Of these changes.
     """
 
-    candidates: tuple[DetectorSettings, ...] = (DetectorSettings(),)
+    candidates: tuple[InstanceOf[KindSettings], ...] = (LedoitWolfSettings(),)
     fit_on: tuple[Literal["train", "validation"], ...] = ("validation",)
     nuisance_copies: int = 0
     calibrate_under_nuisance: bool = False
@@ -361,11 +362,14 @@ def read_keys(path: Path) -> dict[str, Any]:
 
 def check(raw: Mapping[str, Any], settings: type[_Settings]) -> _Settings:
     """Check plain values against a class of settings; see `load_config` for errors."""
+    if settings is Config:
+        raw = _without_idle_fields(raw)
     _refuse_unknown(raw, settings, "")
     _refuse_mistaken(raw, "")
     _refuse_beyond(raw, "")
+    read = _with_kinds(raw) if settings is Config else raw
     try:
-        checked: _Settings = TypeAdapter(settings).validate_python(raw)
+        checked: _Settings = TypeAdapter(settings).validate_python(read)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -495,8 +499,67 @@ def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
             _refuse_unknown(value, section, f"{where}{key}.")
         if owner is DetectorFit and key == "candidates" and isinstance(value, list):
             for index, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    _refuse_unknown(item, DetectorSettings, f"{where}candidates[{index}].")
+                if isinstance(item, Mapping) and (kind := KINDS.get(_kind_name(item))):
+                    _refuse_unknown(item, kind.settings, f"{where}candidates[{index}].")
+
+
+def _kind_name(candidate: Mapping[str, Any]) -> str:
+    return str(candidate.get("kind", LedoitWolfSettings.kind))
+
+
+_IDLE_FIELDS = {"guard": [], "components": 100, "clusters": 3, "neighbours": 5}
+"""What every candidate had before each kind had settings of its own, and its default."""
+
+
+def _without_idle_fields(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what earlier versions wrote beside every candidate, whatever its kind."""
+
+    def plain_candidate(item: Any) -> Any:
+        if not isinstance(item, Mapping) or _kind_name(item) not in KINDS:
+            return item
+        own = {f.name for f in fields(KINDS[_kind_name(item)].settings)}
+        return {
+            name: value
+            for name, value in item.items()
+            if name in own or name not in _IDLE_FIELDS or value != _IDLE_FIELDS[name]
+        }
+
+    return _with_candidates(raw, plain_candidate)
+
+
+def _with_kinds(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read each candidate as its kind's settings.
+
+    Raises
+    ------
+    ConfigError
+    """
+    number = count()
+
+    def settings_of(item: Any) -> Any:
+        place = f"detector.candidates.{next(number)}"
+        if not isinstance(item, Mapping):
+            return item  # refused where it is expected
+        name = _kind_name(item)
+        if name not in KINDS:
+            raise ConfigError(f"{place}.kind is {name!r}: expected one of {', '.join(KINDS)}")
+        try:
+            return TypeAdapter(KINDS[name].settings).validate_python(dict(item))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join([place, *map(str, first["loc"])])
+            raise ConfigError(f"{where} is {first['input']!r}: {first['msg']}") from error
+
+    return _with_candidates(raw, settings_of)
+
+
+def _with_candidates(raw: Mapping[str, Any], change: Callable[[Any], Any]) -> Mapping[str, Any]:
+    """Return a configuration with every detector candidate changed."""
+    detector = raw.get("detector")
+    if not isinstance(detector, Mapping) or not isinstance(detector.get("candidates"), list):
+        return raw
+    candidates = [change(item) for item in detector["candidates"]]
+    return {**raw, "detector": {**detector, "candidates": candidates}}
 
 
 def _section(owner: type, key: str, value: Any) -> type | None:

@@ -27,7 +27,9 @@ from sklearn.metrics import roc_auc_score
 from anomaly.data.synthetic.alterations import LESIONS
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.calibration import Calibration
-from anomaly.detection.detector import DetectorSettings
+from anomaly.detection.kinds import (
+    LedoitWolfSettings,
+)
 from anomaly.detection.scoring import fit_on, normal_table
 from anomaly.evaluation.metrics import patient_weights
 from anomaly.store.bundle import find_bundle, read_bundle
@@ -83,7 +85,7 @@ def main() -> None:
     fitted_on = [*split("train", normal=True), *split("validation", normal=True)]
     observed, scans = fitting_set(watcher, fitted_on)
     table = normal_table(observed, config.features, config.heatmap, scans)
-    detectors = {name: fit_on(table, DetectorSettings(use), scans) for name, use in USES.items()}
+    detectors = {name: fit_on(table, LedoitWolfSettings(use), scans) for name, use in USES.items()}
     peak = table.names.index(PEAK)
 
     def scores(looked: Looked) -> dict[str, Array]:

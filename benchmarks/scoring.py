@@ -24,10 +24,12 @@ from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
 from anomaly.data.images.network_images import ImageReader
-from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.features import FeatureSettings
 from anomaly.detection.heatmap import HeatmapSettings
+from anomaly.detection.kinds import (
+    GuardedSettings,
+)
 from anomaly.detection.scoring import fit_scoring, score_observation
 from anomaly.scoring.scorer import Scorer
 from anomaly.store.bundle import find_bundle, read_bundle
@@ -78,7 +80,7 @@ def arrays(size: int, count: int) -> None:
     network = LevelClassifier(build_network(settings, levels), base).eval()
     features, detector = (
         FeatureSettings(),
-        DetectorSettings(("energy", "texture"), "guarded", ("octave", "score_norm")),
+        GuardedSettings(("energy", "texture"), guard=("octave", "score_norm")),
     )
     observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(images[:BATCH])
     fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)

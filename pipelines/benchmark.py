@@ -32,8 +32,10 @@ from anomaly.data.images.network_images import framed_images, network_images
 from anomaly.data.synthetic.alterations import ALTERATIONS, Alteration
 from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.detection.baselines import default_baselines
-from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.kinds import (
+    KindSettings,
+)
 from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
 from anomaly.files import strict_json, writing
@@ -253,7 +255,7 @@ class _Normals:
     """The normals that detectors are fitted on, and the judge that their heatmap makes."""
 
     judge: Judge
-    chosen: DetectorSettings
+    chosen: KindSettings
     rule: str
     table: FeatureTable
     scans: Any  # ndarray of int, the scan that each row shows
@@ -281,7 +283,7 @@ def _fitted_on(
     return _Normals(Judge(watcher, bundle, heatmap), chosen, rule, table, scans, train, validation)
 
 
-def _choice(bundle: Bundle) -> tuple[DetectorSettings, str]:
+def _choice(bundle: Bundle) -> tuple[KindSettings, str]:
     """Return the settings of the bundle's detector, and the sentence that says why those."""
     candidates = {str(candidate): candidate for candidate in bundle.config.detector.candidates}
     name = bundle.chosen

@@ -26,8 +26,13 @@ from torch import Tensor
 
 from anomaly.data.images.network_images import NetworkImages
 from anomaly.detection.baselines import Baseline
-from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.features import reported_names
+from anomaly.detection.kinds import (
+    KindSettings,
+    LedoitWolfSettings,
+    MixtureSettings,
+    NeighboursSettings,
+)
 from anomaly.detection.scoring import FeatureTable, fit_on, score_observation
 from anomaly.errors import AnomalyError
 from anomaly.evaluation.metrics import (
@@ -73,8 +78,8 @@ class _Rival:
 
 def detector_table(
     bench: Bench,
-    candidates: Sequence[DetectorSettings],
-    chosen: DetectorSettings,
+    candidates: Sequence[KindSettings],
+    chosen: KindSettings,
     margins: Mapping[str, float],
     normals: FeatureTable,
     scans: NDArray[np.intp],
@@ -84,9 +89,9 @@ def detector_table(
     Parameters
     ----------
     bench : Bench
-    candidates : sequence of DetectorSettings
+    candidates : sequence of KindSettings
         Among which the bundle's was chosen.
-    chosen : DetectorSettings
+    chosen : KindSettings
         The bundle's.
     margins : mapping of str to float
         By candidate; empty where there was one.
@@ -117,13 +122,13 @@ def _figures_or_problem(bench: Bench, fit: Callable[[], Scorer]) -> Row:
         return {"problem": str(error)}
 
 
-def _rivals(candidates: Sequence[DetectorSettings], chosen: DetectorSettings) -> Iterator[_Rival]:
+def _rivals(candidates: Sequence[KindSettings], chosen: KindSettings) -> Iterator[_Rival]:
     main = chosen.use[0]
-    others = (DetectorSettings((main,), "mixture"), DetectorSettings((main,), "neighbours"))
-    reasons: tuple[tuple[Role, Sequence[DetectorSettings]], ...] = (
+    others = (MixtureSettings((main,)), NeighboursSettings((main,)))
+    reasons: tuple[tuple[Role, Sequence[KindSettings]], ...] = (
         ("candidate", candidates),
         ("other density", others),
-        ("single group", [DetectorSettings((group,)) for group in SINGLE_GROUPS]),
+        ("single group", [LedoitWolfSettings((group,)) for group in SINGLE_GROUPS]),
     )
     done = set()
     for role, settings in reasons:
@@ -136,9 +141,7 @@ def _rivals(candidates: Sequence[DetectorSettings], chosen: DetectorSettings) ->
     yield _Rival(f"forest over {main}", "other density", partial(_fit_outlier, forest, main))
 
 
-def _fit_detector(
-    settings: DetectorSettings, normals: FeatureTable, scans: NDArray[np.intp]
-) -> Scorer:
+def _fit_detector(settings: KindSettings, normals: FeatureTable, scans: NDArray[np.intp]) -> Scorer:
     detector = fit_on(normals, settings, scans)
     return lambda table: detector.score(table.use(detector.names).values)
 

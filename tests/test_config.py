@@ -11,7 +11,10 @@ import yaml
 
 from anomaly.cdm.network import EncoderSettings, UNetSettings
 from anomaly.config import Config, dump, load_config, override, parse_config
-from anomaly.detection.detector import DetectorSettings
+from anomaly.detection.kinds import (
+    GuardedSettings,
+    LedoitWolfSettings,
+)
 from anomaly.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -34,10 +37,14 @@ def write(path: Path, text: str) -> Path:
         ({"heatmap": {"zzz": 1}}, "heatmap.zzz: expected one of ['smoothing']"),
         ({"detector": {"candidate": []}}, "detector.candidate: did you mean detector.candidates?"),
         (
-            {"detector": {"candidates": [{}, {"cluster": 2}]}},
+            {"detector": {"candidates": [{}, {"kind": "mixture", "cluster": 2}]}},
             "detector.candidates[1].cluster: did you mean detector.candidates[1].clusters?",
         ),
         ({"detector": {"candidates": [{"zzz": 2}]}}, "candidates[0].zzz: expected one of ["),
+        (
+            {"detector": {"candidates": [{"kind": "ledoit_wolf", "clusters": 9}]}},
+            "candidates[0].clusters: expected one of ['kind', 'use']",
+        ),
         ({3: 1}, "unknown configuration key 3"),
     ],
 )
@@ -146,12 +153,23 @@ def test_a_feature_is_in_use_or_on_guard(use: str, guard: str) -> None:
         parse_config({"name": "x", "detector": {"candidates": [candidate]}})
 
 
+def test_what_earlier_versions_wrote_beside_every_candidate_is_read() -> None:
+    idle = {"guard": [], "components": 100, "clusters": 3, "neighbours": 5}
+    old = {"candidates": [{"use": ["nll"], "kind": "ledoit_wolf", **idle}]}
+    config = parse_config({"name": "x", "detector": old})
+    assert config.detector.candidates == (LedoitWolfSettings(use=("nll",)),)
+    # What was set to have an effect must have one.
+    old["candidates"][0]["neighbours"] = 7
+    with pytest.raises(ConfigError, match=r"candidates\[0\].neighbours"):
+        parse_config({"name": "x", "detector": old})
+
+
 def test_candidates_survive_the_round_trip(tmp_path: Path) -> None:
     raw = {"candidates": TWO, "fit_on": ["train", "validation"], "nuisance_copies": 2, "seed": 3}
     config = parse_config({"name": "x", "detector": raw})
     assert config.detector.candidates == (
-        DetectorSettings(use=("energy",)),
-        DetectorSettings(use=("evidence_peak",), guard=("nll",), kind="guarded"),
+        LedoitWolfSettings(use=("energy",)),
+        GuardedSettings(use=("evidence_peak",), guard=("nll",)),
     )
     assert config.detector.fit_on == ("train", "validation")
     assert (config.detector.nuisance_copies, config.detector.seed) == (2, 3)

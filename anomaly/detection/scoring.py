@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.detection.detector import FOLDS, Detector, DetectorSettings, fold_of
+from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import Observation
 from anomaly.detection.features import (
     GROUPS,
@@ -18,6 +18,10 @@ from anomaly.detection.features import (
     reported_names,
 )
 from anomaly.detection.heatmap import HeatmapModel, HeatmapSettings
+from anomaly.detection.kinds import (
+    KindSettings,
+)
+from anomaly.detection.kinds.base import FOLDS, fold_of
 
 __all__ = [
     "FeatureTable",
@@ -133,9 +137,9 @@ def fit_scoring(
     observed: Observation,
     features: FeatureSettings,
     heatmap: HeatmapSettings,
-    detector: DetectorSettings,
+    detector: KindSettings,
     scans: NDArray[np.intp] | None = None,
-) -> tuple[Detector, HeatmapModel]:
+) -> tuple[FeatureDetector, HeatmapModel]:
     """Fit heatmap model and detector on normal scans.
 
     Parameters
@@ -158,10 +162,12 @@ def fit_scoring(
     return fit_on(table, detector, scans), model
 
 
-def fit_on(table: FeatureTable, settings: DetectorSettings, scans: NDArray[np.intp]) -> Detector:
+def fit_on(table: FeatureTable, settings: KindSettings, scans: NDArray[np.intp]) -> FeatureDetector:
     """Fit one detector on the `normal_table` of normal scans; `scans` as there."""
     used = table.use(settings.features)
-    return Detector.fit(used.values, used.names, settings, used.groups, scans, used.one_sided)
+    return FeatureDetector.fit(
+        used.values, used.names, settings, used.groups, scans, used.one_sided
+    )
 
 
 def new_table(
@@ -172,7 +178,10 @@ def new_table(
 
 
 def score_observation(
-    observed: Observation, features: FeatureSettings, detector: Detector, heatmap: HeatmapModel
+    observed: Observation,
+    features: FeatureSettings,
+    detector: FeatureDetector,
+    heatmap: HeatmapModel,
 ) -> Scores:
     """Score what the network said; the detector sees the features that it was fitted on."""
     evidence, of_evidence = _evidence_features(heatmap, observed)

@@ -46,7 +46,7 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config, plain
 from anomaly.data.table.manifest import ManifestRow, scan_marks
 from anomaly.detection.calibration import Calibration, Spread
-from anomaly.detection.detector import Detector
+from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.look_alikes import LookAlikes
@@ -141,7 +141,7 @@ class Bundle:
     levels : NoiseLevels
     network : LevelClassifier
         In evaluation mode.
-    detector : Detector
+    detector : FeatureDetector
     heatmap : HeatmapModel
     reference : Tensor (1, S, S)
         Mean training image, against which anatomy is placed (`anomaly.detection.placement`).
@@ -165,7 +165,7 @@ class Bundle:
     config: Config
     levels: NoiseLevels
     network: LevelClassifier
-    detector: Detector
+    detector: FeatureDetector
     heatmap: HeatmapModel
     reference: Tensor
     manifest_hash: str
@@ -336,7 +336,7 @@ def read_bundle(folder: Path) -> Bundle:
             config=config,
             levels=levels,
             network=network.eval().requires_grad_(False),
-            detector=Detector.from_arrays(
+            detector=FeatureDetector.from_arrays(
                 record["feature_names"], record["detector_kind"], _under("detector.", arrays)
             ),
             heatmap=HeatmapModel.from_arrays(config.heatmap, _under("heatmap.", arrays)),

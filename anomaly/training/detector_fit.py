@@ -26,9 +26,12 @@ from anomaly.config import Config
 from anomaly.data.images.network_images import Change, ImageReader, NetworkImages, read_images
 from anomaly.data.synthetic.alterations import random_nuisance, random_perturbation
 from anomaly.data.table.manifest import ManifestRow
-from anomaly.detection.detector import Detector, DetectorSettings
+from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import FeatureExtractor, Observation, join
 from anomaly.detection.heatmap import HeatmapModel
+from anomaly.detection.kinds import (
+    KindSettings,
+)
 from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_table
 from anomaly.detection.selection import choose, margin, standard_error
 from anomaly.logs import Public
@@ -54,17 +57,17 @@ class FittedScoring:
 
     Attributes
     ----------
-    detector : Detector
+    detector : FeatureDetector
     heatmap : HeatmapModel
-    chosen : DetectorSettings
+    chosen : KindSettings
         The candidate that `detector` is.
     margins : dict of str to float
         Of every candidate; empty where there was nothing to choose.
     """
 
-    detector: Detector
+    detector: FeatureDetector
     heatmap: HeatmapModel
-    chosen: DetectorSettings
+    chosen: KindSettings
     margins: dict[str, float]
 
 
@@ -167,7 +170,7 @@ def _choose(
     scans: NDArray[np.intp],
     trained: int,
     validation: Sequence[ManifestRow],
-) -> tuple[DetectorSettings, dict[str, float]]:
+) -> tuple[KindSettings, dict[str, float]]:
     """Compare the candidates, fitted on the first `trained` scans, on validation scans."""
     features, heatmap = watcher.config.features, watcher.config.heatmap
     copies = watcher.config.detector.nuisance_copies

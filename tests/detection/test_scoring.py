@@ -9,10 +9,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from anomaly.detection.detector import DetectorSettings
 from anomaly.detection.extractor import Observation
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.heatmap import HeatmapModel, HeatmapSettings, local_features
+from anomaly.detection.kinds import (
+    ConformalSettings,
+    LedoitWolfSettings,
+)
 from anomaly.detection.scoring import (
     FeatureTable,
     fit_scoring,
@@ -137,7 +140,7 @@ def test_normal_evidence_is_like_that_of_new_normals() -> None:
 def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
     settings = FeatureSettings(noise_to_signal=(0.25, 1.0), map_range=(0.5, 2.0), grid=4)
     seen = replace(observed(30, 0), in_map=settings.in_map)
-    detector = DetectorSettings(use=("evidence",))
+    detector = LedoitWolfSettings(use=("evidence",))
     fitted, heatmap = fit_scoring(seen, settings, HEATMAP, detector)
     assert heatmap.size.shape == (1,)
     louder = seen.residuals * np.array([9, 1], np.float32)[:, None, None]
@@ -150,7 +153,7 @@ def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
 @pytest.mark.parametrize("use", [("nll", "profile_1"), ("evidence",), ("energy", "nll_excess")])
 def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...]) -> None:
     seen, new = observed(40, 0), observed(6, 1)
-    detector, heatmap = fit_scoring(seen, SETTINGS, HEATMAP, DetectorSettings(use=use))
+    detector, heatmap = fit_scoring(seen, SETTINGS, HEATMAP, LedoitWolfSettings(use=use))
     said = score_observation(new, SETTINGS, detector, heatmap)
     assert said.evidence.shape == (6, SIDE, SIDE)
     assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts, new.blank))
@@ -173,7 +176,7 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
 
 def test_every_image_is_its_own_scan_by_default() -> None:
     seen, new = observed(40, 0), observed(6, 1)
-    settings = DetectorSettings(use=("evidence", "nll"), kind="conformal")
+    settings = ConformalSettings(use=("evidence", "nll"))
     one, two = (
         score_observation(new, SETTINGS, *fit_scoring(seen, SETTINGS, HEATMAP, settings, scans))
         for scans in (None, np.arange(40))

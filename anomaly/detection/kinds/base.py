@@ -1,0 +1,140 @@
+"""What a kind of detector is: settings, and a density fitted on standardised features of normals.
+
+::
+
+    KindSettings   which features, and what the kind needs to know; one class a kind
+    Density        fit(normals, settings), score(z), arrays(), from_arrays(arrays)
+
+To add a kind, write both classes and register them (`anomaly.detection.kinds.registry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.errors import ConfigError
+
+__all__ = ["FOLDS", "Array", "Arrays", "Density", "KindSettings", "Normals", "fold_of"]
+
+Array: TypeAlias = NDArray[np.float64]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+FOLDS = 5
+"""Parts of the normals, where something is judged by normals that did not take part in it."""
+
+
+def fold_of(scans: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Fold 0 ... FOLDS - 1 of every row; rows of one scan share it."""
+    _, position = np.unique(scans, return_inverse=True)
+    return np.asarray(position % FOLDS, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Standardised features of the normal scans that a density is fitted on.
+
+    Attributes
+    ----------
+    z : ndarray (N, F) float64
+    one_sided : ndarray (F,) bool
+        Features of which only large values are unusual.
+    names, groups : tuple of F str
+        Name and group of every feature.
+    scans : ndarray (N,) int
+        Rows with the same number are of the same scan and stay in the same fold.
+    """
+
+    z: Array
+    one_sided: NDArray[np.bool_]
+    names: Sequence[str]
+    groups: Sequence[str]
+    scans: NDArray[np.intp]
+
+    @property
+    def judged(self) -> Array:
+        """Features as a detector judges them: one-sided where they are, (N, F) float64."""
+        return np.where(self.one_sided, np.maximum(self.z, 0), self.z)
+
+
+@dataclass(frozen=True)
+class KindSettings:
+    """Which features a detector looks at; each kind adds its own.
+
+    Attributes
+    ----------
+    use : tuple of str
+        Features, by name or by group (`anomaly.detection.features`).
+    kind : str
+    """
+
+    use: tuple[str, ...] = ("energy",)
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be fitted."""
+        if not self.use:
+            raise ConfigError(
+                "detector.candidates use is empty: expected groups or names of features"
+            )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Everything that it looks at, by name or group."""
+        return self.use
+
+    @property
+    def guard(self) -> tuple[str, ...]:
+        """Features that have a say only where they are off the charts, by name or group."""
+        return ()
+
+    @property
+    def details(self) -> str:
+        """What tables say of it beside kind and features."""
+        return ""
+
+    def __str__(self) -> str:
+        """Name for tables."""
+        return f"{self.kind}{self.details} over {' + '.join(self.use)}"
+
+    def need_positive(self, *names: str) -> None:
+        """Refuse numbers below 1.
+
+        Raises
+        ------
+        ConfigError
+        """
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"detector.candidates {name} is {getattr(self, name)}: expected 1 or more"
+                )
+
+
+class Density(Protocol):
+    """A fitted density over standardised features."""
+
+    counts_below: ClassVar[bool]
+    """Where all features are one-sided and below their means, the largest of them is the score."""
+
+    @classmethod
+    def fit(cls, normals: Normals, settings: Any) -> Self:
+        """Fit on normal scans."""
+        ...
+
+    def score(self, z: Array) -> Array:
+        """Anomaly scores (N,) of standardised features (N, F)."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything it knows, of any dtype."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Rebuild what `arrays` took apart."""
+        ...

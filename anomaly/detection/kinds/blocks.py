@@ -1,0 +1,59 @@
+"""A ``ledoit_wolf`` distance for every block of features, from which two kinds are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.detection.kinds.base import FOLDS, Array, Normals, fold_of
+from anomaly.detection.kinds.ledoit_wolf import distances, shrunk_precision
+
+__all__ = ["Blocks"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Distances by block.
+
+    Attributes
+    ----------
+    group : ndarray (F,) float64
+        Number of the block of every feature, from 0.
+    precision : ndarray (F, F) float64
+        Block by block that of its features.
+    """
+
+    group: Array
+    precision: Array
+
+    @classmethod
+    def fit(cls, z: Array, group: NDArray[np.intp]) -> Blocks:
+        """Fit a distance for each block."""
+        precision = np.zeros((z.shape[1],) * 2)
+        for index in range(group.max() + 1):
+            columns = np.flatnonzero(group == index)
+            precision[np.ix_(columns, columns)] = shrunk_precision(z[:, columns])
+        return cls(group.astype(np.float64), precision)
+
+    @staticmethod
+    def held_out(normals: Normals, group: NDArray[np.intp]) -> Array:
+        """Distances (G, N) of normals, each from densities fitted without its fold."""
+        fold, judged = fold_of(normals.scans), normals.judged
+        away = np.empty((group.max() + 1, len(normals.z)))
+        for out in (fold == f for f in range(FOLDS)):
+            away[:, out] = Blocks.fit(normals.z[~out], group).distances(judged[out])
+        return away
+
+    def distances(self, z: Array) -> Array:
+        """Distances (G, N) of standardised features (N, F)."""
+        rows = []
+        for index in range(int(self.group.max()) + 1):
+            columns = np.flatnonzero(self.group == index)
+            rows.append(distances(z[:, columns], self.precision[np.ix_(columns, columns)]))
+        return np.stack(rows)
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything it knows."""
+        return {"group": self.group, "precision": self.precision}

@@ -1,0 +1,58 @@
+"""The registry of detector kinds: by name, the settings and the density of each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from anomaly.detection.kinds.base import Density, KindSettings
+from anomaly.detection.kinds.conformal import Conformal, ConformalSettings
+from anomaly.detection.kinds.guarded import Guarded, GuardedSettings
+from anomaly.detection.kinds.ledoit_wolf import LedoitWolf, LedoitWolfSettings
+from anomaly.detection.kinds.mixture import Mixture, MixtureSettings
+from anomaly.detection.kinds.neighbours import Neighbours, NeighboursSettings
+from anomaly.errors import ConfigError
+
+__all__ = ["KINDS", "DetectorKind", "kind_of", "register_kind"]
+
+
+class DetectorKind(NamedTuple):
+    """The two classes of a kind: what settings name, and what is fitted."""
+
+    settings: type[KindSettings]
+    density: type[Density]
+
+
+KINDS: dict[str, DetectorKind] = {
+    "ledoit_wolf": DetectorKind(LedoitWolfSettings, LedoitWolf),
+    "mixture": DetectorKind(MixtureSettings, Mixture),
+    "neighbours": DetectorKind(NeighboursSettings, Neighbours),
+    "conformal": DetectorKind(ConformalSettings, Conformal),
+    "guarded": DetectorKind(GuardedSettings, Guarded),
+}
+
+
+def register_kind(settings: type[KindSettings], density: type[Density]) -> None:
+    """Add a kind, under the default of its settings' ``kind``, so that settings may name it.
+
+    Raises
+    ------
+    ConfigError
+        If there is one of that name.
+    """
+    name = settings.kind
+    if name in KINDS:
+        raise ConfigError(f"there is a detector kind {name!r} already: give it another name")
+    KINDS[name] = DetectorKind(settings, density)
+
+
+def kind_of(name: str) -> DetectorKind:
+    """Return the kind of a name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"kind is {name!r}: expected one of {', '.join(KINDS)}")
+    return KINDS[name]
