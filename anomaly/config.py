@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from anomaly.cdm.levels import SCHEDULES
 from anomaly.cdm.network import EncoderSettings, NetworkSettings
+from anomaly.cdm.schedules import SCHEDULES
 from anomaly.data.images.transforms import Augmentation, Preprocessing
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.isolation import SECONDS

@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["AllowList", "Public", "log_what_is_allowed", "printable"]
 
-OWN = ("anomaly", "pipelines")
+OWN = ("anomaly",)
 """Packages whose message texts are trusted: they are constants in the code."""
 
 WITHHELD = "[withheld]"

@@ -23,14 +23,14 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.evaluation.metrics import auroc
+from anomaly.pipelines.benchmark import benchmark_config
+from anomaly.pipelines.benchmark_scans import Judge
+from anomaly.pipelines.calibrate import calibrate
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.train import train
 from anomaly.store.bundle import read_bundle
 from anomaly.training.detector_fit import Watcher, changed
-from pipelines.benchmark import benchmark_config
-from pipelines.benchmark_scans import Judge
-from pipelines.calibrate import calibrate
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
-from pipelines.train import train
 
 DETECTOR = (
     "detector.candidates=[{kind: ledoit_wolf, use: [energy]}]",

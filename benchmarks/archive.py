@@ -34,12 +34,12 @@ from anomaly.config import dump
 from anomaly.data.table.listing import build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.pseudonyms import load_site_key
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
 from anomaly.scoring.scorer import BATCH
 from anomaly.store.bundle import Bundle, find_bundle, read_bundle
-from pipelines.run import RunFolder
-from pipelines.score import finish
 
 STEPS = 10
 REPEATS = 4
@@ -198,7 +198,7 @@ def total(profile: cProfile.Profile, file: str, name: str) -> float:
 def together(run: RunFolder, bundle: Path, processes: int) -> None:
     """Do the job in several processes of one thread each; print the rate."""
     rows = len(Manifest.read(run.manifest).rows)
-    command = [sys.executable, "-m", "pipelines", "score", str(run.path), "--bundle", str(bundle)]
+    command = [sys.executable, "-m", "anomaly", "score", str(run.path), "--bundle", str(bundle)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(

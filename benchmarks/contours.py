@@ -35,13 +35,13 @@ from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.detection.calibration import false_alarm_interval
 from anomaly.evaluation.metrics import exact_rate, patient_mean
+from anomaly.pipelines.evaluate import lesion_mask
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import score
 from anomaly.scoring.verdicts import Norm
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import ScoreRow
-from pipelines.evaluate import lesion_mask
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
-from pipelines.score import score
 
 EDGES = (0, 30, 50, 80, np.inf)
 """Diameters in mm between which lesions are counted together."""

@@ -23,11 +23,11 @@ from anomaly.config import override
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import read_frames
 from anomaly.errors import ScanError
+from anomaly.pipelines.prepare import scan_folder
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import choose_scans, score
 from anomaly.store.bundle import find_bundle
 from anomaly.types import Scan
-from pipelines.prepare import scan_folder
-from pipelines.run import RunFolder
-from pipelines.score import choose_scans, score
 
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 

@@ -27,8 +27,8 @@ import pydicom
 import torch
 
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
-from pipelines.run import RunFolder
-from pipelines.score import choose_scans, score
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import choose_scans, score
 
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 CHUNK = 2000

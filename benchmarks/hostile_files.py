@@ -247,7 +247,7 @@ def is_under(process: int, parent: int) -> bool:
 
 def score(folder: Path, out: Path, bundle: str) -> tuple[Rows, str, float, float]:
     """Score a folder; what became of each path, what was printed, and both peaks."""
-    command = [sys.executable, "-m", "pipelines", "score", str(folder), "--bundle", bundle]
+    command = [sys.executable, "-m", "anomaly", "score", str(folder), "--bundle", bundle]
     command += ["--out", str(out), "--set", "data.seconds=20", "--set", "data.workers=2"]
     with (out.parent / f"{out.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
@@ -256,7 +256,7 @@ def score(folder: Path, out: Path, bundle: str) -> tuple[Rows, str, float, float
     if process.returncode:
         raise SystemExit(f"scoring ended with {process.returncode}: {printed[-2000:]}")
     table = out.parent / f"{out.name}.csv"
-    export = [sys.executable, "-m", "pipelines", "export", str(out), str(table)]
+    export = [sys.executable, "-m", "anomaly", "export", str(out), str(table)]
     subprocess.run([*export, "--with-identifiers"], check=True, capture_output=True)
     with table.open(newline="") as lines:
         rows = {row["source_path"]: (row["reason"], row["score"]) for row in csv.DictReader(lines)}

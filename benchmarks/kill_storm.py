@@ -27,7 +27,7 @@ from PIL import Image
 
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from anomaly.data.table.manifest import Manifest
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 WORKERS = 3
 DICOM_SHARE, BROKEN_SHARE = 0.02, 0.02
@@ -82,7 +82,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 def score(run: RunFolder) -> subprocess.Popen[bytes]:
     """Start a process that scores, on one thread."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "score", str(run.path), "--device", "cpu"],
+        [sys.executable, "-m", "anomaly", "score", str(run.path), "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ def main() -> None:
     command = ["score", str(scans), "--bundle", options.bundle, "--out", str(serial.path)]
     command += ["--set", f"results.shard={options.shard}", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "pipelines", *command], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "anomaly", *command], check=True, env=environment)
     print(
         f"undisturbed, one process of one thread: {time.perf_counter() - began:.0f} s", flush=True
     )

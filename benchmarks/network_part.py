@@ -32,13 +32,13 @@ from anomaly.detection.kinds import (
 )
 from anomaly.detection.scoring import fit_on, normal_table
 from anomaly.evaluation.metrics import patient_weights
+from anomaly.pipelines.benchmark import benchmark_config
+from anomaly.pipelines.benchmark_robustness import altered_by
+from anomaly.pipelines.benchmark_scans import Judge, Looked
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import find_bundle, read_bundle
 from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
-from pipelines.benchmark import benchmark_config
-from pipelines.benchmark_robustness import altered_by
-from pipelines.benchmark_scans import Judge, Looked
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
 
 USES = {"texture": ("texture",), "energy": ("energy",), "both": ("energy", "texture")}
 PEAK = "evidence_peak"

@@ -39,9 +39,9 @@ from anomaly.cdm.sampling import sample
 from anomaly.data.images.augmentation import RandomAugmentation
 from anomaly.data.images.network_images import ImageReader, framed_images, read_images
 from anomaly.data.images.transforms import Augmentation, Preprocessing
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import Bundle, find_bundle, read_bundle
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
 
 COUNT, STEPS, BATCH = 256, 50, 32
 NOISE_TO_SIGNAL = 0.25

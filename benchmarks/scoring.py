@@ -31,10 +31,10 @@ from anomaly.detection.kinds import (
     GuardedSettings,
 )
 from anomaly.detection.scoring import fit_scoring, score_observation
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import choose_scans
 from anomaly.scoring.scorer import Scorer
 from anomaly.store.bundle import find_bundle, read_bundle
-from pipelines.run import RunFolder
-from pipelines.score import choose_scans
 
 BATCH = 32
 

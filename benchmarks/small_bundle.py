@@ -17,10 +17,10 @@ import yaml
 
 from anomaly.config import load_config
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
-from pipelines.calibrate import calibrate
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
-from pipelines.train import train
+from anomaly.pipelines.calibrate import calibrate
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.train import train
 
 CONFIG = {
     "name": "Small phantoms",

@@ -20,7 +20,7 @@ from anomaly.logs import log_what_is_allowed, printable
 if TYPE_CHECKING:
     from anomaly.config import Config
     from anomaly.pacs.client.destinations import Destination
-    from pipelines.run import RunFolder
+    from anomaly.pipelines.run import RunFolder
 
 # Stages are imported inside the commands: torch and MONAI take seconds, `--help` must not.
 
@@ -100,8 +100,8 @@ def prepare(
 ) -> None:
     """Read a folder of scans, say what can be used, split it by patient."""
     from anomaly.config import load_config
-    from pipelines import prepare as stage
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import prepare as stage
+    from anomaly.pipelines.run import RunFolder
 
     resolved = load_config(config, set_ or [])
     if data is not None:
@@ -120,9 +120,9 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train on the normal scans of the train split; resume where a checkpoint is."""
-    from pipelines import train as stage
-    from pipelines.context import pick_device, run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import train as stage
+    from anomaly.pipelines.context import pick_device, run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [], data)
@@ -144,9 +144,9 @@ def calibrate(
     device: DeviceOption = "auto",
 ) -> None:
     """Learn from held-out normal scans what a score is worth; the bundle can flag from then on."""
-    from pipelines import calibrate as stage
-    from pipelines.context import overrides_name, pick_device, run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import calibrate as stage
+    from anomaly.pipelines.context import overrides_name, pick_device, run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     resolved = run_config(folder, set_ or [], data, stage="calibrate")
@@ -211,11 +211,11 @@ def score(
     A run that was stopped goes on where it stopped, and any number of these commands may work on
     one run at once.
     """
+    from anomaly.pipelines import score as stage
+    from anomaly.pipelines.context import pick_device
+    from anomaly.pipelines.run import RunFolder
     from anomaly.scoring.shards import Turn
     from anomaly.store.signatures import check_signature
-    from pipelines import score as stage
-    from pipelines.context import pick_device
-    from pipelines.run import RunFolder
 
     folder = RunFolder(run)
     new_folder = bundle is not None and scans is None and dicomweb is None
@@ -249,14 +249,14 @@ def score(
         folder, scans, source, overrides, data=data, may_have_grown=fetches
     )
     if ray is not None:
-        from pipelines.cluster import score_on_ray
+        from anomaly.pipelines.cluster import score_on_ray
 
         score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
     else:
         stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
     if target is not None:
-        from pipelines.dicom import write_dicom
-        from pipelines.pacs import store_results
+        from anomaly.pipelines.dicom import write_dicom
+        from anomaly.pipelines.pacs import store_results
 
         store_results(target, write_dicom(folder, resolved).paths)
     if lacking:
@@ -285,9 +285,9 @@ def dicom(
     data: DataOption = None,
 ) -> None:
     """Write the verdicts as DICOM objects: a report a scan, images of flagged scans alone."""
-    from pipelines import dicom as stage
-    from pipelines.context import run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import dicom as stage
+    from anomaly.pipelines.context import run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     _refuse_idle({"--calling": calling is not None and (send is None or "@" not in send)})
@@ -296,7 +296,7 @@ def dicom(
     written = stage.write_dicom(folder, run_config(folder, [], data), kinds, out)
     typer.echo(f"{len(written.paths)} objects in {out or folder.dicom}: they name patients.")
     if target is not None:
-        from pipelines.pacs import store_results
+        from anomaly.pipelines.pacs import store_results
 
         store_results(target, written.paths)
 
@@ -304,8 +304,8 @@ def dicom(
 @app.command()
 def status(run: RunArgument) -> None:
     """Say how far scoring is: done, failed by reason, scans a second, time left."""
-    from pipelines import status as stage
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import status as stage
+    from anomaly.pipelines.run import RunFolder
 
     for line in stage.status(RunFolder(run)):
         typer.echo(line)
@@ -314,8 +314,8 @@ def status(run: RunArgument) -> None:
 @app.command()
 def verify(run: RunArgument) -> None:
     """Look whether every file of a run is what was written there; name those that are damaged."""
-    from pipelines import verify as stage
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import verify as stage
+    from anomaly.pipelines.run import RunFolder
 
     lines, intact = stage.verify(RunFolder(run))
     for line in lines:
@@ -338,9 +338,9 @@ def query(
     import csv
     import sys
 
+    from anomaly.pipelines.run import RunFolder
     from anomaly.store.readings import Feedback
     from anomaly.store.results import plain_cell, plain_values
-    from pipelines.run import RunFolder
 
     folder = RunFolder(run)
     # Only who asks for it: it may be for somebody else's eyes.
@@ -368,9 +368,9 @@ def export(
     ] = False,
 ) -> None:
     """Write the scores for a spreadsheet: pseudonyms, unless identifiers are asked for."""
-    from pipelines import score as stage
-    from pipelines.context import run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import score as stage
+    from anomaly.pipelines.context import run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     rows = stage.export_scores(folder, run_config(folder, []), out, identifiers=with_identifiers)
@@ -398,8 +398,8 @@ def feedback(
     ] = None,
 ) -> None:
     """Note what a reader thinks of a result; ask with `anomaly query`, table `feedback`."""
-    from pipelines import status as stage
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import status as stage
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     if merge is not None:
@@ -420,8 +420,8 @@ def retry(
     reason: Annotated[str, typer.Option(help="Reason of the rows, as `anomaly status` prints.")],
 ) -> None:
     """Forget the parts that hold rows with a reason; `anomaly score` makes them again."""
-    from pipelines import status as stage
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import status as stage
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     parts, rows = stage.retry(folder, reason)
@@ -434,9 +434,9 @@ def retry(
 @app.command()
 def evaluate(run: RunArgument, data: DataOption = None) -> None:
     """Compare the scores with the labels: figures with intervals."""
-    from pipelines import evaluate as stage
-    from pipelines.context import run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import evaluate as stage
+    from anomaly.pipelines.context import run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     stage.evaluate(folder, run_config(folder, [], data))
@@ -464,16 +464,16 @@ def report(
     data: DataOption = None,
 ) -> None:
     """Write the worklist with heatmaps as an HTML page with its images beside it."""
-    from pipelines import report as stage
-    from pipelines.context import run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import report as stage
+    from anomaly.pipelines.context import run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     _refuse_idle({"--max-images": max_images is not None and not images})
     most = 500 if max_images is None else max_images
     config = run_config(folder, [], data)
     if pdf is not None:
-        from pipelines.study import study_pdf
+        from anomaly.pipelines.study import study_pdf
 
         if single_file:
             raise ConfigError("a PDF is a single file: leave --single-file away")
@@ -497,9 +497,9 @@ def figures(
     data: DataOption = None,
 ) -> None:
     """Make figures for a paper: overlays, ROC, scores, p-values, training; PDF and PNG."""
-    from pipelines import figures as stage
-    from pipelines.context import run_config
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import figures as stage
+    from anomaly.pipelines.context import run_config
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(run)
     config = run_config(folder, [], data)
@@ -519,9 +519,9 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Go the whole road on synthetic chest radiographs."""
-    from pipelines import demo as stage
-    from pipelines.context import pick_device
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import demo as stage
+    from anomaly.pipelines.context import pick_device
+    from anomaly.pipelines.run import RunFolder
 
     folder = RunFolder(out)
     stage.demo(folder, config, set_ or [], pick_device(device))
@@ -552,9 +552,9 @@ def benchmark(
     device: DeviceOption = "auto",
 ) -> None:
     """Train, calibrate and compute every figure on a labelled archive, baselines included."""
-    from pipelines import benchmark as stage
-    from pipelines.context import pick_device
-    from pipelines.run import RunFolder
+    from anomaly.pipelines import benchmark as stage
+    from anomaly.pipelines.context import pick_device
+    from anomaly.pipelines.run import RunFolder
 
     source = _found(bundle)
     resolved = stage.benchmark_config(name, data, config, source, set_ or [])
@@ -577,9 +577,9 @@ def node(
 ) -> None:
     """Listen for scans by DICOM, score each study that is complete, send the results."""
     from anomaly.pacs.client.destinations import destination
-    from pipelines import node as stage
-    from pipelines.context import pick_device
-    from pipelines.dicom import write_dicom
+    from anomaly.pipelines import node as stage
+    from anomaly.pipelines.context import pick_device
+    from anomaly.pipelines.dicom import write_dicom
 
     settings = stage.load_settings(config)
     stage.run_node(
@@ -608,8 +608,8 @@ def sign(
 @app.command()
 def doctor(bundle: BundleOption = None, signer: SignerOption = None) -> None:
     """Say what this machine can decode and compute with, and whether a bundle is intact."""
+    from anomaly.pipelines import doctor as stage
     from anomaly.store.signatures import check_signature
-    from pipelines import doctor as stage
 
     source = _found(bundle)
     if signer is not None:
@@ -655,7 +655,7 @@ def _refuse_idle(options: Mapping[str, bool]) -> None:
 def _fetch(run: RunFolder, url: str, query: list[str]) -> int:
     """Fetch what matches; return how many images could not be had."""
     from anomaly.pacs.client.dicomweb import DicomWeb
-    from pipelines.pacs import fetch_studies, query_of
+    from anomaly.pipelines.pacs import fetch_studies, query_of
 
     fetched = fetch_studies(DicomWeb(url), query_of(query), run.spool)
     if not fetched.found:

@@ -40,21 +40,21 @@ from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
 from anomaly.files import strict_json, writing
 from anomaly.logs import Public
-from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
-from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
-from pipelines.benchmark_page import benchmark_page
-from pipelines.benchmark_robustness import (
+from anomaly.pipelines.benchmark_page import benchmark_page
+from anomaly.pipelines.benchmark_robustness import (
     ALTERATION_SEED,
     false_alarm_table,
     lesion_tables,
     nuisance_table,
 )
-from pipelines.benchmark_scans import Bench, EvaluationSet, Judge, Looked
-from pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
-from pipelines.calibrate import calibrate
-from pipelines.prepare import prepare, scan_folder
-from pipelines.run import NOTICE, RunFolder
-from pipelines.train import train, trained_bundle
+from anomaly.pipelines.benchmark_scans import Bench, EvaluationSet, Judge, Looked
+from anomaly.pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
+from anomaly.pipelines.calibrate import calibrate
+from anomaly.pipelines.prepare import prepare, scan_folder
+from anomaly.pipelines.run import NOTICE, RunFolder
+from anomaly.pipelines.train import train, trained_bundle
+from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
+from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
 
 __all__ = ["SPLITS", "benchmark", "benchmark_config", "published_labels", "split_hash"]
 

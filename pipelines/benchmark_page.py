@@ -16,7 +16,7 @@ def benchmark_page(result: Mapping[str, Any]) -> str:
     Parameters
     ----------
     result : mapping
-        As `pipelines.benchmark.benchmark` makes it.
+        As `anomaly.pipelines.benchmark.benchmark` makes it.
     """
     parts = _head(result)
     sets = list(result["detectors"][0]["sets"])

@@ -27,8 +27,8 @@ from anomaly.evaluation.metrics import (
     realised_false_alarms,
 )
 from anomaly.logs import Public
+from anomaly.pipelines.benchmark_scans import Array, Bench, EvaluationSet, Judge, Looked, Row
 from anomaly.training.detector_fit import calibration_change
-from pipelines.benchmark_scans import Array, Bench, EvaluationSet, Judge, Looked, Row
 
 __all__ = [
     "ALTERATION_SEED",

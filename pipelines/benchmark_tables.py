@@ -39,7 +39,7 @@ from anomaly.evaluation.metrics import (
     auroc,
 )
 from anomaly.logs import Public
-from pipelines.benchmark_scans import Array, Bench, Judge, Row
+from anomaly.pipelines.benchmark_scans import Array, Bench, Judge, Row
 
 __all__ = ["baseline_table", "cost", "detector_table", "feature_table"]
 

@@ -15,13 +15,13 @@ from anomaly.data.table.splits import SPLITS
 from anomaly.detection.calibration import allowed_rank, false_alarm_interval
 from anomaly.errors import CalibrationError, ConfigError
 from anomaly.logs import Public
+from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.job import check_same_grey
 from anomaly.scoring.scorer import ScoredScan, Scorer
 from anomaly.store.bundle import Bundle, bundle_hash, read_bundle, write_bundle
 from anomaly.training.detector_fit import calibration_change
-from pipelines.run import RunFolder
 
 __all__ = ["at_known_rate", "calibrate"]
 

@@ -22,11 +22,11 @@ from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
 from anomaly.store.results import Results
-from pipelines.run import RunFolder
-from pipelines.score import finish
 
 __all__ = ["score_on_ray"]
 
@@ -43,7 +43,7 @@ def score_on_ray(
     *,
     actors: int,
 ) -> Results:
-    """Score as `pipelines.score.score` does, by actors; one GPU an actor where the device is CUDA.
+    """Score as the stage `score` does, by actors; one GPU an actor where the device is CUDA.
 
     Without RAY_ADDRESS a cluster of this machine is started, and stopped at the end.
 

@@ -13,7 +13,7 @@ import torch
 from anomaly.config import Config, load_config, plain
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 __all__ = [
     "WHERE_AND_HOW",

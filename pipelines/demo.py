@@ -16,13 +16,13 @@ from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
 from anomaly.files import make_results_folder
-from pipelines.calibrate import calibrate
-from pipelines.evaluate import evaluate
-from pipelines.prepare import prepare
-from pipelines.report import report
-from pipelines.run import RunFolder
-from pipelines.score import score
-from pipelines.train import train
+from anomaly.pipelines.calibrate import calibrate
+from anomaly.pipelines.evaluate import evaluate
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.report import report
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import score
+from anomaly.pipelines.train import train
 
 __all__ = ["NORMALS", "demo"]
 

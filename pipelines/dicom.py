@@ -25,12 +25,12 @@ from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError, ScanError, UnsupportedScan
 from anomaly.files import make_results_folder, refuse_foreign
 from anomaly.logs import Public
+from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
 from anomaly.reporting.dicom.objects import KINDS, DicomCase, Kind, write_objects
 from anomaly.scoring.verdicts import Norm, matching_scores
 from anomaly.store.bundle import read_bundle
 from anomaly.store.results import Results, ScoreRow
-from pipelines.run import RunFolder
 
 __all__ = ["DEFAULT_KINDS", "Written", "kinds_of", "write_dicom"]
 

@@ -12,8 +12,8 @@ import torch
 import anomaly
 from anomaly.cdm.health import DEAD, network_health
 from anomaly.data.readers.dicom import decodable_transfer_syntaxes
+from anomaly.pipelines.run import NOTICE
 from anomaly.store.bundle import bundle_problems, read_bundle
-from pipelines.run import NOTICE
 
 __all__ = ["doctor"]
 

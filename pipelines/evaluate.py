@@ -25,12 +25,12 @@ from anomaly.evaluation.metrics import (
 )
 from anomaly.files import strict_json, whole, writing
 from anomaly.logs import Public
+from anomaly.pipelines.prepare import mask_hash
+from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.scoring.verdicts import matching_scores, on_source
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import ScoreRow
 from anomaly.types import Orientation
-from pipelines.prepare import mask_hash
-from pipelines.run import NOTICE, RunFolder
 
 __all__ = ["evaluate", "lesion_mask"]
 

@@ -25,13 +25,13 @@ from anomaly.evaluation.metrics import auroc
 from anomaly.evaluation.roc import roc
 from anomaly.files import holds_results, make_results_folder, writing
 from anomaly.logs import Public
+from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.plots import charts
 from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
 from anomaly.training.checkpoint import read_metrics
 from anomaly.types import FIGURE_PNG, JudgedScan
-from pipelines.run import RunFolder
 
 __all__ = ["draw_figures", "make_figures"]
 

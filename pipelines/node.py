@@ -2,13 +2,14 @@ r"""node: scans that arrive by DICOM -> scored batches -> results where they bel
 
 ::
 
-    instance received --(study quiet)--> batch closed --> scored --> sent (`pipelines.delivery`)
+    instance received --(study quiet)--> batch closed --> scored --> sent
+    (`anomaly.pipelines.delivery`)
                                                      \-> failed
 
 Threads of the listener receive (`anomaly.pacs.node.listener`); the calling thread does the rest,
 one step at a time, and every step is recorded after it is done (`anomaly.pacs.node.spool`). A node
-that is killed goes on where it was. A batch is an ordinary run (`pipelines.score`) on a folder of
-scans.
+that is killed goes on where it was. A batch is an ordinary run (`anomaly.pipelines.score`) on a
+folder of scans.
 
 Nothing but a signal ends a node that listens: what fails is tried again after pauses that grow.
 Only scoring a batch is given up in the end, until the next start.
@@ -45,13 +46,13 @@ from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import PASSING, Batch
 from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import listener_context
-from anomaly.reporting.dicom.objects import Kind
+from anomaly.pipelines.delivery import Delivery, Rest
+from anomaly.pipelines.dicom import DEFAULT_KINDS
+from anomaly.pipelines.run import NOTICE, RunFolder, stop_on_interrupt
+from anomaly.pipelines.score import choose_scans, score
+from anomaly.reporting.dicom.objects import KINDS, Kind
 from anomaly.store.bundle import Bundle, copy_bundle, find_bundle, read_bundle
 from anomaly.store.signatures import check_signature
-from pipelines.delivery import Delivery, Rest
-from pipelines.dicom import DEFAULT_KINDS
-from pipelines.run import NOTICE, RunFolder, stop_on_interrupt
-from pipelines.score import choose_scans, score
 
 if TYPE_CHECKING:
     from anomaly.pacs.node.listener import Listener
@@ -144,6 +145,9 @@ class NodeSettings:
             raise ConfigError(f"port is {self.port}: expected 0 to 65535")
         if self.alpha is not None and not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
+        wrong = [kind for kind in self.objects if kind not in KINDS]
+        if wrong:
+            raise ConfigError(f"objects holds {wrong[0]!r}: expected some of {', '.join(KINDS)}")
         for name in ("quiet_seconds", "max_instances", "max_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected more than 0")

@@ -22,11 +22,11 @@ from anomaly.detection.detector import FEWEST_NORMALS
 from anomaly.errors import CalibrationError, ConfigError, ManifestError
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
+from anomaly.pipelines.context import WHERE_AND_HOW, changed_settings
+from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
 from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import read_bundle
-from pipelines.context import WHERE_AND_HOW, changed_settings
-from pipelines.run import RunFolder
 
 __all__ = ["mask_hash", "prepare", "scan_folder"]
 

@@ -16,13 +16,13 @@ from anomaly.config import Config
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ScanError
 from anomaly.files import make_results_folder, writing
+from anomaly.pipelines.drift import drift_warnings
+from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.scoring.companions import Companions
 from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
-from pipelines.drift import drift_warnings
-from pipelines.run import RunFolder
 
 __all__ = ["ScoredRun", "report"]
 

@@ -26,6 +26,9 @@ from anomaly.detection.calibration import allowed_rank
 from anomaly.errors import AnomalyError, BundleError, ConfigError
 from anomaly.files import make_results_folder, writing
 from anomaly.logs import Public
+from anomaly.pipelines.context import overrides_name, refuse_idle_settings, run_config
+from anomaly.pipelines.prepare import scan_folder
+from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job, wanted
 from anomaly.scoring.leases import Leases
@@ -33,9 +36,6 @@ from anomaly.scoring.shards import Turn
 from anomaly.store.bundle import Bundle, copy_bundle, read_bundle, same_detector
 from anomaly.store.export import export
 from anomaly.store.results import Results
-from pipelines.context import overrides_name, refuse_idle_settings, run_config
-from pipelines.prepare import scan_folder
-from pipelines.run import RunFolder
 
 __all__ = ["choose_scans", "export_scores", "finish", "score"]
 

@@ -9,8 +9,8 @@ from typing import cast, get_args
 import pyarrow as pa
 
 from anomaly.errors import AnomalyError
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.readings import Feedback, Opinion
-from pipelines.run import RunFolder
 
 __all__ = ["give_feedback", "merge_feedback", "retry", "status"]
 

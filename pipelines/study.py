@@ -10,11 +10,11 @@ from pathlib import Path
 from anomaly.config import Config
 from anomaly.errors import AnomalyError
 from anomaly.files import make_results_folder, writing
+from anomaly.pipelines.report import ScoredRun
+from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.html.files import file_stem
 from anomaly.reporting.pdf.study import write_study
 from anomaly.store.results import ScoreRow
-from pipelines.report import ScoredRun
-from pipelines.run import RunFolder
 
 __all__ = ["study_pdf"]
 
@@ -34,7 +34,7 @@ def study_pdf(
         Pseudonym of the study, or of a scan in it. A scan of an unknown study stands alone, under
         its own pseudonym.
     images, max_images
-        As for `pipelines.report.report`.
+        As for `anomaly.pipelines.report.report`.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """train: normal scans -> a network, a detector, a bundle.
 
-Alone, or on several devices by ``torchrun --nproc-per-node N -m pipelines train RUN``.
+Alone, or on several devices by ``torchrun --nproc-per-node N -m anomaly train RUN``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import AnomalyError, BundleError, ConfigError, ManifestError
 from anomaly.files import writing
+from anomaly.pipelines.context import process_place
+from anomaly.pipelines.run import RunFolder, stop_on_interrupt
 from anomaly.progress import progress_bar
 from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
@@ -47,8 +49,6 @@ from anomaly.training.checkpoint import Metrics
 from anomaly.training.detector_fit import Watcher, fit_detector
 from anomaly.training.loop import Batch, FitResult, fit, validation_metrics
 from anomaly.types import DRAWN_PNG
-from pipelines.context import process_place
-from pipelines.run import RunFolder, stop_on_interrupt
 
 __all__ = ["look_alikes", "processes", "train", "trained_bundle"]
 

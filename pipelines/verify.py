@@ -9,11 +9,11 @@ from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
 from anomaly.files import read_checked
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle
 from anomaly.store.readings import Feedback
 from anomaly.store.sums import SUMS, damaged_files
 from anomaly.training.checkpoint import read_checkpoint, read_metrics
-from pipelines.run import RunFolder
 
 __all__ = ["verify"]
 

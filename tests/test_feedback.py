@@ -12,9 +12,9 @@ import pytest
 from road import done, refused
 
 from anomaly.errors import AnomalyError
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.readings import Feedback
 from anomaly.store.results import Provenance, Results, ScoreRow
-from pipelines.run import RunFolder
 
 
 def test_what_is_said_comes_back_in_order(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def lines() -> Iterator[io.StringIO]:
 
 
 def test_numbers_and_marked_text_pass(lines: io.StringIO) -> None:
-    log = logging.getLogger("pipelines.score")
+    log = logging.getLogger("anomaly.pipelines.score")
     log.info("%d of %g, %s", 3, 0.5, Public("truncated"))
     log.info("100 % of it")
     assert lines.getvalue() == "3 of 0.5, truncated\n100 % of it\n"
@@ -88,7 +88,7 @@ def test_what_a_terminal_obeys_is_shown(lines: io.StringIO) -> None:
     assert shown.startswith("north\\x1b]0;owned\\x07")
     assert printable("Größe\tÄ") == "Größe\tÄ"
     assert printable("two\nlines") == "two\\nlines"
-    logging.getLogger("pipelines.score").info("%s", Public(HOSTILE))
+    logging.getLogger("anomaly.pipelines.score").info("%s", Public(HOSTILE))
     assert lines.getvalue() == f"{shown}\n"
 
 

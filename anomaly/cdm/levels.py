@@ -11,15 +11,15 @@ implementation serves every schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from anomaly.cdm.schedules import SCHEDULES
 from anomaly.errors import ConfigError
 
-__all__ = ["SCHEDULES", "NoiseLevels"]
+__all__ = ["NoiseLevels"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NoiseLevels:
     Attributes
     ----------
     name : str
-        A key of `SCHEDULES`.
+        A key of `anomaly.cdm.schedules.SCHEDULES`.
     alpha, sigma : Tensor (T + 2,) float64
         Signal and noise amplitude of every level.
     """
@@ -97,51 +97,3 @@ class NoiseLevels:
 def _rows(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     rows = table.to(device=like.device, dtype=like.dtype)[t.to(like.device)]
     return rows.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _variance_preserving(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-
-def _linear(steps: int) -> tuple[Tensor, Tensor]:
-    """DDPM (Ho et al. 2020): beta from 1e-4 to 0.02 over 1000 steps, rescaled to ``steps``."""
-    # Ho et al. fix beta for T = 1000; the same total noise in fewer steps needs larger ones.
-    scale = 1000 / steps
-    beta = torch.linspace(1e-4 * scale, min(0.02 * scale, 0.999), steps, dtype=torch.float64)
-    return _variance_preserving(torch.cumprod(1 - beta, 0))
-
-
-def _cosine(steps: int) -> tuple[Tensor, Tensor]:
-    """Squared-cosine alpha_bar (Nichol & Dhariwal 2021), their offset 0.008."""
-    s = 0.008
-    t = torch.arange(0, steps + 1, dtype=torch.float64) / (steps + 1)
-    f = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
-    return _variance_preserving(f[1:] / f[0])
-
-
-def _uniform(steps: int) -> tuple[Tensor, Tensor]:
-    """``sigma = t / (T + 1)``, variance preserving: the paper's CDM (unif.)."""
-    sigma = torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1)
-    return (1 - sigma**2).sqrt(), sigma
-
-
-def _log_snr(steps: int) -> tuple[Tensor, Tensor]:
-    """``log(sigma / alpha)`` uniform from 1/200 to 100, variance preserving."""
-    # 1/200 is below half a grey step of 8 bits on [-1, 1]; at 100 no image feature survives.
-    ratio = torch.logspace(math.log10(0.005), 2, steps, dtype=torch.float64)
-    return 1 / (1 + ratio**2).sqrt(), ratio / (1 + ratio**2).sqrt()
-
-
-def _flow(steps: int) -> tuple[Tensor, Tensor]:
-    """Optimal transport / flow matching: ``alpha = 1 - u, sigma = u`` (App. B.4)."""
-    sigma = torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1)
-    return 1 - sigma, sigma
-
-
-SCHEDULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "uniform": _uniform,
-    "log_snr": _log_snr,
-    "flow": _flow,
-}

@@ -20,7 +20,8 @@ from anomaly.cdm.density import (
     score,
 )
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM, cosine_basis
-from anomaly.cdm.levels import SCHEDULES, NoiseLevels
+from anomaly.cdm.levels import NoiseLevels
+from anomaly.cdm.schedules import SCHEDULES
 
 NAMES = sorted(SCHEDULES)
 

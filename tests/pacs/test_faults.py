@@ -43,7 +43,7 @@ from anomaly.pacs.client.dicomweb import DicomWeb
 from anomaly.pacs.client.dimse import Dimse
 from anomaly.pacs.client.instances import Instance, is_uid
 from anomaly.pacs.client.retries import Attempts
-from pipelines.pacs import fetch_studies
+from anomaly.pipelines.pacs import fetch_studies
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SECRET = "open-sesame"  # noqa: S105

@@ -18,7 +18,7 @@ from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.client import dicomweb
 from anomaly.pacs.client.dicomweb import DicomWeb
 from anomaly.pacs.client.instances import Instance
-from pipelines.pacs import fetch_studies, store_results
+from anomaly.pipelines.pacs import fetch_studies, store_results
 
 
 def found(web: DicomWeb, **query: str) -> set[str]:

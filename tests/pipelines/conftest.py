@@ -9,7 +9,7 @@ import yaml
 from road import CONFIG, Road, copy, done
 
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 
 @pytest.fixture(scope="session")

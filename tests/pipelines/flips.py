@@ -10,10 +10,10 @@ from anomaly.config import dump, load_config
 from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.verify import verify
 from anomaly.store.bundle import read_bundle
 from anomaly.store.readings import Feedback
-from pipelines.run import RunFolder
-from pipelines.verify import verify
 
 
 @dataclass(frozen=True)

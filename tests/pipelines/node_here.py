@@ -21,8 +21,8 @@ from anomaly.data.readers.isolation import Workers
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed
-from pipelines.node import load_settings, run_node
-from pipelines.run import RunFolder
+from anomaly.pipelines.node import load_settings, run_node
+from anomaly.pipelines.run import RunFolder
 
 
 def one_object_a_row(run: RunFolder, config: Config, _processes: Workers) -> list[Path]:

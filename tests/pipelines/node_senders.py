@@ -28,7 +28,7 @@ from dicom_samples import write_sample
 from pydicom.uid import generate_uid
 
 from anomaly.data.table.pseudonyms import load_site_key, pseudonym
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly.data.table.manifest import Manifest
+from anomaly.pipelines.__main__ import main
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
-from pipelines.__main__ import main
-from pipelines.run import RunFolder
 
 STEPS = 40
 SILENCED = ("pydicom", "nibabel", "monai", "pynetdicom", "highdicom")

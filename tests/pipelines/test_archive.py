@@ -22,9 +22,9 @@ from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
 from anomaly.pacs.client.dicomweb import DicomWeb
 from anomaly.pacs.client.instances import Instance
-from pipelines.pacs import query_of
-from pipelines.run import RunFolder
-from pipelines.score import choose_scans
+from anomaly.pipelines.pacs import query_of
+from anomaly.pipelines.run import RunFolder
+from anomaly.pipelines.score import choose_scans
 
 ROOT = Path(__file__).parents[2]
 COUNT = 50
@@ -112,7 +112,7 @@ def test_an_archive_that_is_killed_meanwhile_costs_nothing(
 ) -> None:
     push(road, orthanc)
     run = RunFolder(tmp_path / "run")
-    command = [sys.executable, "-m", "pipelines", "score", run.path]
+    command = [sys.executable, "-m", "anomaly", "score", run.path]
     command += ["--dicomweb", orthanc.url, *QUERY, "--bundle", road.run.bundle]
     log = tmp_path / "log"
     with log.open("wb") as out:
@@ -159,7 +159,7 @@ def test_a_node_scores_what_a_modality_sends(road: Road, orthanc: Orthanc, tmp_p
     log = tmp_path / "log"
     with log.open("wb") as out:
         node = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "node", tmp_path / "node.yaml"],
+            [sys.executable, "-m", "anomaly", "node", tmp_path / "node.yaml"],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=out,

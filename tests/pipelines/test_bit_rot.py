@@ -20,8 +20,8 @@ from road import Road, anomaly, done, refused
 from anomaly.config import load_config
 from anomaly.data.table.manifest import NOT_LISTED, Manifest
 from anomaly.errors import AnomalyError
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.sums import SUMS
-from pipelines.run import RunFolder
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from road import Road, copy, done
 
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -41,7 +41,7 @@ def serial(road: Road, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def score(run: RunFolder, *options: str) -> str:
     said = subprocess.run(
-        [sys.executable, "-m", "pipelines", "score", str(run.path), *options],
+        [sys.executable, "-m", "anomaly", "score", str(run.path), *options],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

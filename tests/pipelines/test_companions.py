@@ -13,9 +13,9 @@ from anomaly.config import load_config
 from anomaly.data.images.transforms import Frame, frame_scan, grey_range, network_image, stretch
 from anomaly.data.readers.registry import read_scan
 from anomaly.detection.look_alikes import LookAlikes
+from anomaly.pipelines.train import look_alikes
 from anomaly.scoring.companions import Companions
 from anomaly.store.bundle import read_bundle
-from pipelines.train import look_alikes
 
 
 def test_only_the_neighbourhood_of_regions_changes(road: Road) -> None:

@@ -15,8 +15,8 @@ from road import damage_map, done
 
 from anomaly.config import load_config, write_config
 from anomaly.data.table.manifest import Manifest
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
-from pipelines.run import RunFolder
 
 
 def page_rows(run: RunFolder) -> dict[str, dict[str, Any]]:

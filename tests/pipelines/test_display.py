@@ -21,9 +21,9 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.table.manifest import Manifest
 from anomaly.grey import GreyCurve, percentile_curve
-from pipelines.dicom import write_dicom
-from pipelines.figures import _case, _Source
-from pipelines.run import RunFolder
+from anomaly.pipelines.dicom import write_dicom
+from anomaly.pipelines.figures import _case, _Source
+from anomaly.pipelines.run import RunFolder
 
 NAMES = ("wide", "narrow", "windowed")
 

@@ -15,7 +15,7 @@ from road import Road, done
 import anomaly
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import TooFewCalibrationScans, UnsupportedScan
-from pipelines.run import RunFolder
+from anomaly.pipelines.run import RunFolder
 
 EXPORTED = {
     *("load", "read_scan", "Detector", "Verdict", "StudyVerdict", "Region", "Scan"),

@@ -9,9 +9,9 @@ import pytest
 
 from anomaly.detection.calibration import Calibration, Spread
 from anomaly.detection.drift import FEWEST, FEWEST_NORMAL
+from anomaly.pipelines.drift import drift_warnings
 from anomaly.store.bundle import Calibrated
 from anomaly.store.results import ScoreRow
-from pipelines.drift import drift_warnings
 
 
 def calibrated(count: int) -> Calibrated:

@@ -19,15 +19,15 @@ from road import Road, copy, done, refused
 from anomaly.data.readers.isolation import Workers
 from anomaly.errors import AnomalyError
 from anomaly.files import strict_json, writing
+from anomaly.pipelines.run import RunFolder
 from anomaly.training.checkpoint import read_metrics
-from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *map(str, arguments)],
+        [sys.executable, "-m", "anomaly", *map(str, arguments)],
         cwd=ROOT,
         timeout=120,
         check=False,
@@ -81,7 +81,7 @@ def test_a_reader_that_has_read_enough_ends_a_query(run: RunFolder) -> None:
 
 def test_a_closed_output_ends_nothing(run: RunFolder) -> None:
     said = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m pipelines export {run.path} {run.path}/t.csv >&-"],
+        ["sh", "-c", f"{sys.executable} -m anomaly export {run.path} {run.path}/t.csv >&-"],
         cwd=ROOT,
         timeout=120,
         check=False,
@@ -110,7 +110,7 @@ def test_a_command_that_is_told_to_end_leaves_no_scratch(road: Road, tmp_path: P
         "import sys, tempfile, time\n"
         "from pathlib import Path\n"
         "import typer\n"
-        "from pipelines import __main__ as cli\n"
+        "from anomaly.pipelines import __main__ as cli\n"
         "@cli.app.command()\n"
         "def hold() -> None:\n"
         "    with tempfile.TemporaryDirectory(prefix='anomaly-'):\n"
@@ -139,7 +139,7 @@ def test_a_training_that_is_ended_says_so_to_the_shell(
 ) -> None:
     """``anomaly train RUN && anomaly calibrate RUN`` must not go on with a network of half."""
     run = copy(road.prepared, tmp_path / "run")
-    command = [sys.executable, "-m", "pipelines", "train", run.path, "--device", "cpu"]
+    command = [sys.executable, "-m", "anomaly", "train", run.path, "--device", "cpu"]
     process = subprocess.Popen(
         [*command, "--set", "training.steps=100000"],
         cwd=ROOT,

@@ -28,9 +28,17 @@ from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import Arrival, Received
 from anomaly.pacs.node.listener import Listener
 from anomaly.pacs.node.spool import Spool
+from anomaly.pipelines.node import (
+    ATTEMPTS,
+    PAUSES,
+    NodeSettings,
+    Objects,
+    Work,
+    load_settings,
+    run_node,
+)
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import find_bundle, read_bundle, write_bundle
-from pipelines.node import ATTEMPTS, PAUSES, NodeSettings, Objects, Work, load_settings, run_node
-from pipelines.run import RunFolder
 
 NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
 CPU = torch.device("cpu")
@@ -301,7 +309,7 @@ def test_a_kill_at_any_moment_is_made_good(
 
     with monkeypatch.context() as patch:
         if moment == "before scoring":
-            patch.setattr("pipelines.node.choose_scans", die)
+            patch.setattr("anomaly.pipelines.node.choose_scans", die)
         elif moment in ("before the record", "cut short"):
             patch.setattr(here.spool, "scored", die)
         else:

@@ -18,8 +18,8 @@ from road import Road, done, refused
 
 from anomaly.data.table.manifest import Manifest
 from anomaly.logs import AllowList
+from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.leases import Leases
-from pipelines.run import RunFolder
 
 CANARY = "CANARY"
 PRIVATE = {"manifest.parquet", "site.key", "config.yaml", "feedback.sqlite"}

@@ -30,9 +30,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from anomaly.config import load_config
 from anomaly.data.table.manifest import Manifest
 from anomaly.detection.features import feature_groups
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle, write_bundle
 from anomaly.training.checkpoint import read_checkpoint, read_metrics
-from pipelines.run import RunFolder
 
 # --- what the road leaves ---------------------------------------------------------------------
 
@@ -448,7 +448,7 @@ def test_another_configuration_is_refused_and_changes_nothing(run: RunFolder) ->
 @contextlib.contextmanager
 def training(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "pipelines", "train", str(run.path)],
+        [sys.executable, "-W", "error", "-m", "anomaly", "train", str(run.path)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -545,8 +545,8 @@ def test_the_doctor_needs_no_bundle() -> None:
 
 def test_the_demo_goes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer phantoms and a smaller network, else as `make demo` does."""
-    monkeypatch.setattr("pipelines.demo.NORMALS", 48)
-    monkeypatch.setattr("pipelines.demo.ABNORMALS", 8)
+    monkeypatch.setattr("anomaly.pipelines.demo.NORMALS", 48)
+    monkeypatch.setattr("anomaly.pipelines.demo.ABNORMALS", 8)
     small = {
         "alpha": 0.2,
         "levels.steps": 20,

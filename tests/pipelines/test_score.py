@@ -20,10 +20,10 @@ from road import Road, copy, done, refused
 
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError
+from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.leases import Leases
 from anomaly.scoring.shards import Shard, Turn, cut
 from anomaly.store.results import ScoreRow
-from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SHARD = ("--set", "results.shard=5")
@@ -212,7 +212,7 @@ def test_maps_are_kept_of_flagged_scans_and_of_a_sample(fresh: RunFolder, sample
 
 
 def command(run: RunFolder) -> list[str]:
-    return [sys.executable, "-m", "pipelines", "score", str(run.path), *SHARD]
+    return [sys.executable, "-m", "anomaly", "score", str(run.path), *SHARD]
 
 
 def test_killed_again_and_again_nothing_is_lost_or_twice(
@@ -291,7 +291,7 @@ def test_a_full_disk_is_one_sentence_and_costs_one_part(
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "from pipelines.__main__ import main; sys.argv = ['anomaly', *sys.argv[1:]]; main()"
+        "from anomaly.pipelines.__main__ import main; sys.argv = ['anomaly', *sys.argv[1:]]; main()"
     )
     said = subprocess.run(
         [sys.executable, "-c", code, "score", str(fresh.path), *SHARD],

@@ -17,9 +17,9 @@ from road import Road, anomaly, copy, done, refused
 from anomaly.config import load_config
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
+from anomaly.pipelines.context import pick_device, process_place
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle
-from pipelines.context import pick_device, process_place
-from pipelines.run import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,8 @@ from anomaly.data.readers import zips
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import read_scan
 from anomaly.errors import BundleError, UnreadableScan
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import copy_bundle, read_bundle
-from pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

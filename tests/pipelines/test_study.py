@@ -13,8 +13,8 @@ from PIL import Image
 from road import Road, damage_map, done, refused
 
 from anomaly.data.table.manifest import Manifest
+from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
-from pipelines.run import RunFolder
 
 try:
     import weasyprint  # noqa: F401

@@ -10,8 +10,8 @@ import pytest
 from anomaly.config import load_config
 from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.splits import SPLITS
-from pipelines.prepare import prepare
-from pipelines.run import RunFolder
+from anomaly.pipelines.prepare import prepare
+from anomaly.pipelines.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT.parent / "shared" / "data" / "zhanglab"

@@ -93,7 +93,7 @@ def open_image(path: Path, policy: IntensityPolicy) -> Frames:
         ``"not an image"``, ``"colour"``, ``"alpha"``, ``"bit depth"``, ``"orientation"``,
         ``"dimensions"``, ``"too large"``, ``"empty"``; of a frame also ``"constant"``.
     """
-    openers: dict[str, Callable[[Path, IntensityPolicy], Frames]] = {
+    openers = {
         "png": _open_pillow,
         "jpeg": _open_pillow,
         "tiff": _open_tiff,

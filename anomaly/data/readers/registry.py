@@ -1,21 +1,31 @@
-"""One door for every kind of file: its content decides first, then its extension."""
+"""One door for every kind of file: its content decides first, then its extension.
+
+To add a kind, write a function that opens its files and register it with its endings. Processes
+that decode are started anew: they know a reader where the module that registers it is among those
+of the entry points ``anomaly.readers`` of an installed package; without, decode in the calling
+process (``data.workers: 0``).
+"""
 
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache, partial
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 from anomaly.data.readers.dicom import is_dicom, open_dicom
 from anomaly.data.readers.frames import Frames, decoding, refuse_special_file
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.readers.raster import kind_by_name, open_image
+from anomaly.data.readers.raster import IMAGE_KINDS, kind_by_name, open_image
 from anomaly.data.readers.zips import file_of, on_disk
-from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.files import file_hash
 from anomaly.types import Scan
 
-__all__ = ["content_hash", "kind_of", "open_frames", "read_frames", "read_scan"]
+__all__ = ["content_hash", "kind_of", "open_frames", "read_frames", "read_scan", "register_reader"]
 
 
 def kind_of(path: Path) -> str:
@@ -37,8 +47,64 @@ def kind_of(path: Path) -> str:
         refuse_special_file(path)
         if is_dicom(path):
             return "dicom"
+        for kind, reader in _plugins().items():
+            if path.name.lower().endswith(reader.endings):
+                return kind
         # A DICOM file cut off in its preamble still has to be reported as damaged DICOM.
         return "dicom" if path.suffix.lower() in (".dcm", ".dicom") else kind_by_name(path)
+
+
+def _decoded(frames: Frames, index: int) -> Scan:
+    """Decode a frame by a reader that need not know of `decoding`."""
+    with decoding(frames.path):
+        return frames.decode(index)
+
+
+class Reader(NamedTuple):
+    """How files of a kind are known, by the ends of their names, and opened."""
+
+    endings: tuple[str, ...]
+    open: Callable[[Path, IntensityPolicy], Frames]
+
+
+_REGISTERED: dict[str, Reader] = {}
+
+
+def register_reader(
+    kind: str, endings: tuple[str, ...], open_file: Callable[[Path, IntensityPolicy], Frames]
+) -> None:
+    """Add a kind of file.
+
+    Parameters
+    ----------
+    kind : str
+        Its name, as the table of scans has it.
+    endings : tuple of str
+        Ends of its files' names, in lower case, such as ``(".mha",)``.
+    open_file : callable
+        ``open_file(path, policy)``: the `Frames` of a file. What it raises on damaged bytes is
+        turned into the `ScanError` of that file.
+
+    Raises
+    ------
+    ConfigError
+        If there is a kind of that name, or one of such an ending.
+    """
+    taken = [ending for ending in endings if kind_by_name(Path(f"x{ending}"))]
+    if kind in (*_REGISTERED, *IMAGE_KINDS, "dicom") or taken:
+        raise ConfigError(f"there is a reader {kind!r}, or one of {endings}, already")
+    _REGISTERED[kind] = Reader(endings, open_file)
+
+
+@cache
+def _load_plugins() -> None:
+    for point in entry_points(group="anomaly.readers"):
+        point.load()
+
+
+def _plugins() -> dict[str, Reader]:
+    _load_plugins()
+    return _REGISTERED
 
 
 def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
@@ -62,6 +128,10 @@ def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
     kind = kind_of(path)
     if kind == "dicom":
         return open_dicom(path, policy)
+    if kind in _REGISTERED:
+        with decoding(path):
+            frames = _REGISTERED[kind].open(path, policy)
+        return Frames(frames.count, partial(_decoded, frames), path)
     if kind:
         return open_image(path, policy)
     raise UnsupportedScan(

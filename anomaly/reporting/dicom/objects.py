@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from pydicom.dataset import Dataset
 
-from anomaly.errors import AnomalyError, ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import AnomalyError, ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.files import whole
 from anomaly.reporting.dicom.images import (
     contours_object,
@@ -40,9 +41,20 @@ from anomaly.reporting.dicom.images import (
 from anomaly.reporting.dicom.source import KINDS, MAX_REGIONS, DicomCase, Kind, SourceImage
 from anomaly.reporting.dicom.structured_report import report_object
 
-__all__ = ["KINDS", "MAX_REGIONS", "DicomCase", "Kind", "object_uid", "write_objects"]
+__all__ = [
+    "KINDS",
+    "MAX_REGIONS",
+    "DicomCase",
+    "Kind",
+    "object_uid",
+    "register_object",
+    "write_objects",
+]
 
-_MAKERS: Mapping[Kind, Callable[[SourceImage], Dataset | None]] = {
+Maker: TypeAlias = Callable[[SourceImage], Dataset | None]
+"""Makes the object of a source, or None where there is nothing to say."""
+
+_MAKERS: dict[Kind, Maker] = {
     "report": report_object,
     "overlay": overlay_object,
     "segmentation": segmentation_object,
@@ -50,6 +62,28 @@ _MAKERS: Mapping[Kind, Callable[[SourceImage], Dataset | None]] = {
     "parametric_map": parametric_map_object,
     "contours": contours_object,
 }
+
+
+def register_object(kind: Kind, maker: Maker) -> None:
+    """Add a kind of object behind the others, so that ``--objects`` and nodes may name it.
+
+    Parameters
+    ----------
+    kind : str
+        Its name; the series of its objects follows those of the kinds before it.
+    maker : callable
+        ``maker(source)``: a complete data set but for what `write_objects` adds, or None.
+
+    Raises
+    ------
+    ConfigError
+        If there is one of that name.
+    """
+    if kind in _MAKERS:
+        raise ConfigError(f"there is a kind of object {kind!r} already: give it another name")
+    _MAKERS[kind] = maker
+    KINDS.append(kind)
+
 
 _TIMES = (
     *("ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime"),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeAlias
 
 import highdicom as hd
 import numpy as np
@@ -48,9 +48,11 @@ __all__ = [
     "SourceImage",
 ]
 
-Kind = Literal["report", "overlay", "segmentation", "heatmap", "parametric_map", "contours"]
+Kind: TypeAlias = str
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: list[Kind] = [
+    *("report", "overlay", "segmentation", "heatmap", "parametric_map", "contours"),
+]
 """Every kind of object, in the order of their series numbers."""
 
 ALGORITHM = MANUFACTURER = "anomaly"

@@ -1,0 +1,58 @@
+"""The pages of docs/extending: what they add works, from outside of the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
+
+
+def code_of(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("document", [p for p in PAGES if code_of(p)], ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs(document: Path, tmp_path: Path) -> None:
+    done = run(code_of(document), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_registry_has_a_page_with_code() -> None:
+    assert {page.stem for page in PAGES if code_of(page)} == {
+        *("schedule", "feature-group", "detector-kind", "reader", "output-object")
+    }
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "from anomaly.cdm.schedules import *; register_schedule('cosine', cosine)",
+        "from anomaly.detection.features import *; register_group(GROUPS['nll'])",
+        "from anomaly.detection.kinds import *; register_kind(*KINDS['mixture'])",
+        "from anomaly.data.readers.registry import *; register_reader('x', ('.png',), print)",
+        "from anomaly.reporting.dicom.objects import *; register_object('report', print)",
+    ],
+)
+def test_nothing_takes_the_place_of_what_is_there(again: str, tmp_path: Path) -> None:
+    done = run(again, tmp_path)
+    assert done.returncode == 1
+    assert "ConfigError: there is a" in done.stderr
