@@ -21,6 +21,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from anomaly.version import __version__
+
 if TYPE_CHECKING:
     from anomaly.data.readers.registry import read_scan
     from anomaly.errors import (
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     )
     from anomaly.scoring.detector import Detector, load
     from anomaly.types import Region, Scan, StudyVerdict, Verdict
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AnomalyError",

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import anomaly
 from anomaly.cdm.network import EncoderSettings
 from anomaly.config import Config, load_config, override
 from anomaly.data.images.augmentation import RandomAugmentation
@@ -55,6 +54,7 @@ from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.pipelines.train import train, trained_bundle
 from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
 from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
+from anomaly.version import __version__
 
 __all__ = ["SPLITS", "benchmark", "benchmark_config", "published_labels", "split_hash"]
 
@@ -495,7 +495,7 @@ def _provenance(
         },
         "baseline_steps": steps,
         "versions": {
-            "anomaly": anomaly.__version__,
+            "anomaly": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")},
         },

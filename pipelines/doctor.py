@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-import anomaly
 from anomaly.cdm.health import DEAD, network_health
 from anomaly.data.readers.dicom import decodable_transfer_syntaxes
 from anomaly.pipelines.run import NOTICE
 from anomaly.store.bundle import bundle_problems, read_bundle
+from anomaly.version import __version__
 
 __all__ = ["doctor"]
 
@@ -43,7 +43,7 @@ def doctor(bundle: Path | None) -> tuple[list[str], bool]:
     healthy : bool
         False where a package is missing or the bundle is not intact.
     """
-    lines = [f"anomaly {anomaly.__version__}, Python {platform.python_version()}. {NOTICE}", ""]
+    lines = [f"anomaly {__version__}, Python {platform.python_version()}. {NOTICE}", ""]
     healthy = True
     for package in PACKAGES:
         try:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import anomaly
 from anomaly.config import Config
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ScanError
@@ -23,6 +22,7 @@ from anomaly.scoring.companions import Companions
 from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
+from anomaly.version import __version__
 
 __all__ = ["ScoredRun", "report"]
 
@@ -152,7 +152,7 @@ class ScoredRun:
                 "settings": self.provenance.settings,
                 "alpha": repr(self.provenance.alpha),
                 "calibrated on": str(calibrated),
-                "anomaly": anomaly.__version__,
+                "anomaly": __version__,
                 "torch": torch.__version__.split("+")[0],
             },
             feature_ranges=_usual(calibrated),

@@ -23,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anomaly
 from anomaly.errors import AnomalyError
 from anomaly.files import checked_line, refuse_foreign, writing
 from anomaly.store.results import Results
 from anomaly.store.sums import seal
 from anomaly.types import NOTICE
+from anomaly.version import __version__
 
 __all__ = ["NOTICE", "RunFolder", "stop_on_interrupt"]
 
@@ -166,7 +166,7 @@ class RunFolder:
         line = {
             "stage": stage,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "anomaly": anomaly.__version__,
+            "anomaly": __version__,
             "python": platform.python_version(),
             **facts,
         }

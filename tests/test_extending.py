@@ -38,7 +38,7 @@ def test_the_code_of_a_page_runs(document: Path, tmp_path: Path) -> None:
 
 def test_every_registry_has_a_page_with_code() -> None:
     assert {page.stem for page in PAGES if code_of(page)} == {
-        *("schedule", "feature-group", "detector-kind", "reader", "output-object")
+        *("schedule", "feature-group", "detector-kind", "reader", "output-object", "command")
     }
 
 

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import anomaly
 from anomaly.config import Config
 from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Workers
@@ -43,6 +42,7 @@ from anomaly.scoring.verdicts import on_source
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.types import Verdict
+from anomaly.version import __version__
 
 __all__ = ["Job", "check_same_grey", "score_shard", "wanted"]
 
@@ -116,7 +116,7 @@ class Job:
     @cached_property
     def provenance(self) -> Provenance:
         """What these results are made of."""
-        config, versions = self.config, {"anomaly": anomaly.__version__}
+        config, versions = self.config, {"anomaly": __version__}
         versions["torch"] = torch.__version__.split("+")[0]
         depends = f"{config.results!r} {config.intensity!r} {self.device.type}"
         inputs = "".join(shard.inputs for shard in self.shards)

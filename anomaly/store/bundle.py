@@ -39,7 +39,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-import anomaly
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
@@ -53,6 +52,7 @@ from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
 from anomaly.files import TEMPORARY, writing
 from anomaly.types import NOTICE
+from anomaly.version import __version__
 
 __all__ = [
     "FORMAT",
@@ -262,7 +262,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "margins": dict(bundle.margins),
         "has_base": bundle.network.base is not None,
         "manifest_hash": bundle.manifest_hash,
-        "versions": {"anomaly": anomaly.__version__, "torch": torch.__version__.split("+")[0]},
+        "versions": {"anomaly": __version__, "torch": torch.__version__.split("+")[0]},
     }
     if bundle.look_alikes is not None:
         files[_LOOK_ALIKES] = save_arrays({"images": bundle.look_alikes.images})
@@ -354,7 +354,7 @@ def read_bundle(folder: Path) -> Bundle:
     except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
         raise BundleError(
             f"bundle {folder} was written by version {record.get('versions')} and does not fit "
-            f"this one ({anomaly.__version__}): {error}"
+            f"this one ({__version__}): {error}"
         ) from error
 
 

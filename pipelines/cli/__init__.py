@@ -1,0 +1,1 @@
+"""The command line, a module a command; `app` lists them."""

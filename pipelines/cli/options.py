@@ -1,0 +1,75 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = [
+    "DEMO_CONFIG",
+    "AlphaOption",
+    "BundleOption",
+    "CallingOption",
+    "ConfigOption",
+    "DataOption",
+    "DeviceOption",
+    "PrintOption",
+    "RunArgument",
+    "SendOption",
+    "SetOption",
+    "SignerOption",
+]
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time on Python 3.10 too
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting, such as training.steps=500."
+    ),
+]
+PrintOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
+]
+CallingOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="TITLE", help="Our own AE title, for --send AET@host:port; default: ANOMALY."
+    ),
+]
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="DIR",
+        help="Where the scans are now; default: where they were when `prepare` listed them.",
+    ),
+]
+AlphaOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        metavar="RATE",
+        help="Flag at this false-alarm rate; default: the one that the bundle was calibrated for. "
+        "Of what is scored already, the flags alone are raised anew.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+BundleOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
+]
+SignerOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="FILE", help="Public Ed25519 key, in PEM: refuse a bundle that it has not signed."
+    ),
+]
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+SendOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="WHERE",
+        help="Send DICOM results: https://host/dicom-web, AET@host:port or folder:/some/where.",
+    ),
+]
+DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "phantom-64.yaml"

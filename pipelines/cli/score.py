@@ -1,0 +1,130 @@
+"""The command `anomaly score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from anomaly.errors import AnomalyError, ConfigError
+from anomaly.pipelines.cli.checks import bundle_at, destination_at, fetch, refuse_idle
+from anomaly.pipelines.cli.options import (
+    AlphaOption,
+    BundleOption,
+    CallingOption,
+    DataOption,
+    DeviceOption,
+    SendOption,
+    SetOption,
+    SignerOption,
+)
+
+__all__ = ["score"]
+
+
+def score(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of the run; with --bundle, a folder of new scans will do.",
+        ),
+    ],
+    scans: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of new scans; default: the run's own test split."),
+    ] = None,
+    bundle: BundleOption = None,
+    signer: SignerOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run to make of a folder of scans; default: runs/NAME-scores."),
+    ] = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="i/n", help="Only the i-th of n shares; default: all that is free."),
+    ] = None,
+    dicomweb: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL", help="Fetch the scans from this archive into RUN/spool."),
+    ] = None,
+    query_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--query",
+            metavar="KEY=VALUE",
+            help="What to fetch, such as StudyDate=20260101-20260131 or ModalitiesInStudy=DX.",
+        ),
+    ] = None,
+    send: SendOption = None,
+    calling: CallingOption = None,
+    data: DataOption = None,
+    alpha: AlphaOption = None,
+    ray: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, metavar="N", help="On Ray, with N actors; RAY_ADDRESS names a cluster."
+        ),
+    ] = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score scans: p-values, flags and heatmaps where the bundle is calibrated.
+
+    A run that was stopped goes on where it stopped, and any number of these commands may work on
+    one run at once.
+    """
+    from anomaly.pipelines import score as stage
+    from anomaly.pipelines.context import pick_device
+    from anomaly.pipelines.run import RunFolder
+    from anomaly.scoring.shards import Turn
+    from anomaly.store.signatures import check_signature
+
+    folder = RunFolder(run)
+    new_folder = bundle is not None and scans is None and dicomweb is None
+    new_folder = new_folder and run.is_dir() and not folder.manifest.exists()
+    refuse_idle(
+        {
+            "--query": bool(query_) and dicomweb is None,
+            "--out": out is not None and not new_folder,
+            "--data": data is not None
+            and (scans is not None or dicomweb is not None or new_folder),
+            "--calling": calling is not None and (send is None or "@" not in send),
+            "--shard": shard is not None and ray is not None,
+        }
+    )
+    turn = None if shard is None else Turn.parse(shard)
+    target = None if send is None else destination_at(send, calling)
+    lacking = 0
+    if dicomweb is not None:
+        if scans is not None or not query_:
+            raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
+        lacking = fetch(folder, dicomweb, query_)
+        scans = folder.spool
+    elif new_folder:
+        folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
+    source = bundle_at(bundle) or folder.bundle
+    if signer is not None:
+        check_signature(source, signer)
+    fetches = dicomweb is not None
+    overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
+    resolved, manifest = stage.choose_scans(
+        folder, scans, source, overrides, data=data, may_have_grown=fetches
+    )
+    if ray is not None:
+        from anomaly.pipelines.cluster import score_on_ray
+
+        score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
+    else:
+        stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
+    if target is not None:
+        from anomaly.pipelines.dicom import write_dicom
+        from anomaly.pipelines.pacs import store_results
+
+        store_results(target, write_dicom(folder, resolved).paths)
+    if lacking:
+        raise AnomalyError(
+            f"{lacking} images of the archive could not be fetched, and are in no result: run the "
+            "same command again"
+        )
