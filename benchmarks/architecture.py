@@ -134,13 +134,23 @@ def walk(scan: Path) -> None:
                 main()
             sys.setprofile(None)
     first = list(dict.fromkeys(passed))
-    left: set[str] = set()
-    returns = 0
-    for one, other in pairwise(passed):
-        left.add(one)
-        returns += other in left
     print(" -> ".join(name.removeprefix("anomaly.") for name in first))
-    print(f"{len(first)} modules, {returns} returns to a module already left")
+    packages = [package(name) for name in passed]
+    packages = [
+        one for one, before in zip(packages, ["", *packages], strict=False) if one != before
+    ]
+    for what, way in (("modules", passed), ("packages", packages)):
+        print(f"{len(set(way))} {what}, {returns(way)} returns to one already left")
+
+
+def returns(way: list[str]) -> int:
+    """Count the steps of a way that lead back to where it has been."""
+    left: set[str] = set()
+    count = 0
+    for one, other in pairwise(way):
+        left.add(one)
+        count += other in left
+    return count
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
 
@@ -56,3 +58,29 @@ def test_nothing_takes_the_place_of_what_is_there(again: str, tmp_path: Path) ->
     done = run(again, tmp_path)
     assert done.returncode == 1
     assert "ConfigError: there is a" in done.stderr
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    for name, count in (("scans", 3), ("normals", 20)):
+        studies = write_phantom_studies(
+            tmp_path / f"{name}-studies", normals=count, abnormals=0, seed=count, size=(64, 56)
+        )
+        (tmp_path / name).mkdir()
+        for index, file in enumerate(studies.normal):
+            source = tmp_path / f"{name}-studies" / file
+            (tmp_path / name / f"{index}.dcm").write_bytes(source.read_bytes())
+    (tmp_path / "scan.dcm").write_bytes((tmp_path / "scans" / "0.dcm").read_bytes())
+    script = tmp_path / "script.py"
+    script.write_text(code_of(ROOT / "README.md"))
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 4
+    assert (tmp_path / "bundle" / "bundle.json").exists()
