@@ -16,7 +16,7 @@ demo: $(VENV)/.ok
 	$(VENV)/bin/anomaly demo --out runs/demo
 
 test: $(VENV)/.ok
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff format --check .

@@ -14,12 +14,14 @@ import typer
 from anomaly.errors import AnomalyError
 from anomaly.logs import log_what_is_allowed, printable
 from anomaly.pipelines.cli.app import app
+from anomaly.threads import limit_spinning
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run a command; an error made for a person is one sentence and exit code 1."""
+    limit_spinning()
     with _outputs_that_take_all(), _terminating_tidily():
         log_what_is_allowed()
         try:

@@ -138,7 +138,7 @@ def command(*arguments: object) -> str:
     """Run a command in this process; return what it logged."""
     log, before = io.StringIO(), sys.argv
     handler = logging.StreamHandler(log)
-    top = logging.getLogger("pipelines")
+    top = logging.getLogger("anomaly.pipelines")
     level = top.level
     top.addHandler(handler)
     top.setLevel(logging.INFO)

@@ -11,9 +11,9 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
@@ -42,9 +43,9 @@ SECONDS = 120.0
 
 # The largest frame that is read (`anomaly.data.readers.frames`) needs 3 GiB, the largest volume 4.
 _MEMORY = 8 * 2**30
+_PRELOADED = "anomaly.data.images.network_images"
 _SCRATCH = "anomaly-"
 _LOCK = "lock"
-_WATCH = 1.0
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -161,16 +162,19 @@ class Workers:
             if self._pool is None:
                 self._pool = self._new_pool()
             future: Future[_Result] = self._pool.schedule(function, (item,), timeout=self.seconds)
-        except OSError as error:
+        except (OSError, BrokenProcessPool) as error:
+            cause = error.__cause__ if isinstance(error, BrokenProcessPool) else error
             raise AnomalyError(
-                f"processes that decode cannot be started ({error.strerror or error}): is "
+                f"processes that decode cannot be started ({cause}): is "
                 "/dev/shm there and writable? data.workers = 0 does without them"  # noqa: S108
             ) from error
         return future
 
     def _new_pool(self) -> ProcessPool:
-        # spawn: a forked child may inherit a lock that nobody will release
-        context = multiprocessing.get_context("spawn")
+        # Forked from a server of one thread, not from this process, of which a child may inherit a
+        # lock that nobody will release. The server imports once what takes a second to import.
+        context = multiprocessing.get_context(_start_method())
+        context.set_forkserver_preload([_PRELOADED])
         _sweep_scratch()
         self._scratch = TemporaryDirectory(prefix=_SCRATCH)
         self._hold = _held(Path(self._scratch.name) / _LOCK)
@@ -190,6 +194,12 @@ def map_in_processes(
         yield from processes.map(function, items)
 
 
+def _start_method() -> Literal["forkserver", "spawn"]:
+    """How processes are started: anew where the server's socket would have too long a path."""
+    longest = 107 - len("/pymp-12345678/listener-12345678")
+    return "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= longest else "spawn"
+
+
 def _begin(scratch: str) -> None:
     """Prepare a process for untrusted bytes."""
     _end_with_parent()
@@ -198,8 +208,10 @@ def _begin(scratch: str) -> None:
     own = Path(scratch) / str(os.getpid())
     own.mkdir(mode=0o700)
     tempfile.tempdir = str(own)
-    # The processes are the parallelism; torch is imported later and reads this then.
+    # The processes are the parallelism: for torch, imported by now or later.
     os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     try:
         import resource
     except ImportError:  # not a system that bounds a process
@@ -209,16 +221,18 @@ def _begin(scratch: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process soon after the one that started it, however that ends.
+    """End this process as soon as the one that it works for ends, however that ends.
 
-    One that waits for a pipe would otherwise wait for ever, with a scan of a patient unpacked. Not
-    by PR_SET_PDEATHSIG, which is about the thread that started it, and that may end before.
+    One that waits for a pipe would otherwise wait for ever, with a scan of a patient unpacked, and
+    keep the server alive that it was forked from. Not by PR_SET_PDEATHSIG, which is about the
+    thread that started a process, and that may end before.
     """
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # not started as a process of a pool
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH)
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
