@@ -282,8 +282,8 @@ class Config:
                         f"features {reported_names(self.features)}"
                     )
             use, guard = (
-                {name for name in names if {name, of[name]} & set(wanted)}
-                for wanted in (candidate.use, candidate.guard)
+                {name for name in names if {name, of[name]} & set(named)}
+                for named in (candidate.use, candidate.guard)
             )
             if both := sorted(use & guard):
                 raise ConfigError(
@@ -325,9 +325,9 @@ def write_config(path: Path, config: Config) -> None:
 
 
 def _check_seal(path: Path, text: str) -> None:
-    first, _, rest = text.partition("\n")
+    first, _, content = text.partition("\n")
     expected = first.removeprefix(_SEAL)
-    if expected != first and hashlib.sha256(rest.encode()).hexdigest() != expected:
+    if expected != first and hashlib.sha256(content.encode()).hexdigest() != expected:
         raise ConfigError(
             f"{path} is not what was written there: it is damaged, or was edited. Settings are "
             "changed by --set; to use an edited copy elsewhere, remove its first line"

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from anomaly.evaluation.metrics import auroc
 from anomaly.pipelines.benchmark import benchmark_config
-from anomaly.pipelines.benchmark_scans import Judge
+from anomaly.pipelines.benchmark_scans import Evaluator
 from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.train import train
 from anomaly.store.bundle import read_bundle
-from anomaly.training.detector_fit import Watcher, changed
+from anomaly.training.detector_fit import ScanObserver, changed
 
 DETECTOR = (
     "detector.candidates=[{kind: ledoit_wolf, use: [energy]}]",
@@ -84,16 +84,16 @@ def measure(name: str, data: Path, folder: Path, steps: int) -> dict[str, Any]:
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     calibrate(run, config, run.bundle, "calibration", device)
     bundle = read_bundle(run.bundle)
-    judge = Judge(
-        Watcher(bundle.network, bundle.levels, config, bundle.reference, device),
+    evaluator = Evaluator(
+        ScanObserver(bundle.network, bundle.levels, config, bundle.reference, device),
         bundle,
         bundle.heatmap,
     )
     held_out = manifest.select(split="test", label=config.data.normal)
     abnormal = [row for row in manifest.select(split="test") if row.label != config.data.normal]
     disturb = partial(changed, "nuisance", 1, 0)
-    calm, moved = judge.look(held_out, "normal"), judge.look(held_out, "disturbed", disturb)
-    ill = judge.look(abnormal, "abnormal")
+    calm, moved = evaluator.look(held_out, "normal"), evaluator.look(held_out, "disturbed", disturb)
+    ill = evaluator.look(abnormal, "abnormal")
 
     def compare(
         low: NDArray[np.float64], high: NDArray[np.float64], patients: list[str]

@@ -39,7 +39,7 @@ from anomaly.pipelines.evaluate import lesion_mask
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import score
-from anomaly.scoring.verdicts import Norm
+from anomaly.scoring.verdicts import OperatingPoint
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import ScoreRow
 
@@ -109,7 +109,7 @@ def kind_of(scan: ManifestRow, normals: int) -> str:
 def look(
     run: RunFolder,
     config: Config,
-    norm: Norm,
+    norm: OperatingPoint,
     rows: list[tuple[ScoreRow, ManifestRow]],
     normals: int,
 ) -> list[Lesion]:
@@ -174,7 +174,7 @@ def main() -> None:
     manifest = Manifest.read(run.manifest, config.data.root)
     scans = {row.key: row for row in manifest.select()}
     rows, provenance = run.results.read()
-    norm = Norm.of(bundle, provenance.alpha)
+    norm = OperatingPoint.of(bundle, provenance.alpha)
     pairs = [(row, scans[row.key]) for row in rows]
     normal = [row for row, scan in pairs if scan.label == config.data.normal]
     regions = np.array([bool(row.regions) for row in normal])

@@ -24,10 +24,10 @@ from anomaly.data.readers.registry import read_scan
 from anomaly.data.synthetic.alterations import LESIONS, alter
 from anomaly.data.table.manifest import Manifest
 from anomaly.pipelines.benchmark_robustness import ALTERATION_SEED, altered_by
-from anomaly.pipelines.benchmark_scans import Judge
+from anomaly.pipelines.benchmark_scans import Evaluator
 from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.store.bundle import read_bundle
-from anomaly.training.detector_fit import Watcher
+from anomaly.training.detector_fit import ScanObserver
 
 COUNT = 8
 
@@ -41,12 +41,14 @@ def draw(data: Path, run: RunFolder, out: Path, seed: int) -> None:
     rows = [normals[i] for i in rng.choice(len(normals), COUNT, replace=False)]
     lesions = [LESIONS[i] for i in rng.integers(len(LESIONS), size=COUNT)]
     config = replace(config, data=replace(config.data, root=data, workers=0))
-    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
-    judge = Judge(watcher, bundle, bundle.heatmap)
+    observer = ScanObserver(
+        bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu")
+    )
+    evaluator = Evaluator(observer, bundle, bundle.heatmap)
     ceiling = bundle.calibration().evidence_ceiling(config.alpha)
     figure, axes = plt.subplots(3, COUNT, figsize=(2 * COUNT, 6.6))
     for column, (row, lesion) in enumerate(zip(rows, lesions, strict=True)):
-        seen = judge.look([row], lesion.name, partial(altered_by, lesion), maps=True)
+        seen = evaluator.look([row], lesion.name, partial(altered_by, lesion), maps=True)
         source = read_scan(data / row.path, row.frame, config.intensity, sha256=row.sha256).pixels
         altered = alter(source, lesion, row.sha256, ALTERATION_SEED)
         assert altered.mask is not None

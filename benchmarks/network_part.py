@@ -34,11 +34,11 @@ from anomaly.detection.scoring import fit_on, normal_table
 from anomaly.evaluation.metrics import patient_weights
 from anomaly.pipelines.benchmark import benchmark_config
 from anomaly.pipelines.benchmark_robustness import altered_by
-from anomaly.pipelines.benchmark_scans import Judge, Looked
+from anomaly.pipelines.benchmark_scans import Evaluator, ScoredSet
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import find_bundle, read_bundle
-from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
+from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
 
 USES = {"texture": ("texture",), "energy": ("energy",), "both": ("energy", "texture")}
 PEAK = "evidence_peak"
@@ -75,20 +75,22 @@ def main() -> None:
     bundle = read_bundle(folder)
     with tempfile.TemporaryDirectory() as place:
         manifest = prepare(RunFolder(Path(place)), config)
-    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu"))
-    judge = Judge(watcher, bundle, bundle.heatmap)
+    observer = ScanObserver(
+        bundle.network, bundle.levels, config, bundle.reference, torch.device("cpu")
+    )
+    evaluator = Evaluator(observer, bundle, bundle.heatmap)
 
     def split(name: str, *, normal: bool) -> Sequence[ManifestRow]:
         rows = [row for row in manifest.select(split=name) if row.label]
         return [row for row in rows if (row.label == config.data.normal) == normal]
 
     fitted_on = [*split("train", normal=True), *split("validation", normal=True)]
-    observed, scans = fitting_set(watcher, fitted_on)
+    observed, scans = fitting_set(observer, fitted_on)
     table = normal_table(observed, config.features, config.heatmap, scans)
     detectors = {name: fit_on(table, LedoitWolfSettings(use), scans) for name, use in USES.items()}
     peak = table.names.index(PEAK)
 
-    def scores(looked: Looked) -> dict[str, Array]:
+    def scores(looked: ScoredSet) -> dict[str, Array]:
         found = {
             name: detector.score(looked.table.use(detector.names).values)
             for name, detector in detectors.items()
@@ -96,11 +98,11 @@ def main() -> None:
         return {**found, "peak": looked.table.values[:, peak]}
 
     change = calibration_change(config)
-    calibration = scores(judge.look(split("calibration", normal=True), "calibration", change))
-    normals = judge.look(split("test", normal=True), "normals")
-    others = {"abnormal": judge.look(split("test", normal=False), "abnormal")}
+    calibration = scores(evaluator.look(split("calibration", normal=True), "calibration", change))
+    normals = evaluator.look(split("test", normal=True), "normals")
+    others = {"abnormal": evaluator.look(split("test", normal=False), "abnormal")}
     for lesion in LESIONS:
-        others[lesion.name] = judge.look(normals.rows, lesion.name, partial(altered_by, lesion))
+        others[lesion.name] = evaluator.look(normals.rows, lesion.name, partial(altered_by, lesion))
     calm = scores(normals)
     flags = {name: Calibration.from_scores(found) for name, found in calibration.items()}
     result: dict[str, object] = {

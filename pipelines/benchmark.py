@@ -46,14 +46,14 @@ from anomaly.pipelines.benchmark_robustness import (
     lesion_tables,
     nuisance_table,
 )
-from anomaly.pipelines.benchmark_scans import Bench, EvaluationSet, Judge, Looked
+from anomaly.pipelines.benchmark_scans import Bench, EvaluationSet, Evaluator, ScoredSet
 from anomaly.pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
 from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare, scan_folder
 from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.pipelines.train import train, trained_bundle
 from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
-from anomaly.training.detector_fit import Watcher, calibration_change, fitting_set
+from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
 from anomaly.version import __version__
 
 __all__ = ["SPLITS", "benchmark", "benchmark_config", "published_labels", "split_hash"]
@@ -159,9 +159,9 @@ def benchmark(
     if bundle_folder is None:
         bundle = _trained(run, config, manifest, device)
     else:
-        bundle = _taken(run, bundle_folder, config, manifest, published)
+        bundle = _adopted_bundle(run, bundle_folder, config, manifest, published)
     normals = _fitted_on(bundle, manifest, config, device)
-    bench = _bench(normals.judge, manifest, published)
+    bench = _bench(normals.evaluator, manifest, published)
     steps = baseline_steps or config.training.steps
     tables = _tables(bench, normals, steps, alterations)
     result = {
@@ -226,7 +226,7 @@ def _trained(run: RunFolder, config: Config, manifest: Manifest, device: torch.d
     return bundle
 
 
-def _taken(
+def _adopted_bundle(
     run: RunFolder,
     folder: Path,
     config: Config,
@@ -252,9 +252,9 @@ def _taken(
 
 @dataclass(frozen=True)
 class _Normals:
-    """The normals that detectors are fitted on, and the judge that their heatmap makes."""
+    """The normals that detectors are fitted on, and the evaluator that their heatmap makes."""
 
-    judge: Judge
+    evaluator: Evaluator
     chosen: KindSettings
     rule: str
     table: FeatureTable
@@ -272,15 +272,17 @@ class _Normals:
 def _fitted_on(
     bundle: Bundle, manifest: Manifest, config: Config, device: torch.device
 ) -> _Normals:
-    watcher = Watcher(bundle.network, bundle.levels, config, bundle.reference, device)
+    observer = ScanObserver(bundle.network, bundle.levels, config, bundle.reference, device)
     train, validation = (_split(manifest, s, config.data.normal) for s in ("train", "validation"))
     rows = [*(train if "train" in config.detector.fit_on else ()), *validation]
-    observed, scans = fitting_set(watcher, rows)
+    observed, scans = fitting_set(observer, rows)
     table = normal_table(observed, config.features, config.heatmap, scans)
     heatmap = HeatmapModel.fit(observed.map_residuals, observed.shifts, config.heatmap)
     chosen, rule = _choice(bundle)
     log.info("%s", Public(rule))
-    return _Normals(Judge(watcher, bundle, heatmap), chosen, rule, table, scans, train, validation)
+    return _Normals(
+        Evaluator(observer, bundle, heatmap), chosen, rule, table, scans, train, validation
+    )
 
 
 def _choice(bundle: Bundle) -> tuple[KindSettings, str]:
@@ -306,17 +308,17 @@ def _split(manifest: Manifest, split: str, label: str | None = None) -> tuple[Ma
 
 
 def _identity(name: str, manifest: Manifest) -> str:
-    found = split_hash(manifest)
-    log.info("split %s", Public(found))
+    split = split_hash(manifest)
+    log.info("split %s", Public(split))
     expected = SPLITS.get(name)
-    if expected not in (None, found):
+    if expected not in (None, split):
         log.warning(
             "this is not the split of the benchmark %r (%s...): its figures are of other scans, "
             "and cannot be compared with published ones",
             Public(name),
             Public(str(expected)[:12]),
         )
-    return found
+    return split
 
 
 def published_labels(config: Config) -> dict[str, list[str]]:
@@ -384,34 +386,34 @@ def _published_config(config: Config) -> Config:
     return replace(config, data=data)
 
 
-def _bench(judge: Judge, manifest: Manifest, published: tuple[ManifestRow, ...]) -> Bench:
-    config = judge.watcher.config
+def _bench(evaluator: Evaluator, manifest: Manifest, published: tuple[ManifestRow, ...]) -> Bench:
+    config = evaluator.observer.config
     normal = config.data.normal
     change = calibration_change(config)
-    calibration = judge.look(_split(manifest, "calibration", normal), "calibration", change)
+    calibration = evaluator.look(_split(manifest, "calibration", normal), "calibration", change)
     test = _split(manifest, "test")
-    held_out = judge.look([row for row in test if row.label == normal], "held-out normals")
-    sets = list(_sets(judge, "held-out", held_out, test))
+    held_out = evaluator.look([row for row in test if row.label == normal], "held-out normals")
+    sets = list(_sets(evaluator, "held-out", held_out, test))
     if not sets:
         raise ManifestError(
             f"no usable scan of the test split has another label than {normal!r}: a benchmark "
             f"needs abnormal scans, check data.labels ({config.data.labels})"
         )
     if published:
-        watcher = replace(judge.watcher, config=_published_config(config))
-        elsewhere = replace(judge, watcher=watcher)
+        observer = replace(evaluator.observer, config=_published_config(config))
+        elsewhere = replace(evaluator, observer=observer)
         healthy = elsewhere.look([r for r in published if r.label == normal], "published normals")
         sets.extend(_sets(elsewhere, "published test", healthy, published))
     return Bench(config.alpha, calibration, held_out, tuple(sets))
 
 
 def _sets(
-    judge: Judge, name: str, healthy: Looked, rows: Sequence[ManifestRow]
+    evaluator: Evaluator, name: str, healthy: ScoredSet, rows: Sequence[ManifestRow]
 ) -> Iterator[EvaluationSet]:
     """One set a class, against the same normals."""
-    normal = judge.watcher.config.data.normal
+    normal = evaluator.observer.config.data.normal
     for label in sorted({row.label for row in rows} - {normal}):
-        abnormal = judge.look([row for row in rows if row.label == label], f"{name} {label}")
+        abnormal = evaluator.look([row for row in rows if row.label == label], f"{name} {label}")
         yield EvaluationSet(f"{name}: {normal} vs {label}", healthy, abnormal)
 
 
@@ -421,22 +423,24 @@ def _sets(
 def _tables(
     bench: Bench, normals: _Normals, steps: int, alterations: Sequence[Alteration]
 ) -> dict[str, Any]:
-    judge = normals.judge
-    candidates = judge.watcher.config.detector.candidates
+    evaluator = normals.evaluator
+    candidates = evaluator.observer.config.detector.candidates
     detectors = detector_table(
-        bench, candidates, normals.chosen, judge.bundle.margins, normals.table, normals.scans
+        bench, candidates, normals.chosen, evaluator.bundle.margins, normals.table, normals.scans
     )
-    features = feature_table(bench, judge, normals.unaltered)
-    settings = judge.watcher.config.network
+    features = feature_table(bench, evaluator, normals.unaltered)
+    settings = evaluator.observer.config.network
     trunk = settings if isinstance(settings, EncoderSettings) else EncoderSettings()
-    every = default_baselines(judge.bundle.levels, trunk, steps=steps, batch_size=BASELINE_BATCH)
-    train, validation = _baseline_images(judge.watcher, normals)
+    every = default_baselines(
+        evaluator.bundle.levels, trunk, steps=steps, batch_size=BASELINE_BATCH
+    )
+    train, validation = _baseline_images(evaluator.observer, normals)
     baselines, fitted = baseline_table(bench, every, train, validation, BASELINE_SEED)
     nuisances, scores = nuisance_table(
-        bench, judge, [a for a in alterations if a.family == "nuisance"]
+        bench, evaluator, [a for a in alterations if a.family == "nuisance"]
     )
     changes, places = lesion_tables(
-        bench, judge, [a for a in alterations if a.family != "nuisance"], fitted
+        bench, evaluator, [a for a in alterations if a.family != "nuisance"], fitted
     )
     return {
         "detectors": detectors,
@@ -445,20 +449,20 @@ def _tables(
         "nuisances": nuisances,
         "alterations": changes,
         "localisation": places,
-        "false_alarm_law": false_alarm_table(bench, judge, scores),
-        "cost": cost(bench, judge),
+        "false_alarm_law": false_alarm_table(bench, evaluator, scores),
+        "cost": cost(bench, evaluator),
     }
 
 
-def _baseline_images(watcher: Watcher, normals: _Normals) -> tuple[Tensor, Tensor]:
+def _baseline_images(observer: ScanObserver, normals: _Normals) -> tuple[Tensor, Tensor]:
     """Training images with one augmented copy of each, and validation images as they are."""
-    config = watcher.config
-    framed = framed_images(watcher.reader(), normals.train, config.data.workers)
+    config = observer.config
+    framed = framed_images(observer.reader(), normals.train, config.data.workers)
     change = RandomAugmentation(config.augmentation, config.preprocessing)
     change.set_random_state(seed=BASELINE_SEED)
     copies = torch.stack([change(image) for image in framed])
     train = torch.cat([network_images(framed, config.preprocessing), copies])
-    return train.to(watcher.device), watcher.images(normals.validation).images
+    return train.to(observer.device), observer.images(normals.validation).images
 
 
 def _counts(bench: Bench, normals: _Normals) -> dict[str, int]:

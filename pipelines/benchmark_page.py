@@ -53,11 +53,11 @@ def _head(result: Mapping[str, Any]) -> list[str]:
 
 def _detectors(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     margins = ["" if row["margin"] is None else f"{row['margin']:.3f}" for row in rows]
-    said = [
+    lines = [
         [row["name"], row["role"], margin, *_figures(row, name)]
         for row, margin in zip(rows, margins, strict=True)
     ]
-    return ["### Detectors", _table(["detector", "why", "margin", *_FIGURES], said)]
+    return ["### Detectors", _table(["detector", "why", "margin", *_FIGURES], lines)]
 
 
 _FIGURES = ("AUROC", "AP", "sensitivity", "specificity")
@@ -70,18 +70,18 @@ def _judged(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
 def _figures(row: Mapping[str, Any], name: str) -> list[str]:
     if "problem" in row:
         return [f"not compared: {row['problem']}", "", "", ""]
-    found = row["sets"][name]
-    precision = {key: found["average_precision"][key] for key in ("value", "low", "high")}
+    figures = row["sets"][name]
+    precision = {key: figures["average_precision"][key] for key in ("value", "low", "high")}
     return [
-        str(Estimate(**found["auroc"])),
+        str(Estimate(**figures["auroc"])),
         str(Estimate(**precision)),
-        str(Rate(**found["sensitivity"])),
-        str(Rate(**found["specificity"])),
+        str(Rate(**figures["sensitivity"])),
+        str(Rate(**figures["specificity"])),
     ]
 
 
 def _features(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    said = [
+    lines = [
         [
             row["name"],
             str(Estimate(**row["sets"][name]["auroc"])),
@@ -89,34 +89,34 @@ def _features(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
         ]
         for row in rows
     ]
-    return [_table(["feature, higher = more anomalous", "AUROC", ""], said)]
+    return [_table(["feature, higher = more anomalous", "AUROC", ""], lines)]
 
 
 def _nuisances(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     sets = list(rows[0]["abnormal_auroc"])
-    said = [
+    lines = [
         [row["name"], str(Estimate(**row["auroc"])), str(Rate(**row["false_alarms"]))]
         + [str(Estimate(**row["abnormal_auroc"][name])) for name in sets]
         for row in rows
     ]
     head = ["nuisance", "AUROC altered vs unaltered", "false alarms"]
     head += [f"AUROC abnormal vs altered ({name})" for name in sets]
-    return ["## Nuisance on held-out normals", "Best: 0.5, alpha, unchanged.", _table(head, said)]
+    return ["## Nuisance on held-out normals", "Best: 0.5, alpha, unchanged.", _table(head, lines)]
 
 
 def _alterations(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = [
+    lines = [
         [row["name"], row["family"], str(Rate(**row["sensitivity"])), str(Estimate(**row["auroc"]))]
         for row in rows
     ]
     head = ["alteration", "family", "sensitivity", "AUROC vs unaltered"]
-    return ["## Gross errors and inserted lesions", _table(head, said)] if rows else []
+    return ["## Gross errors and inserted lesions", _table(head, lines)] if rows else []
 
 
 def _localisation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = [
+    lines = [
         [
             row["lesion"],
             row["map"],
@@ -127,33 +127,33 @@ def _localisation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in rows
     ]
     head = ["lesion", "map", "prevalence", "pixel AP", "largest value inside"]
-    return ["## Where inserted lesions are found", _table(head, said)] if rows else []
+    return ["## Where inserted lesions are found", _table(head, lines)] if rows else []
 
 
 def _law(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = []
+    lines = []
     for row in rows:
         if "problem" in row:
-            said.append([row["name"], f"not computed: {row['problem']}", "", ""])
+            lines.append([row["name"], f"not computed: {row['problem']}", "", ""])
             continue
         band = f"[{row['rate_low']:.3f}, {row['rate_high']:.3f}]"
-        said.append([row["name"], f"{row['mean_rate']:.3f}", band, f"{row['inside']:.3f}"])
+        lines.append([row["name"], f"{row['mean_rate']:.3f}", band, f"{row['inside']:.3f}"])
     head = ["evaluation half", "mean false alarms", "95 % of splits", "share inside the 95 % band"]
     return [
         "## False-alarm law",
         "Random halves of the held-out normals by patient: calibrate on one, count on the other. "
         "The law promises 0.95 or more inside for scans in the state that they are calibrated in "
         "(counts are whole numbers), and nothing for others.",
-        _table(head, said),
+        _table(head, lines),
     ]
 
 
-def _cost(found: Mapping[str, Any]) -> list[str]:
+def _cost(cost: Mapping[str, Any]) -> list[str]:
     return [
         "## Cost",
-        f"{found['scans_per_second']:.1f} scans/s over {found['scans']} network images "
-        f"({found['threads']} threads); {found['forward_passes']} forward passes and "
-        f"{found['gradients']} gradients a scan; peak memory {found['peak_mib']:.0f} MiB.",
+        f"{cost['scans_per_second']:.1f} scans/s over {cost['scans']} network images "
+        f"({cost['threads']} threads); {cost['forward_passes']} forward passes and "
+        f"{cost['gradients']} gradients a scan; peak memory {cost['peak_mib']:.0f} MiB.",
     ]
 
 

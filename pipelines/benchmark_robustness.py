@@ -27,7 +27,7 @@ from anomaly.evaluation.metrics import (
     realised_false_alarms,
 )
 from anomaly.logs import Public
-from anomaly.pipelines.benchmark_scans import Array, Bench, EvaluationSet, Judge, Looked, Row
+from anomaly.pipelines.benchmark_scans import Array, Bench, EvaluationSet, Evaluator, Row, ScoredSet
 from anomaly.training.detector_fit import calibration_change
 
 __all__ = [
@@ -51,7 +51,7 @@ MAPS = {"autoencoder_reconstruction": "auto-encoder", "denoiser_msma": "plain de
 
 
 def nuisance_table(
-    bench: Bench, judge: Judge, nuisances: Sequence[Alteration]
+    bench: Bench, evaluator: Evaluator, nuisances: Sequence[Alteration]
 ) -> tuple[list[Row], dict[str, Array]]:
     """Measure what mild acquisition changes do to held-out normals.
 
@@ -65,7 +65,7 @@ def nuisance_table(
     """
     rows, scores = [], {}
     for nuisance in nuisances:
-        altered = _look_altered(bench, judge, nuisance)
+        altered = _look_altered(bench, evaluator, nuisance)
         scores[nuisance.name] = altered.scores
         rows.append(
             {
@@ -83,7 +83,10 @@ def nuisance_table(
 
 
 def lesion_tables(
-    bench: Bench, judge: Judge, alterations: Sequence[Alteration], baselines: Sequence[Baseline]
+    bench: Bench,
+    evaluator: Evaluator,
+    alterations: Sequence[Alteration],
+    baselines: Sequence[Baseline],
 ) -> tuple[list[Row], list[Row]]:
     """Measure how gross errors and inserted lesions stand out, and whether lesions are found.
 
@@ -99,7 +102,7 @@ def lesion_tables(
     places: list[Row] = []
     for alteration in alterations:
         lesion = alteration.family == "lesion"
-        altered = _look_altered(bench, judge, alteration, maps=lesion)
+        altered = _look_altered(bench, evaluator, alteration, maps=lesion)
         rows.append(
             {
                 "name": alteration.name,
@@ -109,14 +112,14 @@ def lesion_tables(
             }
         )
         if lesion:
-            places.extend(_localisation(judge, alteration, altered, baselines))
+            places.extend(_localisation(evaluator, alteration, altered, baselines))
     return rows, places
 
 
 def _look_altered(
-    bench: Bench, judge: Judge, alteration: Alteration, *, maps: bool = False
-) -> Looked:
-    return judge.look(
+    bench: Bench, evaluator: Evaluator, alteration: Alteration, *, maps: bool = False
+) -> ScoredSet:
+    return evaluator.look(
         bench.held_out.rows, alteration.name, partial(altered_by, alteration), maps=maps
     )
 
@@ -128,29 +131,29 @@ def altered_by(
     return alter(pixels, alteration, row.sha256, ALTERATION_SEED).pixels
 
 
-def _bundle_flags(bench: Bench, looked: Looked) -> NDArray[np.bool_]:
-    return bench.flags(bench.calibration.scores, looked.scores)
+def _bundle_flags(bench: Bench, scans: ScoredSet) -> NDArray[np.bool_]:
+    return bench.flags(bench.calibration.scores, scans.scores)
 
 
-def _against_unaltered(bench: Bench, altered: Looked) -> Row:
+def _against_unaltered(bench: Bench, altered: ScoredSet) -> Row:
     return _auroc_between(bench.held_out, altered)
 
 
-def _auroc_between(normal: Looked, abnormal: Looked) -> Row:
+def _auroc_between(normal: ScoredSet, abnormal: ScoredSet) -> Row:
     item = EvaluationSet("", normal, abnormal)
     scores = np.concatenate([normal.scores, abnormal.scores])
     return asdict(auroc(scores, item.is_abnormal, item.patients))
 
 
 def _localisation(
-    judge: Judge, lesion: Alteration, altered: Looked, baselines: Sequence[Baseline]
+    evaluator: Evaluator, lesion: Alteration, altered: ScoredSet, baselines: Sequence[Baseline]
 ) -> Iterator[Row]:
     maps = dict(altered.maps)
     for baseline in baselines:
-        found = baseline.score(altered.seen.images).maps if baseline.name in MAPS else None
-        if found is not None:
-            maps[MAPS[baseline.name]] = np.where(altered.seen.blank, 0, found)
-    places = list(_places(judge, lesion, altered.rows, maps))
+        evidence_maps = baseline.score(altered.seen.images).maps if baseline.name in MAPS else None
+        if evidence_maps is not None:
+            maps[MAPS[baseline.name]] = np.where(altered.seen.blank, 0, evidence_maps)
+    places = list(_places(evaluator, lesion, altered.rows, maps))
     masks = [place.mask for place in places]
     for name in maps:
         evidence = [place.values[name] for place in places]
@@ -175,13 +178,13 @@ class _Place:
 
 
 def _places(
-    judge: Judge,
+    evaluator: Evaluator,
     lesion: Alteration,
     rows: Sequence[ManifestRow],
     maps: Mapping[str, NDArray[np.float32]],
 ) -> Iterator[_Place]:
     """Bring maps to the source, scan by scan; the mask is that of the draw they were made from."""
-    reader = judge.watcher.reader()
+    reader = evaluator.observer.reader()
     for index, row in enumerate(rows):
         scan, _, frame = reader.framed(row)  # it was read a moment ago
         mask = alter(scan.pixels, lesion, row.sha256, ALTERATION_SEED).mask
@@ -198,13 +201,15 @@ def _places(
 # --- false alarms -----------------------------------------------------------------------------
 
 
-def false_alarm_table(bench: Bench, judge: Judge, altered: Mapping[str, Array]) -> list[Row]:
+def false_alarm_table(
+    bench: Bench, evaluator: Evaluator, altered: Mapping[str, Array]
+) -> list[Row]:
     """Compare false-alarm rates over random splits by patient with the law that they should keep.
 
     Parameters
     ----------
     bench : Bench
-    judge : Judge
+    evaluator : Evaluator
     altered : dict of str to ndarray (N,)
         Scores of ``bench.held_out`` under nuisances, of which the law promises nothing.
 
@@ -216,8 +221,8 @@ def false_alarm_table(bench: Bench, judge: Judge, altered: Mapping[str, Array]) 
     """
     # Calibration scans are looked at as they are calibrated on, and counted in no other way.
     kept = np.full(len(bench.calibration.rows), np.nan)
-    change, plain = calibration_change(judge.watcher.config), bench.held_out
-    alike = plain if change is None else judge.look(plain.rows, "as calibrated", change)
+    change, plain = calibration_change(evaluator.observer.config), bench.held_out
+    alike = plain if change is None else evaluator.look(plain.rows, "as calibrated", change)
     scores = np.concatenate([bench.calibration.scores, alike.scores])
     counted = {"as calibrated": scores}
     others = {**({} if change is None else {"unaltered": plain.scores}), **altered}
@@ -228,10 +233,10 @@ def false_alarm_table(bench: Bench, judge: Judge, altered: Mapping[str, Array]) 
 
 def _law(bench: Bench, name: str, scores: Array, counted: Array, patients: Sequence[str]) -> Row:
     try:
-        found = realised_false_alarms(
+        rates = realised_false_alarms(
             scores, counted, patients, bench.flags, splits=SPLITS, seed=SPLITS_SEED
         )
-        sizes = zip(found.calibration.tolist(), found.counted.tolist(), strict=True)
+        sizes = zip(rates.calibration.tolist(), rates.counted.tolist(), strict=True)
         bands = [_band(n, bench.alpha, m) for n, m in sizes]
     except CalibrationError as error:
         log.warning("no false-alarm law for %s: %s", Public(name), Public(error))
@@ -239,13 +244,13 @@ def _law(bench: Bench, name: str, scores: Array, counted: Array, patients: Seque
     low, high = np.array(bands).T
     return {
         "name": name,
-        "splits": len(found.rates),
-        "mean_rate": float(found.rates.mean()),
-        "inside": float(((low <= found.rates) & (found.rates <= high)).mean()),
-        "rate_low": float(np.quantile(found.rates, 0.025)),
-        "rate_high": float(np.quantile(found.rates, 0.975)),
-        "calibration_scans": float(found.calibration.mean()),
-        "counted_scans": float(found.counted.mean()),
+        "splits": len(rates.rates),
+        "mean_rate": float(rates.rates.mean()),
+        "inside": float(((low <= rates.rates) & (rates.rates <= high)).mean()),
+        "rate_low": float(np.quantile(rates.rates, 0.025)),
+        "rate_high": float(np.quantile(rates.rates, 0.975)),
+        "calibration_scans": float(rates.calibration.mean()),
+        "counted_scans": float(rates.counted.mean()),
     }
 
 

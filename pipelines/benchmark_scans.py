@@ -26,9 +26,9 @@ from anomaly.evaluation.metrics import (
     exact_rate,
 )
 from anomaly.store.bundle import Bundle
-from anomaly.training.detector_fit import Watcher
+from anomaly.training.detector_fit import ScanObserver
 
-__all__ = ["Array", "Bench", "EvaluationSet", "Judge", "Looked", "Row", "finite"]
+__all__ = ["Array", "Bench", "EvaluationSet", "Evaluator", "Row", "ScoredSet", "finite"]
 
 Array: TypeAlias = NDArray[np.float64]
 Row: TypeAlias = dict[str, Any]
@@ -38,7 +38,7 @@ GRADIENT_LEVEL = 0.25
 
 
 @dataclass(frozen=True)
-class Looked:
+class ScoredSet:
     """N scans, and what was said of them.
 
     Attributes
@@ -67,19 +67,19 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """A bundle that looks at scans.
 
     Attributes
     ----------
-    watcher : Watcher
+    observer : ScanObserver
     bundle : Bundle
     heatmap : HeatmapModel
         Fitted on the normals that the comparisons are fitted on; the bundle's own where they are
         the ones that it was made from.
     """
 
-    watcher: Watcher
+    observer: ScanObserver
     bundle: Bundle
     heatmap: HeatmapModel
 
@@ -90,7 +90,7 @@ class Judge:
         change: Change | None = None,
         *,
         maps: bool = False,
-    ) -> Looked:
+    ) -> ScoredSet:
         """Read scans, changed where asked, and ask the bundle about them; residuals are let go.
 
         Raises
@@ -98,23 +98,23 @@ class Judge:
         CalibrationError
             If a score is not finite.
         """
-        seen = self.watcher.images(rows, change)
-        features, bundle = self.watcher.config.features, self.bundle
+        seen = self.observer.images(rows, change)
+        features, bundle = self.observer.config.features, self.bundle
         scores, tables, evidence, gradient = [], [], [], []
         level = int(np.argmin(np.abs(np.log(np.array(features.noise_to_signal) / GRADIENT_LEVEL))))
-        for part in self.watcher.parts(seen, what):
-            said = score_observation(part, features, bundle.detector, bundle.heatmap)
-            scores.append(said.scores)
+        for part in self.observer.parts(seen, what):
+            result = score_observation(part, features, bundle.detector, bundle.heatmap)
+            scores.append(result.scores)
             tables.append(new_table(part, features, self.heatmap))
             if maps:
-                evidence.append(said.evidence)
+                evidence.append(result.evidence)
                 gradient.append(np.where(part.blank, 0, np.abs(part.residuals[:, level])))
         shown = {}
         if maps:
             shown = {"evidence": np.concatenate(evidence), "gradient": np.concatenate(gradient)}
         values = np.concatenate([table.values for table in tables])
         table = FeatureTable(tables[0].names, tables[0].groups, values)
-        return Looked(tuple(rows), seen, finite(np.concatenate(scores), what), table, shown)
+        return ScoredSet(tuple(rows), seen, finite(np.concatenate(scores), what), table, shown)
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ class EvaluationSet:
     Attributes
     ----------
     name : str
-    normal, abnormal : Looked
+    normal, abnormal : ScoredSet
     """
 
     name: str
-    normal: Looked
-    abnormal: Looked
+    normal: ScoredSet
+    abnormal: ScoredSet
 
     @property
     def patients(self) -> list[str]:
@@ -150,32 +150,32 @@ class Bench:
     ----------
     alpha : float
         Stated false-alarm rate.
-    calibration : Looked
+    calibration : ScoredSet
         Normals of the calibration split, changed where the configuration calibrates so: every
         threshold comes from their scores.
-    held_out : Looked
+    held_out : ScoredSet
         Normals of the test split: what is altered.
     sets : tuple of EvaluationSet
     """
 
     alpha: float
-    calibration: Looked
-    held_out: Looked
+    calibration: ScoredSet
+    held_out: ScoredSet
     sets: tuple[EvaluationSet, ...]
 
     def flags(self, calibration: Array, scores: Array) -> NDArray[np.bool_]:
         """Return which scores are unusual at alpha, given those of the calibration scans."""
         return Calibration.from_scores(calibration).p_values(scores) <= self.alpha
 
-    def figures(self, score: Callable[[Looked], Array]) -> dict[str, Row]:
+    def figures(self, score: Callable[[ScoredSet], Array]) -> dict[str, Row]:
         """AUROC, average precision, sensitivity and specificity in every set."""
         calibration = finite(score(self.calibration), "calibration")
-        found = {}
+        figures = {}
         for item in self.sets:
             scores = np.concatenate([score(item.normal), score(item.abnormal)])
             abnormal = item.is_abnormal
             flags = self.flags(calibration, finite(scores, item.name))
-            found[item.name] = {
+            figures[item.name] = {
                 "auroc": asdict(auroc(scores, abnormal, item.patients)),
                 "average_precision": {
                     **asdict(average_precision(scores, abnormal, item.patients)),
@@ -185,7 +185,7 @@ class Bench:
                 "specificity": asdict(exact_rate(~flags[~abnormal])),
                 "false_alarms": asdict(exact_rate(flags[~abnormal])),
             }
-        return found
+        return figures
 
 
 def finite(scores: Array, what: str) -> Array:

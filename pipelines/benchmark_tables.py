@@ -39,7 +39,7 @@ from anomaly.evaluation.metrics import (
     auroc,
 )
 from anomaly.logs import Public
-from anomaly.pipelines.benchmark_scans import Array, Bench, Judge, Row
+from anomaly.pipelines.benchmark_scans import Array, Bench, Evaluator, Row
 
 __all__ = ["baseline_table", "cost", "detector_table", "feature_table"]
 
@@ -105,7 +105,7 @@ def detector_table(
         ``name``, ``role``, ``margin`` and ``sets``, or ``problem`` where it cannot be fitted.
     """
     first = {"name": f"bundle: {chosen}", "role": "default", "margin": margins.get(str(chosen))}
-    rows = [{**first, "sets": bench.figures(lambda looked: looked.scores)}]
+    rows = [{**first, "sets": bench.figures(lambda scored: scored.scores)}]
     for rival in _rivals(candidates, chosen):
         row: Row = {"name": rival.name, "role": rival.role, "margin": margins.get(rival.name)}
         rows.append({**row, **_figures_or_problem(bench, partial(rival.fit, normals, scans))})
@@ -116,7 +116,7 @@ def _figures_or_problem(bench: Bench, fit: Callable[[], Scorer]) -> Row:
     """Figures of one comparison; one that cannot be fitted does not cost the others."""
     try:
         score = fit()
-        return {"sets": bench.figures(lambda looked: score(looked.table))}
+        return {"sets": bench.figures(lambda scans: score(scans.table))}
     except AnomalyError as error:
         log.warning("not compared: %s", Public(error))
         return {"problem": str(error)}
@@ -156,16 +156,16 @@ def _fit_outlier(
     return lambda table: -np.asarray(fitted.decision_function(table.use((main,)).values))
 
 
-def feature_table(bench: Bench, judge: Judge, normals: FeatureTable) -> list[Row]:
+def feature_table(bench: Bench, evaluator: Evaluator, normals: FeatureTable) -> list[Row]:
     """AUROC of every reported number by itself, higher = more anomalous.
 
     Parameters
     ----------
-    bench, judge
+    bench, evaluator
     normals : FeatureTable
         Of unaltered normals that detectors are fitted on, for the two-sided ``nll``.
     """
-    names = reported_names(judge.watcher.config.features)
+    names = reported_names(evaluator.observer.config.features)
     typical = float(normals.use(("nll",)).values.mean())
     rows = [_feature_row(bench, name, lambda v: v, name) for name in names]
     rows.append(_feature_row(bench, "nll two-sided", lambda v: np.abs(v - typical), "nll"))
@@ -175,9 +175,9 @@ def feature_table(bench: Bench, judge: Judge, normals: FeatureTable) -> list[Row
 def _feature_row(bench: Bench, name: str, side: Callable[[Array], Array], column: str) -> Row:
     sets = {}
     for item in bench.sets:
-        both = [looked.table.use((column,)).values[:, 0] for looked in (item.normal, item.abnormal)]
-        found = auroc(side(np.concatenate(both)), item.is_abnormal, item.patients)
-        sets[item.name] = {"auroc": asdict(found), "inverted": found.value < 0.5}
+        both = [group.table.use((column,)).values[:, 0] for group in (item.normal, item.abnormal)]
+        estimate = auroc(side(np.concatenate(both)), item.is_abnormal, item.patients)
+        sets[item.name] = {"auroc": asdict(estimate), "inverted": estimate.value < 0.5}
     return {"name": name, "sets": sets}
 
 
@@ -202,7 +202,7 @@ def baseline_table(
         log.info("fitting %s", Public(baseline.name))
         try:
             baseline.fit(train, validation, seed)
-            figures = bench.figures(lambda looked, b=baseline: b.score(looked.seen.images).scores)  # type: ignore[misc]
+            figures = bench.figures(lambda scans, b=baseline: b.score(scans.seen.images).scores)  # type: ignore[misc]
         except AnomalyError as error:
             log.warning("not compared: %s: %s", Public(baseline.name), Public(error))
             rows.append({"name": baseline.name, "problem": str(error)})
@@ -215,14 +215,14 @@ def baseline_table(
 # --- cost -------------------------------------------------------------------------------------
 
 
-def cost(bench: Bench, judge: Judge) -> Row:
+def cost(bench: Bench, evaluator: Evaluator) -> Row:
     """Seconds and passes a scan, from network image to score, and the largest memory so far."""
     images = next(bench.held_out.seen.split(COST_SCANS))
-    _score_all(judge, next(images.split(32)))  # the first batch pays for what is set up once
+    _score_all(evaluator, next(images.split(32)))  # the first batch pays for what is set up once
     began = time.perf_counter()
-    _score_all(judge, images)
+    _score_all(evaluator, images)
     seconds = time.perf_counter() - began
-    features = judge.watcher.config.features
+    features = evaluator.observer.config.features
     levels = len(features.noise_to_signal)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
@@ -236,7 +236,7 @@ def cost(bench: Bench, judge: Judge) -> Row:
     }
 
 
-def _score_all(judge: Judge, images: NetworkImages) -> None:
-    bundle, features = judge.bundle, judge.watcher.config.features
-    for part in judge.watcher.parts(images, "timing"):
+def _score_all(evaluator: Evaluator, images: NetworkImages) -> None:
+    bundle, features = evaluator.bundle, evaluator.observer.config.features
+    for part in evaluator.observer.parts(images, "timing"):
         score_observation(part, features, bundle.detector, bundle.heatmap)

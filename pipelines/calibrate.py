@@ -114,10 +114,10 @@ def _is_calibrated(run: RunFolder, bundle: Bundle, config: Config, marks: frozen
     known = bundle.calibrated
     if known is None or not run.bundle.exists() or bundle_hash(run.bundle) != bundle.hash:
         return False
-    wanted = (config.alpha, config.detector.calibrate_under_nuisance, marks)
+    conditions = (config.alpha, config.detector.calibrate_under_nuisance, marks)
     # Under which draw of nuisance it was calibrated is not kept with it.
     usual = config.detector.seed == bundle.config.detector.seed
-    return (known.alpha, known.under_nuisance, known.seen) == wanted and usual
+    return (known.alpha, known.under_nuisance, known.seen) == conditions and usual
 
 
 def _refuse_unfit(rows: tuple[ManifestRow, ...], bundle: Bundle, config: Config) -> None:

@@ -23,7 +23,7 @@ from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import Batch
 from anomaly.pacs.node.spool import Spool
 
-__all__ = ["FINAL", "Delivery", "Rest"]
+__all__ = ["FINAL", "Backoff", "Delivery"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ LONGEST = 300.0
 """Seconds of the longest rest."""
 
 
-class Rest:
+class Backoff:
     """Pauses of 1, 2, 4, ... up to `LONGEST` seconds after troubles in a row.
 
     Parameters
@@ -80,14 +80,14 @@ class Delivery:
     ) -> None:
         self._spool = spool
         self._destination = destination
-        self._rest = Rest(clock)
+        self._backoff = Backoff(clock)
         self._troubles: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
 
     def send_next(self) -> bool:
         """Send the results of one batch; return whether there was one, and its time had come."""
         batches = self._spool.batches("scored")
-        if not batches or not self._rest.is_over:
+        if not batches or not self._backoff.is_over:
             return False
         # One that is refused every time does not keep the others.
         batch = min(batches, key=lambda batch: (self._troubles[batch.number], batch.number))
@@ -101,7 +101,7 @@ class Delivery:
         except Exception as error:  # whatever it is, the node goes on receiving and scoring
             self._refused(batch, error)
             return True
-        self._rest.forget()
+        self._backoff.forget()
         kept = self._spool.sent(batch)
         log.info("batch %d: %d objects sent", batch.number, len(batch.objects))
         if kept:
@@ -113,8 +113,8 @@ class Delivery:
         return True
 
     def _refused(self, batch: Batch, error: Exception) -> None:
-        said = Public(error.reason if isinstance(error, ArchiveError) else type(error).__name__)
-        seconds = self._rest.begin()
+        reason = Public(error.reason if isinstance(error, ArchiveError) else type(error).__name__)
+        seconds = self._backoff.begin()
         self._troubles[batch.number] += 1
         if isinstance(error, ArchiveError) and not isinstance(error, ArchiveUnreachable):
             self._refusals[batch.number] += 1
@@ -125,7 +125,7 @@ class Delivery:
                     "batch %d is refused for good (%s); its results are kept, and the next start "
                     "tries once more",
                     batch.number,
-                    said,
+                    reason,
                 )
                 return
-        log.warning("batch %d cannot be sent (%s); again in %g s", batch.number, said, seconds)
+        log.warning("batch %d cannot be sent (%s); again in %g s", batch.number, reason, seconds)

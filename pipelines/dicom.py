@@ -28,7 +28,7 @@ from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
 from anomaly.reporting.dicom.objects import KINDS, DicomCase, Kind, write_objects
-from anomaly.scoring.verdicts import Norm, matching_scores
+from anomaly.scoring.verdicts import OperatingPoint, matching_scores
 from anomaly.store.bundle import read_bundle
 from anomaly.store.results import Results, ScoreRow
 
@@ -114,18 +114,18 @@ def write_dicom(
         )
         for row in scored
     )
-    norm = Norm.of(bundle, provenance.alpha)
-    write = _Writing(run.results, norm, config.data.root, config.intensity, target)
+    point = OperatingPoint.of(bundle, provenance.alpha)
+    write = _Writing(run.results, point, config.data.root, config.intensity, target)
     paths: list[Path] = []
     left_out: Counter[str] = Counter()
-    lent = nullcontext(processes) if processes else Workers(1, config.data.seconds)
-    with lent as at_work, progress_bar(len(scored), "writing DICOM", "scan") as bar:
-        for item, said in at_work.map(write, todo):
-            if isinstance(said, Lost):
-                left_out[said.error().reason] += len(item.kinds)
+    pool = nullcontext(processes) if processes else Workers(1, config.data.seconds)
+    with pool as workers, progress_bar(len(scored), "writing DICOM", "scan") as bar:
+        for item, written in workers.map(write, todo):
+            if isinstance(written, Lost):
+                left_out[written.error().reason] += len(item.kinds)
             else:
-                paths += said.paths
-                left_out.update(said.left_out)
+                paths += written.paths
+                left_out.update(written.left_out)
             bar.update()
     log.info("%d DICOM objects of %d scans", len(paths), len(scored))
     for reason, count in left_out.most_common():
@@ -148,7 +148,7 @@ class _Writing:
     """Writes the objects of a scan; can be sent to a process."""
 
     results: Results
-    norm: Norm
+    point: OperatingPoint
     root: Path
     intensity: IntensityPolicy
     folder: Path
@@ -174,19 +174,19 @@ class _Writing:
         evidence = self.results.evidence(todo.row)
         if evidence is None:
             raise UnsupportedScan("no map kept", "score with results.maps = all")
-        norm = self.norm
+        point = self.point
         scan = read_scan(source, todo.scan.frame, self.intensity, sha256=todo.scan.sha256)
         display = scan.display
         shown = display(scan.pixels)
         return DicomCase(
             source=source,
             frame=todo.scan.frame,
-            verdict=norm.verdict(todo.row, todo.scan, evidence, stored=True),
+            verdict=point.verdict(todo.row, todo.scan, evidence, stored=True),
             image=np.ascontiguousarray(scan.orientation.store(shown)),
-            evidence_threshold=norm.evidence_threshold,
-            evidence_ceiling=norm.evidence_ceiling,
-            calibration_scans=norm.calibration_scans,
-            bundle=norm.bundle,
+            evidence_threshold=point.evidence_threshold,
+            evidence_ceiling=point.evidence_ceiling,
+            calibration_scans=point.calibration_scans,
+            bundle=point.bundle,
             frame_count=scan.frame_count,
             spread=None if scan.voi else (float(display.grey[0]), float(display.grey[-1])),
             seen=todo.row.seen,

@@ -62,8 +62,8 @@ def doctor(bundle: Path | None) -> tuple[list[str], bool]:
         lines.append("  cuda           none seen by PyTorch")
     lines += ["", "DICOM transfer syntaxes"]
     decoders = decodable_transfer_syntaxes()
-    lines += [f"  {name:<58} {', '.join(found)}" for name, found in decoders.items() if found]
-    missing = [name for name, found in decoders.items() if not found]
+    lines += [f"  {name:<58} {', '.join(names)}" for name, names in decoders.items() if names]
+    missing = [name for name, names in decoders.items() if not names]
     still = [name for name in missing if not any(word in name for word in NOT_STILL)]
     lines += [f"  {name:<58} cannot be decoded here" for name in still]
     lines.append(f"  and {len(missing) - len(still)} video, audio and streaming syntaxes, not read")

@@ -55,15 +55,15 @@ def _reasons(group: list[ScoreRow], calibrated: Calibrated) -> Iterator[str]:
             f"{flagged:,} are flagged, more than half. Either most are abnormal, or they are made "
             "otherwise than the scans of the calibration."
         )
-    found = find_drift(
+    drifts = find_drift(
         [row.features or {} for row in group if not row.flagged], calibrated.features
     )
-    if found:
-        yield _drifted(found)
+    if drifts:
+        yield _drifted(drifts)
 
 
-def _drifted(found: Sequence[Drift]) -> str:
-    first, others = found[0], len(found) - 1
+def _drifted(drifts: Sequence[Drift]) -> str:
+    first, others = drifts[0], len(drifts) - 1
     more = ("", " So is one more feature.", f" So are {others} more features.")[min(others, 2)]
     return (
         f"{first.feature} is {first.median:.4g} in the middle, unlike normal scans, half of which "

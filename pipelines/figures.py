@@ -27,7 +27,7 @@ from anomaly.files import holds_results, make_results_folder, writing
 from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.plots import charts
-from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
+from anomaly.scoring.verdicts import OperatingPoint, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
 from anomaly.training.checkpoint import read_metrics
@@ -193,19 +193,19 @@ class _Source:
         return [pair for pair in self.pairs if pair[1].label]
 
     @cached_property
-    def norm(self) -> Norm:
-        return Norm.of(self.bundle, self.results[1].alpha)
+    def point(self) -> OperatingPoint:
+        return OperatingPoint.of(self.bundle, self.results[1].alpha)
 
     def abnormal(self, scan: ManifestRow) -> bool:
         return scan.label != self.config.data.normal
 
 
 def _overlays(source: _Source) -> charts.Figure:
-    norm = source.norm
-    if not norm.evidence_threshold < norm.evidence_ceiling:
+    point = source.point
+    if not point.evidence_threshold < point.evidence_ceiling:
         raise AnomalyError(
-            f"the colour scale of the bundle is empty, from {norm.evidence_threshold:g} to "
-            f"{norm.evidence_ceiling:g}: calibrate again on normal scans with some evidence"
+            f"the colour scale of the bundle is empty, from {point.evidence_threshold:g} to "
+            f"{point.evidence_ceiling:g}: calibrate again on normal scans with some evidence"
         )
     kept = [(r, s) for r, s in source.pairs if r.map_part is not None and not s.burned_in]
     groups = [[pair for pair in kept if bool(pair[0].flagged) is kind] for kind in (True, False)]
@@ -222,7 +222,7 @@ def _overlays(source: _Source) -> charts.Figure:
         )
     note = (
         f"{len(flagged)} of {len(groups[0])} flagged and {len(others)} of {len(groups[1])} other "
-        f"scans, drawn at random (seed {source.seed}), α = {norm.alpha:g}."
+        f"scans, drawn at random (seed {source.seed}), α = {point.alpha:g}."
     )
     left = len(source.pairs) - len(kept)
     if left:
@@ -232,22 +232,22 @@ def _overlays(source: _Source) -> charts.Figure:
     if lost:
         note += f"\nDrawn and left out, no longer readable: {_counted(lost)}."
     return charts.overlay_sheet(
-        flagged, others, norm.evidence_threshold, norm.evidence_ceiling, note
+        flagged, others, point.evidence_threshold, point.evidence_ceiling, note
     )
 
 
 def _drawn(
     source: _Source,
     group: list[tuple[ScoreRow, ManifestRow]],
-    wanted: int,
+    count: int,
     generator: np.random.Generator,
     lost: Counter[str],
 ) -> list[tuple[JudgedScan, NDArray[np.float32]]]:
-    """Up to `wanted` scans of a group that can be shown, at random; count in `lost` why not."""
+    """Up to `count` scans of a group that can be shown, at random; count in `lost` why not."""
     ordered = sorted(group, key=lambda pair: pair[0].key)
     cases: list[tuple[JudgedScan, NDArray[np.float32]]] = []
     for place in generator.permutation(len(ordered)):
-        if len(cases) == wanted:
+        if len(cases) == count:
             break
         try:
             cases.append(_case(source, *ordered[place]))
@@ -268,7 +268,7 @@ def _case(
     """
     evidence = source.run.results.evidence(row)
     again = scan_again(source.config, scan)
-    return source.norm.verdict(row, scan, evidence), again.display(again.pixels)
+    return source.point.verdict(row, scan, evidence), again.display(again.pixels)
 
 
 def _counted(lost: Counter[str]) -> str:
@@ -289,7 +289,7 @@ def _roc(source: _Source) -> charts.Figure:
         (curve.false_alarms, curve.sensitivity),
         (curve.rates, curve.low, curve.high),
         str(area),
-        (source.norm.alpha, float(flagged[~abnormal].mean()), float(flagged[abnormal].mean())),
+        (source.point.alpha, float(flagged[~abnormal].mean()), float(flagged[abnormal].mean())),
         f"{int((~abnormal).sum())} normal and {int(abnormal.sum())} abnormal scans.\n"
         f"Bootstrap by patient, band pointwise.{source.left_out}",
     )
@@ -305,8 +305,8 @@ def _scores(source: _Source) -> charts.Figure:
     return charts.score_histogram(
         source.calibrated.scores.scores,
         {name: np.array(scores) for name, scores in sorted(groups.items(), reverse=True)},
-        source.norm.threshold,
-        source.norm.alpha,
+        source.point.threshold,
+        source.point.alpha,
         f"Calibrated on {source.calibrated}.{source.left_out}",
     )
 
@@ -332,7 +332,7 @@ def _uniformity(source: _Source) -> charts.Figure:
         p_values,
         (alphas, low, high),
         "held-out normals" if labelled else "all scans",
-        source.norm.alpha,
+        source.point.alpha,
         f"{note}Calibrated on {source.calibrated}.{source.left_out}",
     )
 

@@ -46,7 +46,7 @@ from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import PASSING, Batch
 from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import listener_context
-from anomaly.pipelines.delivery import Delivery, Rest
+from anomaly.pipelines.delivery import Backoff, Delivery
 from anomaly.pipelines.dicom import DEFAULT_KINDS
 from anomaly.pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from anomaly.pipelines.score import choose_scans, score
@@ -297,13 +297,13 @@ class Work:
         self._delivery = Delivery(spool, destination, clock)
         self._refused = 0
         self._clock = clock
-        self._rest = Rest(clock)
+        self._backoff = Backoff(clock)
         self._tries: Counter[int] = Counter()
         self._due: dict[int, float] = {}
 
     def step(self) -> bool:
         """Do what is next; return whether there was anything to do, and it could be done."""
-        if not self._rest.is_over:
+        if not self._backoff.is_over:
             return False
         try:
             done = self._step()
@@ -311,10 +311,10 @@ class Work:
             log.warning(
                 "the folder of the node cannot be used (%s); again in %g s",
                 Public(type(error).__name__),
-                self._rest.begin(),
+                self._backoff.begin(),
             )
             return False
-        self._rest.forget()
+        self._backoff.forget()
         return done
 
     def _step(self) -> bool:
@@ -419,8 +419,8 @@ def _outcomes(run: RunFolder, manifest: Manifest) -> dict[str, str]:
     reasons = {row.key: row.reason for row in rows}
     outcomes: dict[str, str] = {}
     for row in manifest.rows:
-        said = reasons[row.key] or "scored"
+        outcome = reasons[row.key] or "scored"
         before = outcomes.get(row.path)
-        if before != "scored" and (said == "scored" or before not in PASSING):
-            outcomes[row.path] = said
+        if before != "scored" and (outcome == "scored" or before not in PASSING):
+            outcomes[row.path] = outcome
     return outcomes

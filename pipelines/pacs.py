@@ -38,7 +38,7 @@ class Fetched:
 
     Attributes
     ----------
-    found : int
+    listed : int
         Instances that match and can hold an image.
     fetched, already : int
         Those that were fetched now, and those that were there before.
@@ -46,7 +46,7 @@ class Fetched:
         Reason -> number of those that could not be fetched.
     """
 
-    found: int
+    listed: int
     fetched: int = 0
     already: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -95,7 +95,7 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
     listed = list(web.search(query))
     images = [instance for instance in listed if instance.sop_class in IMAGE_CLASSES]
     log.info("%d images match, and %d other objects", len(images), len(listed) - len(images))
-    done, silent = Fetched(found=len(images)), 0
+    done, silent = Fetched(listed=len(images)), 0
     if web.unusable:
         done.failed["uid"] = web.unusable
     if web.others:
@@ -115,7 +115,7 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
                         raise ArchiveUnreachable(
                             error.reason,
                             f"{web.url} is gone: {GONE} instances in a row got no answer. "
-                            f"{done.fetched + done.already} of {done.found} are here; run again "
+                            f"{done.fetched + done.already} of {done.listed} are here; run again "
                             "when it is back, and only the rest is fetched.",
                         ) from error
                 else:

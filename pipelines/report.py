@@ -19,7 +19,7 @@ from anomaly.pipelines.drift import drift_warnings
 from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase, write_report
 from anomaly.scoring.companions import Companions
-from anomaly.scoring.verdicts import Norm, matching_scores, scan_again
+from anomaly.scoring.verdicts import OperatingPoint, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
 from anomaly.version import __version__
@@ -122,15 +122,15 @@ class ScoredRun:
         """
         calibrated = self.bundle.calibration()
         # The flags were raised at this rate, whatever the configuration says now.
-        norm = Norm.of(self.bundle, self.provenance.alpha)
+        point = OperatingPoint.of(self.bundle, self.provenance.alpha)
         scored = [row for row in rows if row.status == "scored"]
         scored.sort(
             key=lambda row: (row.p_value, -(row.score or 0), -(row.evidence_peak or 0), row.key)
         )
         # One at a time: the page needs no image twice, and memory holds few.
-        companions = Companions(self.bundle, norm.evidence_threshold)
+        companions = Companions(self.bundle, point.evidence_threshold)
         cases = (
-            _case(self, norm, companions, row, shown=place < max_images, most=max_images)
+            _case(self, point, companions, row, shown=place < max_images, most=max_images)
             for place, row in enumerate(scored)
         )
         return ReportData(
@@ -142,10 +142,10 @@ class ScoredRun:
                 if r.status != "scored"
             ],
             calibration_scores=calibrated.scores.scores,
-            alpha=norm.alpha,
-            threshold=norm.threshold,
-            evidence_threshold=norm.evidence_threshold,
-            evidence_ceiling=norm.evidence_ceiling,
+            alpha=point.alpha,
+            threshold=point.threshold,
+            evidence_threshold=point.evidence_threshold,
+            evidence_ceiling=point.evidence_ceiling,
             provenance={
                 "bundle": self.provenance.bundle,
                 "manifest": self.provenance.manifest,
@@ -172,7 +172,7 @@ def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
 
 def _case(
     source: ScoredRun,
-    norm: Norm,
+    point: OperatingPoint,
     companions: Companions,
     row: ScoreRow,
     *,
@@ -181,7 +181,7 @@ def _case(
 ) -> ReportCase:
     scan = source.scans[row.key]
     evidence, note = _evidence(source.run, row)
-    verdict = norm.verdict(row, scan, evidence)
+    verdict = point.verdict(row, scan, evidence)
     pixels, expected, look_alike, grey = None, None, None, ""
     if row.map_part is None:
         shown = False  # its map was not to be kept: neither is its image shown

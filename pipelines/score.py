@@ -30,9 +30,9 @@ from anomaly.pipelines.context import overrides_name, refuse_idle_settings, run_
 from anomaly.pipelines.prepare import scan_folder
 from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
-from anomaly.scoring.job import Job, wanted
+from anomaly.scoring.job import Job, rows_to_score
 from anomaly.scoring.leases import Leases
-from anomaly.scoring.shards import Turn
+from anomaly.scoring.shards import ShardAssignment
 from anomaly.store.bundle import Bundle, copy_bundle, read_bundle, same_detector
 from anomaly.store.export import export
 from anomaly.store.results import Results
@@ -49,7 +49,7 @@ def score(
     manifest: Manifest,
     device: torch.device,
     *,
-    turn: Turn | None = None,
+    assignment: ShardAssignment | None = None,
     leases: Leases | None = None,
     processes: Workers | None = None,
 ) -> Results:
@@ -65,7 +65,7 @@ def score(
     bundle_folder : Path
     manifest : Manifest
     device : device
-    turn : Turn, optional
+    assignment : ShardAssignment, optional
         Shards to begin with; default: as torchrun or SLURM says.
     leases : Leases, optional
     processes : Workers, optional
@@ -84,10 +84,10 @@ def score(
     job = Job.open(
         run.results, load_site_key(run.site_key), config, bundle_folder, manifest, device, leases
     )
-    todo = (turn or Turn.of_environment(os.environ)).order(job.shards)
+    todo = (assignment or ShardAssignment.of_environment(os.environ)).order(job.shards)
     scans = sum(len(shard.rows) for shard in todo)
-    lent = nullcontext(processes) if processes else job.workers()
-    with lent as workers, progress_bar(scans, "scoring", "scan") as bar:
+    pool = nullcontext(processes) if processes else job.workers()
+    with pool as workers, progress_bar(scans, "scoring", "scan") as bar:
         while todo:
             busy = job.work(todo, bar, workers)
             if len(busy) == len(todo):
@@ -273,7 +273,7 @@ def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bo
     if not identifiers:
         return export(run.results, path)
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
-    return export(run.results, path, wanted(manifest))
+    return export(run.results, path, rows_to_score(manifest))
 
 
 def finish(run: RunFolder, job: Job) -> None:

@@ -59,9 +59,9 @@ def retry(run: RunFolder, reason: str) -> tuple[int, int]:
     results = run.results
     counts: dict[int, int] = {}
     for index in results.done():
-        found = sum(row.reason == reason for row in results.rows(index))
-        if found:
-            counts[index] = found
+        count = sum(row.reason == reason for row in results.rows(index))
+        if count:
+            counts[index] = count
     if not counts:
         known = results.query("SELECT DISTINCT reason FROM scores WHERE reason != ''")
         raise AnomalyError(
@@ -87,9 +87,9 @@ def give_feedback(
         raise AnomalyError(f"the opinion is {opinion!r}: expected one of {get_args(Opinion)}")
     if _unknown(run, [key]):
         raise AnomalyError(f"no row of {run.path} has key {key!r}: expected one of `scores`")
-    said = Feedback(key, cast("Opinion", opinion), reader, comment)
-    said.add(run.feedback)
-    return said
+    reading = Feedback(key, cast("Opinion", opinion), reader, comment)
+    reading.add(run.feedback)
+    return reading
 
 
 def merge_feedback(run: RunFolder, path: Path) -> tuple[int, int]:
@@ -120,9 +120,9 @@ def merge_feedback(run: RunFolder, path: Path) -> tuple[int, int]:
 
 def _unknown(run: RunFolder, keys: list[str]) -> set[str]:
     """Those of some keys that no row has."""
-    wanted = pa.table({"key": pa.array(keys, pa.string())})
+    table = pa.table({"key": pa.array(keys, pa.string())})
     sql = "SELECT key FROM wanted ANTI JOIN worklist USING (key)"
-    return set(run.results.query(sql, wanted=wanted)["key"].to_pylist())
+    return set(run.results.query(sql, wanted=table)["key"].to_pylist())
 
 
 def _duration(seconds: float) -> str:

@@ -50,8 +50,8 @@ def study_pdf(
     data = source.report_data(rows, max_images=max_images if images else 0)
     strays = sum(row.status != "scored" and not row.study for row in source.rows)
     if strays:  # whose files name no study; one of them may belong here
-        said = {"not scored and of no known study": f"{strays:,} of the run's files"}
-        data = replace(data, provenance={**said, **data.provenance})
+        remarks = {"not scored and of no known study": f"{strays:,} of the run's files"}
+        data = replace(data, provenance={**remarks, **data.provenance})
     with writing(run.studies):
         make_results_folder(run.studies)
     path = run.studies / f"{file_stem(name)}.pdf"  # of whoever wrote the parts
@@ -63,10 +63,10 @@ def study_pdf(
 
 
 def _study_of(rows: Sequence[ScoreRow], key: str, run: RunFolder) -> tuple[str, list[ScoreRow]]:
-    found = next((row for row in rows if row.key == key), None)
-    if found is not None and not found.study:
-        return key, [found]
-    name = found.study if found is not None else key
+    match = next((row for row in rows if row.key == key), None)
+    if match is not None and not match.study:
+        return key, [match]
+    name = match.study if match is not None else key
     study = [row for row in rows if row.study and row.study == name]
     if not study:
         raise AnomalyError(

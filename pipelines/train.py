@@ -46,7 +46,7 @@ from anomaly.progress import progress_bar
 from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
 from anomaly.training.checkpoint import Metrics
-from anomaly.training.detector_fit import Watcher, fit_detector
+from anomaly.training.detector_fit import ScanObserver, fit_detector
 from anomaly.training.loop import Batch, FitResult, fit, validation_metrics
 from anomaly.types import DRAWN_PNG
 
@@ -137,8 +137,8 @@ def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.dev
         _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
         reference = images["train"].mean(0)
         log.info("fitting the detector")
-        watcher = Watcher(network, levels, config, reference, device)
-        fitted = fit_detector(watcher, normals["train"], normals["validation"])
+        observer = ScanObserver(network, levels, config, reference, device)
+        fitted = fit_detector(observer, normals["train"], normals["validation"])
         seen = frozenset(
             mark for rows in normals.values() for row in rows for mark in scan_marks(row)
         )

@@ -425,3 +425,21 @@ def test_help_waits_for_neither_torch_nor_monai() -> None:
     assert done.returncode == 0, done.stderr
     assert "prepare" in done.stdout
     assert "Not a diagnosis" in done.stdout.replace("\n", " ")
+
+
+HIDING = {"at_work", "found", "lent", "looked", "said", "taken", "told", "wanted"}
+"""Names that say what happened to a thing and not what it is."""
+
+
+def test_names_say_what_a_thing_is() -> None:
+    for name in FILES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                chosen = node.id
+            elif isinstance(node, ast.arg):
+                chosen = node.arg
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                chosen = node.name.strip("_")
+            else:
+                continue
+            assert chosen not in HIDING, f"{name}:{node.lineno}: {chosen}"

@@ -325,11 +325,11 @@ class PaperUNet(nn.Module):
         self.stem = nn.Conv2d(settings.channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, width = [widths[0]], widths[0]
-        for scale, wanted in enumerate(widths):
+        for scale, channels_out in enumerate(widths):
             attend = 2**scale == settings.attention_stride
             for _ in range(settings.blocks):
-                self.down.append(_UNetBlock(width, wanted, drop, attend))
-                width = wanted
+                self.down.append(_UNetBlock(width, channels_out, drop, attend))
+                width = channels_out
                 skips.append(width)
             if scale + 1 < len(widths):
                 self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
@@ -338,11 +338,11 @@ class PaperUNet(nn.Module):
             _UNetBlock(width, width, drop, attend=True),
             _UNetBlock(width, width, drop, attend=False),
         )
-        for scale, wanted in reversed(list(enumerate(widths))):
+        for scale, channels_out in reversed(list(enumerate(widths))):
             attend = 2**scale == settings.attention_stride
             for _ in range(settings.blocks + 1):
-                self.up.append(_UNetBlock(width + skips.pop(), wanted, drop, attend))
-                width = wanted
+                self.up.append(_UNetBlock(width + skips.pop(), channels_out, drop, attend))
+                width = channels_out
             if scale:
                 self.up.append(
                     nn.Sequential(
@@ -381,19 +381,21 @@ class PaperUNet(nn.Module):
 class _UNetBlock(nn.Module):
     """Group norm, SiLU, convolution, twice, with a shortcut; then attention where asked."""
 
-    def __init__(self, width: int, wanted: int, dropout: float, attend: bool) -> None:
+    def __init__(self, width: int, channels_out: int, dropout: float, attend: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(
             _norm(width),
             nn.SiLU(),
-            nn.Conv2d(width, wanted, 3, padding=1),
-            _norm(wanted),
+            nn.Conv2d(width, channels_out, 3, padding=1),
+            _norm(channels_out),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(wanted, wanted, 3, padding=1),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1),
         )
-        self.shortcut = nn.Identity() if width == wanted else nn.Conv2d(width, wanted, 1)
-        self.attention = _Attention(wanted) if attend else nn.Identity()
+        self.shortcut = (
+            nn.Identity() if width == channels_out else nn.Conv2d(width, channels_out, 1)
+        )
+        self.attention = _Attention(channels_out) if attend else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.attention(self.shortcut(h) + self.body(h))

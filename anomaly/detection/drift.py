@@ -75,7 +75,7 @@ def find_drift(
     tuple of Drift
         Empty for fewer than `FEWEST` scans with a finite value of a feature.
     """
-    found = []
+    drifts = []
     for name, spread in normal.items():
         low, high = spread.percentile(25), spread.percentile(75)
         values: NDArray[np.float64] = np.array([scan[name] for scan in scans if name in scan])
@@ -84,5 +84,5 @@ def find_drift(
             continue
         median = float(np.median(values))
         if not low <= median <= high:
-            found.append(Drift(name, median, low, high))
-    return tuple(sorted(found, key=lambda drift: -drift.distance))
+            drifts.append(Drift(name, median, low, high))
+    return tuple(sorted(drifts, key=lambda drift: -drift.distance))

@@ -136,10 +136,10 @@ class HeatmapModel:
             total += np.square((aligned - self.mean[index]) / self.scale[index])
         departure = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
         evidence = np.zeros(added.shape, dtype=np.float32)
-        for said, found, seen in zip(evidence, departure, ~blank, strict=True):
-            if seen.any():
+        for target, distance, visible in zip(evidence, departure, ~blank, strict=True):
+            if visible.any():
                 # Normal scans have 0.6 to 0.9; one equal to the mean has nothing to divide by.
-                said[seen] = found[seen] / max(np.median(found[seen]), 1e-3)
+                target[visible] = distance[visible] / max(np.median(distance[visible]), 1e-3)
         return evidence
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -160,8 +160,8 @@ def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> N
     Over the pixels that are not blank (N, H, W); minus infinity where all are.
     """
     rows = []
-    for said, seen in zip(evidence, ~blank, strict=True):
-        values = np.sort(said[seen]).astype(np.float64) if seen.any() else np.zeros(1)
+    for evidence_map, visible in zip(evidence, ~blank, strict=True):
+        values = np.sort(evidence_map[visible]).astype(np.float64) if visible.any() else np.zeros(1)
         top = max(1, round(TOP_SHARE * len(values)))
         rows.append((values.mean(), values[-top:].mean(), values[-1]))
     # Logarithms: the tail of a maximum is long, and the detector is a Gaussian.

@@ -67,8 +67,8 @@ class LookAlikes:
             Pixels that have no say; where all are suspect, all have.
         """
         asked = ~suspect if (~suspect).any() else np.ones_like(suspect)
-        wanted = _standardised(ndimage.gaussian_filter(image[0], SMOOTHING)[asked])
-        likeness = _standardised(self._smooth[:, asked]) @ wanted
+        target = _standardised(ndimage.gaussian_filter(image[0], SMOOTHING)[asked])
+        likeness = _standardised(self._smooth[:, asked]) @ target
         nearest: NDArray[np.uint8] = self.images[int(likeness.argmax())]
         return nearest
 

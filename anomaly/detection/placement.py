@@ -76,8 +76,8 @@ def displacements(
     # A window without any detail agrees with nothing; the floor keeps it from 0 / 0.
     correlation = agreement / np.sqrt(np.maximum(power - mean**2, 1e-9))
     best = correlation.reshape(len(images), -1).argmax(1)
-    found = np.unravel_index(best, correlation.shape[1:])
-    return np.stack(found, 1).astype(np.float64) - (rows, columns)
+    peaks = np.unravel_index(best, correlation.shape[1:])
+    return np.stack(peaks, 1).astype(np.float64) - (rows, columns)
 
 
 def displaced(maps: Maps, shifts: NDArray[np.float64]) -> Maps:

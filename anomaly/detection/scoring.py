@@ -70,12 +70,12 @@ class FeatureTable:
         """Whether only large values of a column are unusual, (F,)."""
         return np.array([GROUPS[group].one_sided for group in self.groups], dtype=np.bool_)
 
-    def use(self, wanted: Sequence[str]) -> FeatureTable:
+    def use(self, features: Sequence[str]) -> FeatureTable:
         """Return the columns of the features or groups named."""
         keep = [
             i
             for i, (name, group) in enumerate(zip(self.names, self.groups, strict=True))
-            if name in wanted or group in wanted
+            if name in features or group in features
         ]
         return FeatureTable(
             tuple(self.names[i] for i in keep),

@@ -59,19 +59,19 @@ class CodestreamHeader:
 
     def conflict(self, header: Dataset) -> str:
         """Say where the codestream contradicts the DICOM header; empty where it does not."""
-        said = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
+        stated = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
         allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
         # Writers give a coding more bits than are stored, which changes no value. One that cannot
         # hold the values that the header promises changes their range.
         fits = self.bits <= allocated and not self.bits <= 8 < stored
         # The reverse occurs, and decoders set it right.
         fits = fits and not (self.signed and int(header.get("PixelRepresentation", 0)) == 0)
-        if said == (self.rows, self.columns, self.components) and fits:
+        if stated == (self.rows, self.columns, self.components) and fits:
             return ""
         return (
             f"the {self.coding} codestream holds {self.rows} x {self.columns} pixels, "
             f"{self.components} sample(s) of {self.bits} bits{', signed' if self.signed else ''}; "
-            f"the header says {said[0]} x {said[1]}, {said[2]} sample(s) of {stored} bits in "
+            f"the header says {stated[0]} x {stated[1]}, {stated[2]} sample(s) of {stored} bits in "
             f"{allocated}, PixelRepresentation {header.get('PixelRepresentation', 0)}"
         )
 
@@ -134,11 +134,11 @@ def run_length_conflict(frame: bytes, header: Dataset) -> str:
     )
 
 
-def _unpacked_length(segment: bytes, wanted: int) -> int:
+def _unpacked_length(segment: bytes, expected: int) -> int:
     """Bytes that a PackBits segment unpacks to (PS3.5 G.3.2), less zeros that only fill it up."""
     place = length = 0
     content = len(segment.rstrip(b"\0"))
-    while place + 1 < len(segment) and (place < content or length < wanted):
+    while place + 1 < len(segment) and (place < content or length < expected):
         control = segment[place]
         if control < 128:
             length += min(control + 1, len(segment) - place - 1)

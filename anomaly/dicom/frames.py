@@ -78,12 +78,12 @@ def frames_present(dataset: FileDataset) -> int | None:
         fragments = _fragments(dataset)
         known = sum(fragment.begins for fragment in fragments)
         return known or len(parse_basic_offsets(dataset.PixelData)) or None
-    wanted = native_length(dataset)
-    frame = wanted // (stated_frames(dataset) or 1)
+    expected = native_length(dataset)
+    frame = expected // (stated_frames(dataset) or 1)
     if not frame:
         return None
     # The last frame may end in black, and the next one be nothing but filling.
-    content = max(wanted, len(dataset.PixelData.rstrip(b"\0")))
+    content = max(expected, len(dataset.PixelData.rstrip(b"\0")))
     return min(len(dataset.PixelData) // frame, -(-content // frame))
 
 
@@ -180,12 +180,12 @@ def _extended_is_right(dataset: FileDataset, fragments: list[_Fragment]) -> bool
     offsets, lengths = (value_of(dataset, keyword) for keyword in _EXTENDED)
     if not (isinstance(offsets, bytes) and isinstance(lengths, bytes)):
         return False
-    told = list(zip(_numbers(offsets), _numbers(lengths), strict=False))
+    extents = list(zip(_numbers(offsets), _numbers(lengths), strict=False))
     # A length leaves out the zero that makes a fragment even.
     there = [(f.place, f.length) for f in fragments if f.begins]
-    return len(told) == len(there) == len(fragments) and all(
+    return len(extents) == len(there) == len(fragments) and all(
         place == offset and length in (size, size - 1)
-        for (offset, length), (place, size) in zip(told, there, strict=True)
+        for (offset, length), (place, size) in zip(extents, there, strict=True)
     )
 
 

@@ -41,15 +41,15 @@ def spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, S
         detector; where EstimatedRadiographicMagnificationFactor is given it is divided by it.
     """
     measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
-    if found := _positive_pair(measures, "PixelSpacing"):
-        return found, "PixelSpacing"
-    found = _positive_pair(dataset, "ImagerPixelSpacing")
-    if found is None:
+    if pair := _positive_pair(measures, "PixelSpacing"):
+        return pair, "PixelSpacing"
+    pair = _positive_pair(dataset, "ImagerPixelSpacing")
+    if pair is None:
         return None, "none"
     factor = _magnification(dataset, "EstimatedRadiographicMagnificationFactor")
     if factor is None:
-        return found, "ImagerPixelSpacing"
-    return (found[0] / factor, found[1] / factor), "ImagerPixelSpacing / magnification"
+        return pair, "ImagerPixelSpacing"
+    return (pair[0] / factor, pair[1] / factor), "ImagerPixelSpacing / magnification"
 
 
 def _magnification(dataset: Dataset, keyword: str) -> float | None:

@@ -114,8 +114,8 @@ def apply_modality(
     rescale = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
     if not (is_there(rescale, "RescaleSlope") and is_there(rescale, "RescaleIntercept")):
         return stored
-    said = [numbers(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
-    slope, intercept = (math.nan if pair is None else pair[0] for pair in said)
+    pairs = [numbers(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    slope, intercept = (math.nan if pair is None else pair[0] for pair in pairs)
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise UnsupportedScan(
             "rescale",
@@ -181,8 +181,8 @@ def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[st
         name = "VOI LUT of the file"
         if not fault:
             bits, remark = _bits_in_use(dataset, table)
-            said = (f"{name}: {remark}",) if remark else ()
-            return FileVOI(name, dataset, table=table, bits=bits), (*remarks, *said)
+            notes = (f"{name}: {remark}",) if remark else ()
+            return FileVOI(name, dataset, table=table, bits=bits), (*remarks, *notes)
         remarks = (*remarks, f"{name} not used: {fault}")
     window = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     ends = ("WindowCenter", "WindowWidth")

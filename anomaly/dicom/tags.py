@@ -44,8 +44,8 @@ def text(dataset: Dataset, keyword: str) -> str:
 def whole_number(dataset: Dataset, tag: str | tuple[int, int]) -> int | None:
     """Whole number of a tag; None where it is absent, empty, several or none."""
     try:
-        found: Any = dataset.get(tag, None)
-        value = found if isinstance(tag, str) or found is None else found.value
+        stored: Any = dataset.get(tag, None)
+        value = stored if isinstance(tag, str) or stored is None else stored.value
         return None if value is None else int(value)
     except (ValueError, TypeError, ArithmeticError, LookupError, BytesLengthException):
         return None
@@ -57,10 +57,10 @@ def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[f
     if value is None or isinstance(value, str):
         return None
     try:
-        found = tuple(float(item) for item in (value if isinstance(value, Sequence) else [value]))
+        values = tuple(float(item) for item in (value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError):
         return None
-    return found if count in (None, len(found)) else None
+    return values if count in (None, len(values)) else None
 
 
 def functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset | None:

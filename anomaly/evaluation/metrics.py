@@ -328,19 +328,19 @@ def realised_false_alarms(
     """
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    found = []
+    realised = []
     for _ in range(splits):
         calibrates = (rng.permutation(len(names)) < len(names) // 2)[index]
         judged = counted[~calibrates & ~np.isnan(counted)]
         if calibrates.any() and len(judged):
             rate = float(flag(scores[calibrates], judged).mean())
-            found.append((rate, int(calibrates.sum()), len(judged)))
-    if not found:
+            realised.append((rate, int(calibrates.sum()), len(judged)))
+    if not realised:
         raise CalibrationError(
             f"{len(names)} patients with normal scans cannot be split into two halves: expected at "
             "least 2, some with scans to count"
         )
-    rates, calibration, totals = (np.array(column) for column in zip(*found, strict=True))
+    rates, calibration, totals = (np.array(column) for column in zip(*realised, strict=True))
     return RealisedRates(rates, calibration, totals)
 
 
@@ -371,11 +371,12 @@ def _precision_estimate(
         edges = np.unique(np.quantile(edges, np.linspace(0, 1, BINS)))
     rank = len(edges) - np.searchsorted(edges, scores, side="right")  # 0 is the highest
     shape = (weights.shape[1], len(edges) + 1)
-    found, every = (
+    positives, every = (
         (sparse.csr_array((keep.astype(np.float64), (index, rank)), shape).T @ weights.T).cumsum(0)
         for keep in (truth, np.ones(len(truth)))
     )
-    kept = (found[-1] > 0) & (found[-1] < every[-1])  # a sample without one of the kinds has none
-    found, every = found[:, kept], np.maximum(every[:, kept], 1)
-    areas = (np.diff(found, axis=0, prepend=0) * found / every).sum(0) / found[-1]
+    # A sample without one of the kinds has none.
+    kept = (positives[-1] > 0) & (positives[-1] < every[-1])
+    positives, every = positives[:, kept], np.maximum(every[:, kept], 1)
+    areas = (np.diff(positives, axis=0, prepend=0) * positives / every).sum(0) / positives[-1]
     return _estimate(float(average_precision_score(truth, scores)), areas)

@@ -62,10 +62,10 @@ def region_outlines(
                 f"{region.column:.1f} has evidence >= {threshold:g}: expected the regions of this "
                 "evidence at this threshold, in the geometry of the stored pixels"
             )
-        found = int(match[0])
-        rows, columns = boxes[found]
+        label = int(match[0])
+        rows, columns = boxes[label]
         corner = np.array([columns.start, rows.start])
-        traced.append([loop + corner for loop in outlines(labels[rows, columns] == index[found])])
+        traced.append([loop + corner for loop in outlines(labels[rows, columns] == index[label])])
     return traced
 
 

@@ -44,7 +44,7 @@ from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.types import Verdict
 from anomaly.version import __version__
 
-__all__ = ["Job", "check_same_grey", "score_shard", "wanted"]
+__all__ = ["Job", "check_same_grey", "rows_to_score", "score_shard"]
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Job:
         AnomalyError
             If another run is writing its results here.
         """
-        shards = cut(wanted(manifest), config.results.shard)
+        shards = cut(rows_to_score(manifest), config.results.shard)
         if not shards:
             raise ManifestError("the table of scans lists none to score: prepare a folder of scans")
         bundle, leases = read_bundle(bundle_folder), leases or Leases()
@@ -132,23 +132,23 @@ class Job:
 
     def _join(self) -> None:
         """Begin new results, or go on with these; refuse to disturb others that are being made."""
-        results, wanted = self.results, self.provenance
+        results, provenance = self.results, self.provenance
         try:
             current = results.provenance()
         except AnomalyError:
-            results.begin(wanted)
+            results.begin(provenance)
             return
-        if current == wanted:
+        if current == provenance:
             return
         if any(self.leases.is_held(path) for path in results.folder.glob("*.lease")):
             raise AnomalyError(
                 f"another run is scoring into {results.folder} with bundle {current.bundle[:12]} "
-                f"at alpha = {current.alpha:g}, this one with {wanted.bundle[:12]} at "
-                f"{wanted.alpha:g}: name a new folder, or wait until it is done"
+                f"at alpha = {current.alpha:g}, this one with {provenance.bundle[:12]} at "
+                f"{provenance.alpha:g}: name a new folder, or wait until it is done"
             )
         before = results.done(current)
-        results.begin(wanted)
-        if replace(current, alpha=wanted.alpha) == wanted:
+        results.begin(provenance)
+        if replace(current, alpha=provenance.alpha) == provenance:
             self._restate(before)
 
     def _restate(self, shards: Sequence[int]) -> None:
@@ -191,8 +191,8 @@ class Job:
         flagged = row.score >= calibrated.scores.threshold(alpha)
         limit, regions = calibrated.peaks.threshold(alpha), 0
         if row.map_part is None:
-            wanted = self.config.results.keeps_map(row.key, flagged=flagged)
-            if wanted or row.evidence_peak >= limit:
+            keeps_map = self.config.results.keeps_map(row.key, flagged=flagged)
+            if keeps_map or row.evidence_peak >= limit:
                 return None
         elif row.evidence_peak >= limit:
             try:
@@ -223,30 +223,30 @@ class Job:
             If a part cannot be written, the archive is gone, or another run has begun here.
         """
         busy: list[Shard] = []
-        taken: dict[int, tuple[Shard, Lease]] = {}
+        claimed: dict[int, tuple[Shard, Lease]] = {}
         reader = ImageReader(
             self.manifest.root, self.config.intensity, self.bundle.config.preprocessing
         )
         try:
             with _Writer() as writer:
                 scorer = Scorer(self.bundle, reader, self.device, workers or Workers(0))
-                said = scorer.score(self._claimed(shards, taken, busy, bar))
-                for index, outcomes in groupby(_counted(said, bar), itemgetter(0)):
-                    shard, lease = taken[index]
+                scored = scorer.score(self._claimed(shards, claimed, busy, bar))
+                for index, outcomes in groupby(_counted(scored, bar), itemgetter(0)):
+                    shard, lease = claimed[index]
                     # Not one more: it would be the first of the next shard.
-                    found = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
-                    rows, maps = score_shard(self, shard, found)
+                    shard_outcomes = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
+                    rows, maps = score_shard(self, shard, shard_outcomes)
                     writer.submit(partial(self._write, shard, lease, rows, maps))
-                    del taken[index]
+                    del claimed[index]
         finally:
-            for _, lease in taken.values():
+            for _, lease in claimed.values():
                 lease.release()
         return busy
 
     def _claimed(
         self,
         shards: Iterable[Shard],
-        taken: dict[int, tuple[Shard, Lease]],
+        claimed: dict[int, tuple[Shard, Lease]],
         busy: list[Shard],
         bar: tqdm[NoReturn],
     ) -> Iterator[tuple[int, ManifestRow]]:
@@ -260,7 +260,7 @@ class Job:
             elif self._is_done(shard, bar):  # between the look and the lease
                 lease.release()
             else:
-                taken[shard.index] = (shard, lease)
+                claimed[shard.index] = (shard, lease)
                 self.results.reopen()
                 yield from ((shard.index, row) for row in shard.rows)
 
@@ -317,7 +317,7 @@ def check_same_grey(config: Config, learned: Config) -> None:
         )
 
 
-def wanted(manifest: Manifest) -> list[ManifestRow]:
+def rows_to_score(manifest: Manifest) -> list[ManifestRow]:
     """Rows to score: the test split, or all where there are no splits, and what was skipped."""
     # A skipped file is in no split; it is reported with the scans to be scored.
     has_splits = any(row.split for row in manifest.rows)
@@ -384,9 +384,9 @@ def _row(item: ScoredScan, verdict: Verdict) -> ScoreRow:
 
 
 def _counted(
-    said: Iterable[tuple[int, Outcome]], bar: tqdm[NoReturn]
+    scored: Iterable[tuple[int, Outcome]], bar: tqdm[NoReturn]
 ) -> Iterator[tuple[int, Outcome]]:
-    for item in said:
+    for item in scored:
         yield item
         bar.update()
 

@@ -197,14 +197,14 @@ def _holder() -> dict[str, object]:
 
 def _is_gone(content: bytes) -> bool:
     """Whether the holder was a process of this machine that no longer runs."""
-    said = _read_here(content)
-    return said is not None and said[1] != _began(said[0])
+    holder = _read_here(content)
+    return holder is not None and holder[1] != _began(holder[0])
 
 
 def _is_here(content: bytes) -> bool:
     """Whether the holder is a process of this machine that runs."""
-    said = _read_here(content)
-    return said is not None and said[1] == _began(said[0])
+    holder = _read_here(content)
+    return holder is not None and holder[1] == _began(holder[0])
 
 
 def _read_here(content: bytes) -> tuple[int, str] | None:

@@ -123,18 +123,18 @@ class Scorer:
         bundle = self.bundle
         names = reported_names(bundle.config.features)
         if observed is not None:
-            said = score_observation(
+            scores = score_observation(
                 observed, bundle.config.features, bundle.detector, bundle.heatmap
             )
-            seen = np.stack([item.image for item in batch if isinstance(item, NetworkImage)])
-            negative = are_negatives(seen, bundle.reference.cpu().numpy())
+            images = np.stack([item.image for item in batch if isinstance(item, NetworkImage)])
+            negative = are_negatives(images, bundle.reference.cpu().numpy())
         index = 0
         for item in batch:
             if not isinstance(item, NetworkImage):
                 yield item
                 continue
-            values = dict(zip(names, said.features[index].tolist(), strict=True))
-            scored = ScoredScan(item, float(said.scores[index]), values, said.evidence[index])
+            values = dict(zip(names, scores.features[index].tolist(), strict=True))
+            scored = ScoredScan(item, float(scores.scores[index]), values, scores.evidence[index])
             yield _negative(scored) if negative[index] else _finite(scored)
             index += 1
 
@@ -148,8 +148,8 @@ def _without_loss(
     return group, result if isinstance(result, NetworkImage) else (row, result)
 
 
-def _batches(found: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]:
-    iterator = iter(found)
+def _batches(images: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]:
+    iterator = iter(images)
     while batch := [item for _, item in islice(iterator, BATCH)]:
         yield batch
 

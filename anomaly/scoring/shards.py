@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ConfigError
 
-__all__ = ["Shard", "Turn", "cut"]
+__all__ = ["Shard", "ShardAssignment", "cut"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Shard:
     @property
     def inputs(self) -> str:
         """SHA-256 over what its part depends on, row by row; where a file lies is no part of it."""
-        said = [
+        lines = [
             f"{r.key} {r.sha256} {r.frame} {r.status} {r.reason} {r.view} {r.site} {r.study} "
             f"{r.patient}"
             for r in self.rows
         ]
-        return hashlib.sha256("\n".join(said).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def cut(rows: Sequence[ManifestRow], size: int) -> list[Shard]:
@@ -49,7 +49,7 @@ def cut(rows: Sequence[ManifestRow], size: int) -> list[Shard]:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ShardAssignment:
     """Which shards a process begins with.
 
     Attributes
@@ -71,7 +71,7 @@ class Turn:
         return own if self.only else own + [s for s in shards if s.index % self.of != self.number]
 
     @classmethod
-    def parse(cls, text: str) -> Turn:
+    def parse(cls, text: str) -> ShardAssignment:
         """Read ``i/n``, from ``1/n`` to ``n/n``.
 
         Raises
@@ -87,7 +87,7 @@ class Turn:
         return cls(int(number) - 1, int(of), only=True)
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str]) -> Turn:
+    def of_environment(cls, environment: Mapping[str, str]) -> ShardAssignment:
         """Read the turn that torchrun (RANK) or a SLURM array gives; alone where neither does.
 
         Raises

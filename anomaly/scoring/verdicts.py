@@ -17,7 +17,7 @@ from anomaly.store.bundle import Bundle
 from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.types import JudgedScan, Orientation, Scan, ScanScore
 
-__all__ = ["Norm", "matching_scores", "on_source", "scan_again"]
+__all__ = ["OperatingPoint", "matching_scores", "on_source", "scan_again"]
 
 
 def matching_scores(
@@ -62,7 +62,7 @@ def on_source(
 
 
 @dataclass(frozen=True)
-class Norm:
+class OperatingPoint:
     """What all verdicts of a run are measured by; can be sent to a process.
 
     Attributes
@@ -89,7 +89,7 @@ class Norm:
     preprocessing: Preprocessing
 
     @classmethod
-    def of(cls, bundle: Bundle, alpha: float) -> Norm:
+    def of(cls, bundle: Bundle, alpha: float) -> OperatingPoint:
         """Read the norm of a bundle.
 
         Raises

@@ -425,8 +425,8 @@ def bundle_problems(folder: Path) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (found := hashlib.sha256(read_bundle_file(path)).hexdigest()) != expected:
-            problems.append(f"{name} has changed: SHA-256 {found[:12]}, expected {expected[:12]}")
+        elif (digest := hashlib.sha256(read_bundle_file(path)).hexdigest()) != expected:
+            problems.append(f"{name} has changed: SHA-256 {digest[:12]}, expected {expected[:12]}")
     return problems
 
 
@@ -434,7 +434,7 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
     try:
         main = read_bundle_file(folder / _MAIN)
         record: dict[str, Any] = json.loads(main)
-        found = record["format"]
+        version = record["format"]
         if not record["files"].keys() <= _KNOWN:
             raise ValueError(f"it names files that no bundle has: {sorted(record['files'])!r:.200}")
         sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
@@ -450,13 +450,13 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise BundleError(
             f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
         ) from error
-    if found not in READABLE:
+    if version not in READABLE:
         raise BundleError(
-            f"bundle {folder} has format {found}: this version reads formats {READABLE}"
+            f"bundle {folder} has format {version}: this version reads formats {READABLE}"
         )
     if main != sealed:
         raise BundleError(f"{folder / _MAIN} has changed since it was written: copy it again")
-    if found == 5 and record["config"]["network"]["kind"] == "encoder":
+    if version == 5 and record["config"]["network"]["kind"] == "encoder":
         record["config"]["network"]["normalize"] = False
     return main, record
 

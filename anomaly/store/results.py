@@ -263,7 +263,7 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reopen()
         with _whole(self.job) as file:
-            file.write(_said(provenance).encode())
+            file.write(_job_text(provenance).encode())
 
     def provenance(self) -> Provenance:
         """Whose results these are.
@@ -306,7 +306,7 @@ class Results:
         """
         records = [{**asdict(row), "features": list((row.features or {}).items())} for row in rows]
         table = pa.Table.from_pylist(records, schema=SCHEMA)
-        said = {"provenance": json.dumps(asdict(provenance)), "shard": str(index)}
+        metadata = {"provenance": json.dumps(asdict(provenance)), "shard": str(index)}
         files: dict[Path, bytes] = {}
         if maps:
             # An absurd value must stay the largest there is, not become infinite.
@@ -316,7 +316,7 @@ class Results:
             np.savez_compressed(buffer, **halves)  # type: ignore[arg-type]
             files[self.maps(index)] = buffer.getvalue()
         buffer = BytesIO()
-        pq.write_table(table.replace_schema_metadata(said), buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
         files[self.part(index)] = buffer.getvalue()
         if self.checksums(index).exists():
             # Until all is in place, either is right: who reads meanwhile, or after a kill in
@@ -385,8 +385,8 @@ class Results:
 
     def done(self, provenance: Provenance | None = None) -> list[int]:
         """Shards whose parts are there; of the results that `job.json` names by default."""
-        wanted = provenance or self.provenance()
-        return [index for index in range(wanted.parts) if self.is_done(index, wanted)]
+        expected = provenance or self.provenance()
+        return [index for index in range(expected.parts) if self.is_done(index, expected)]
 
     def is_finished(self, provenance: Provenance) -> bool:
         """Whether `finish` was the last word on these results."""
@@ -422,7 +422,7 @@ class Results:
         self._sort()
         hashes = {path.name: file_hash(path) for path in (table, self.worklist)}
         with _whole(self.finished) as file:
-            file.write(_said(provenance, sha256=hashes).encode())
+            file.write(_job_text(provenance, sha256=hashes).encode())
 
     def reopen(self) -> None:
         """Say that the results are being changed: no longer finished."""
@@ -603,8 +603,8 @@ class Results:
                     )
                 return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
-            said = str(error).splitlines()[0]  # below it the query is drawn again
-            raise AnomalyError(f"the query is refused: {said}") from error
+            cause = str(error).splitlines()[0]  # below it the query is drawn again
+            raise AnomalyError(f"the query is refused: {cause}") from error
 
     @contextmanager
     def _open(self, *, parts: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -664,7 +664,7 @@ def _lost_map(what: str, row: ScoreRow, path: Path, why: str) -> UnreadableScan:
     )
 
 
-def _said(provenance: Provenance, **more: object) -> str:
+def _job_text(provenance: Provenance, **more: object) -> str:
     return json.dumps({**asdict(provenance), **more}, indent=1)
 
 

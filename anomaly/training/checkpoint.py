@@ -46,10 +46,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
     except Exception as error:  # torch raises many kinds for a damaged archive
         raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
-    wanted = {"conditions", "step", "network", "averaged", "optimizer"}
-    if not isinstance(saved, dict) or not wanted <= saved.keys():
+    expected = {"conditions", "step", "network", "averaged", "optimizer"}
+    if not isinstance(saved, dict) or not expected <= saved.keys():
         raise CheckpointError(
-            f"{path} is not a training checkpoint of this version: expected {sorted(wanted)}"
+            f"{path} is not a training checkpoint of this version: expected {sorted(expected)}"
         )
     return saved
 

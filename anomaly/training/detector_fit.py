@@ -39,7 +39,7 @@ from anomaly.progress import progress_bar
 
 __all__ = [
     "FittedScoring",
-    "Watcher",
+    "ScanObserver",
     "calibration_change",
     "changed",
     "fit_detector",
@@ -72,7 +72,7 @@ class FittedScoring:
 
 
 @dataclass(frozen=True)
-class Watcher:
+class ScanObserver:
     """A trained network that looks at scans as its configuration says.
 
     Attributes
@@ -122,7 +122,7 @@ class Watcher:
 
 
 def fit_detector(
-    watcher: Watcher, train: Sequence[ManifestRow], validation: Sequence[ManifestRow]
+    observer: ScanObserver, train: Sequence[ManifestRow], validation: Sequence[ManifestRow]
 ) -> FittedScoring:
     """Choose and fit the detector; fit the heatmap.
 
@@ -131,21 +131,21 @@ def fit_detector(
     CalibrationError
         If there are too few scans.
     """
-    settings = watcher.config.detector
+    settings = observer.config.detector
     trained = train if "train" in settings.fit_on else []
     rows = [*trained, *validation]
-    observed, scans = fitting_set(watcher, rows)
+    observed, scans = fitting_set(observer, rows)
     chosen = settings.candidates[0]
     margins: dict[str, float] = {}
     if len(settings.candidates) > 1:
-        chosen, margins = _choose(watcher, observed, scans, len(trained), validation)
-    features, heatmap = watcher.config.features, watcher.config.heatmap
+        chosen, margins = _choose(observer, observed, scans, len(trained), validation)
+    features, heatmap = observer.config.features, observer.config.heatmap
     detector, model = fit_scoring(observed, features, heatmap, chosen, scans)
     return FittedScoring(detector, model, chosen, margins)
 
 
 def fitting_set(
-    watcher: Watcher, rows: Sequence[ManifestRow]
+    observer: ScanObserver, rows: Sequence[ManifestRow]
 ) -> tuple[Observation, NDArray[np.intp]]:
     """Observe scans as they are, and under nuisance as often as the configuration says.
 
@@ -156,30 +156,30 @@ def fitting_set(
     ndarray of int
         Number in `rows` of the scan that each image shows.
     """
-    settings = watcher.config.detector
-    parts = [watcher.observe(rows, "observing normals")]
+    settings = observer.config.detector
+    parts = [observer.observe(rows, "observing normals")]
     for copy in range(settings.nuisance_copies):
         change = partial(changed, "nuisance", settings.seed, copy)
-        parts.append(watcher.observe(rows, f"under nuisance {copy + 1}", change))
+        parts.append(observer.observe(rows, f"under nuisance {copy + 1}", change))
     return join(parts), np.tile(np.arange(len(rows)), len(parts))
 
 
 def _choose(
-    watcher: Watcher,
+    observer: ScanObserver,
     observed: Observation,
     scans: NDArray[np.intp],
     trained: int,
     validation: Sequence[ManifestRow],
 ) -> tuple[KindSettings, dict[str, float]]:
     """Compare the candidates, fitted on the first `trained` scans, on validation scans."""
-    features, heatmap = watcher.config.features, watcher.config.heatmap
-    copies = watcher.config.detector.nuisance_copies
+    features, heatmap = observer.config.features, observer.config.heatmap
+    copies = observer.config.detector.nuisance_copies
     perturbed = join(
         [
-            watcher.observe(
+            observer.observe(
                 validation,
                 f"perturbed {copy + 1}",
-                partial(changed, "perturbation", watcher.config.detector.seed, copy),
+                partial(changed, "perturbation", observer.config.detector.seed, copy),
             )
             for copy in range(copies)
         ]
@@ -193,7 +193,7 @@ def _choose(
         new_table(part, features, model)
         for part in (observed.select(~fitted_on & is_copy), perturbed)
     )
-    candidates = {str(candidate): candidate for candidate in watcher.config.detector.candidates}
+    candidates = {str(candidate): candidate for candidate in observer.config.detector.candidates}
     margins = {}
     for name, candidate in candidates.items():
         detector = fit_on(table, candidate, own)

@@ -528,7 +528,7 @@ def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    wanted = precision == "bfloat16" or (
+    enabled = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

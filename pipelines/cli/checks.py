@@ -54,17 +54,17 @@ def fetch(run: RunFolder, url: str, query: list[str]) -> int:
     from anomaly.pipelines.pacs import fetch_studies, query_of
 
     fetched = fetch_studies(DicomWeb(url), query_of(query), run.spool)
-    if not fetched.found:
+    if not fetched.listed:
         raise AnomalyError(
             f"no image of the archive matches {', '.join(query)}: ask for something else"
         )
     return fetched.failed.total()
 
 
-def printed(config: Config, wanted: bool) -> bool:
+def printed(config: Config, asked_for: bool) -> bool:
     """Print the configuration where it is asked for; return whether it was."""
-    if wanted:
+    if asked_for:
         from anomaly.config import dump
 
         typer.echo(dump(config), nl=False)
-    return wanted
+    return asked_for

@@ -43,5 +43,5 @@ def feedback(
     elif key is None or opinion is None:
         raise ConfigError("feedback needs KEY and agree or disagree, or --merge FILE")
     else:
-        said = stage.give_feedback(folder, key, opinion, reader=reader, comment=comment)
-        typer.echo(f"{said.opinion} with {said.key} noted")
+        reading = stage.give_feedback(folder, key, opinion, reader=reader, comment=comment)
+        typer.echo(f"{reading.opinion} with {reading.key} noted")

@@ -78,7 +78,7 @@ def score(
     from anomaly.pipelines import score as stage
     from anomaly.pipelines.context import pick_device
     from anomaly.pipelines.run import RunFolder
-    from anomaly.scoring.shards import Turn
+    from anomaly.scoring.shards import ShardAssignment
     from anomaly.store.signatures import check_signature
 
     folder = RunFolder(run)
@@ -94,7 +94,7 @@ def score(
             "--shard": shard is not None and ray is not None,
         }
     )
-    turn = None if shard is None else Turn.parse(shard)
+    assignment = None if shard is None else ShardAssignment.parse(shard)
     target = None if send is None else destination_at(send, calling)
     lacking = 0
     if dicomweb is not None:
@@ -117,7 +117,7 @@ def score(
 
         score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
     else:
-        stage.score(folder, resolved, source, manifest, pick_device(device), turn=turn)
+        stage.score(folder, resolved, source, manifest, pick_device(device), assignment=assignment)
     if target is not None:
         from anomaly.pipelines.dicom import write_dicom
         from anomaly.pipelines.pacs import store_results

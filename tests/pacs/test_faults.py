@@ -488,7 +488,7 @@ def test_one_instance_that_cannot_be_had_costs_that_instance(folder: Path, tmp_p
 
     with web_server(answer) as server:
         done = fetch_studies(client(server.url), {"PatientID": "P80"}, folder)
-    assert (done.found, done.fetched, done.already) == (4, 2, 0)
+    assert (done.listed, done.fetched, done.already) == (4, 2, 0)
     assert dict(done.failed) == {"HTTP 410": 1, "HTTP 503": 1}
     names = sorted(path.stem for path in folder.rglob("*.dcm"))
     assert names == [uid(80, 0), uid(80, 3)]
@@ -540,7 +540,7 @@ def test_hostile_names_of_an_archive_are_left_out(
     for answer in servers:
         with web_server(answer) as server:
             done = fetch_studies(client(server.url), {"PatientID": "P"}, tmp_path / "a" / "b")
-            assert done.found == 0
+            assert done.listed == 0
             assert done.failed == {"uid": 1}
             assert all("evil" not in request.path for request in server.requests)
     assert [path for path in tmp_path.rglob("*.dcm") if path.parent.name != "image"] == []

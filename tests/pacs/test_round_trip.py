@@ -79,7 +79,7 @@ def test_fifty_studies_come_back_as_they_went(
 ) -> None:
     folder = tmp_path / "studies"
     first = fetch_studies(web, {"PatientID": "P50"}, folder)
-    assert (first.found, first.fetched, first.already, dict(first.failed)) == (50, 50, 0, {})
+    assert (first.listed, first.fetched, first.already, dict(first.failed)) == (50, 50, 0, {})
     for number, sent in enumerate(fifty):
         path = folder / f"{ROOT}.50.{number}" / f"{ROOT}.50.{number}.1" / f"{uid(50, number)}.dcm"
         got, was = dcmread(path), dcmread(sent)
@@ -89,7 +89,7 @@ def test_fifty_studies_come_back_as_they_went(
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     again = fetch_studies(web, {"PatientID": "P50"}, folder)
-    assert (again.found, again.fetched, again.already) == (50, 0, 50)
+    assert (again.listed, again.fetched, again.already) == (50, 0, 50)
     assert len(files(folder)) == 50
 
 
@@ -114,7 +114,7 @@ def test_what_holds_no_image_is_left_out(web: DicomWeb, tmp_path: Path) -> None:
     report.SeriesInstanceUID, report.Modality = f"{ROOT}.52.0.2", "SR"
     web.store([image, write_dicom(tmp_path / "sent" / "report", report)])
     assert len(found(web, PatientID="P52")) == 2
-    assert fetch_studies(web, {"PatientID": "P52"}, tmp_path / "got").found == 1
+    assert fetch_studies(web, {"PatientID": "P52"}, tmp_path / "got").listed == 1
     assert [path.stem for path in files(tmp_path / "got")] == [uid(52, 0)]
 
 
@@ -183,7 +183,7 @@ def test_killed_while_fetching(orthanc: Orthanc, fifty: list[Path], tmp_path: Pa
         orthanc.start()
     assert len(files(tmp_path)) == 20
     again = fetch_studies(DicomWeb(orthanc.url), {"PatientID": "P50"}, tmp_path)
-    assert (again.found, again.fetched, again.already) == (50, 30, 20)
+    assert (again.listed, again.fetched, again.already) == (50, 30, 20)
     assert [path.stem for path in files(tmp_path)] == sorted(uid(50, n) for n in range(50))
     assert all(dcmread(path).pixel_array.shape == (32, 32) for path in files(tmp_path))
 

@@ -26,7 +26,7 @@ from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from anomaly.training import detector_fit as fit
-from anomaly.training.detector_fit import Watcher, changed, fit_detector, fitting_set
+from anomaly.training.detector_fit import ScanObserver, changed, fit_detector, fitting_set
 
 Kind = Literal["nuisance", "perturbation"]
 BOTH: Callable[..., Any] = pytest.mark.parametrize("kind", ["nuisance", "perturbation"])
@@ -126,7 +126,7 @@ def config(root: Path, **detector: Any) -> Config:
     )
 
 
-def watch(root: Path, rows: tuple[ManifestRow, ...], **detector: Any) -> Watcher:
+def watch(root: Path, rows: tuple[ManifestRow, ...], **detector: Any) -> ScanObserver:
     """Look with the closed-form base of the scans: a network that has learnt nothing more."""
     how = config(root, **detector)
     framed = framed_images(ImageReader(root, how.intensity, how.preprocessing), rows, 1)
@@ -136,7 +136,7 @@ def watch(root: Path, rows: tuple[ManifestRow, ...], **detector: Any) -> Watcher
     torch.manual_seed(0)
     network = LevelClassifier(build_network(how.network, levels), base)
     network.eval().requires_grad_(False)
-    return Watcher(network, levels, how, images.mean(0), torch.device("cpu"))
+    return ScanObserver(network, levels, how, images.mean(0), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -150,25 +150,25 @@ Scans = tuple[Path, tuple[ManifestRow, ...]]
 
 def test_copies_have_the_number_of_their_scan(scans: Scans) -> None:
     root, rows = scans
-    watcher = watch(root, rows, nuisance_copies=2)
-    observed, number = fitting_set(watcher, rows[:5])
+    observer = watch(root, rows, nuisance_copies=2)
+    observed, number = fitting_set(observer, rows[:5])
     assert_array_equal(number, [0, 1, 2, 3, 4] * 3)
-    plain = watcher.observe(rows[:5], "plain")
+    plain = observer.observe(rows[:5], "plain")
     assert_array_equal(observed.residuals[:5], plain.residuals)
     # First the scans as they are, then all first copies, then all second ones.
     maps = observed.groups["profile"]
     for copy in (1, 2):
-        moved = watcher.observe(rows[:5], "", partial(changed, "nuisance", 0, copy - 1))
+        moved = observer.observe(rows[:5], "", partial(changed, "nuisance", 0, copy - 1))
         assert_array_equal(maps[5 * copy : 5 * copy + 5], moved.groups["profile"])
         assert (maps[5 * copy : 5 * copy + 5] != maps[:5]).any(1).all()
 
 
 def test_batches_do_not_matter(scans: Scans, monkeypatch: pytest.MonkeyPatch) -> None:
     root, rows = scans
-    watcher = watch(root, rows)
-    whole = watcher.observe(rows[:7], "whole")
+    observer = watch(root, rows)
+    whole = observer.observe(rows[:7], "whole")
     monkeypatch.setattr(fit, "BATCH", 3)
-    parts = watcher.observe(rows[:7], "parts")
+    parts = observer.observe(rows[:7], "parts")
     for group, values in whole.groups.items():
         np.testing.assert_allclose(parts.groups[group], values, rtol=1e-4, atol=1e-4)
 
@@ -179,40 +179,40 @@ BOTH_SPLITS = {"fit_on": ["train", "validation"], "nuisance_copies": 1}
 
 def test_one_candidate_is_taken_without_a_choice(scans: Scans) -> None:
     root, rows = scans
-    watcher = watch(root, rows, candidates=[{"use": ["nll", "profile_3"]}])
-    fitted = fit_detector(watcher, rows[:20], rows[20:])
+    observer = watch(root, rows, candidates=[{"use": ["nll", "profile_3"]}])
+    fitted = fit_detector(observer, rows[:20], rows[20:])
     assert fitted.margins == {}
     assert fitted.detector.names == ("nll", "profile_3")
     # Fitted on validation alone: its mean is theirs.
-    nll = watcher.observe(rows[20:], "").groups["nll"]
+    nll = observer.observe(rows[20:], "").groups["nll"]
     assert fitted.detector.mean[0] == pytest.approx(nll.mean())
 
 
 def test_one_is_chosen_by_its_margin_and_fitted_on_all(scans: Scans) -> None:
     root, rows = scans
-    watcher = watch(root, rows, candidates=TWO, **BOTH_SPLITS)
-    fitted = fit_detector(watcher, rows[:20], rows[20:])
+    observer = watch(root, rows, candidates=TWO, **BOTH_SPLITS)
+    fitted = fit_detector(observer, rows[:20], rows[20:])
     assert list(fitted.margins) == ["ledoit_wolf over energy", "ledoit_wolf over evidence_peak"]
     held_out = len(rows) - 20
     error = standard_error(max(fitted.margins.values()), held_out, held_out)
     chosen = choose(fitted.margins, error)
     assert chosen == str(fitted.chosen)
     assert str(fitted.detector.names[0]).startswith(chosen.removeprefix("ledoit_wolf over "))
-    observed, _ = fitting_set(watcher, rows)
+    observed, _ = fitting_set(observer, rows)
     residuals = observed.map_residuals
     size = np.sqrt(np.square(residuals).mean((0, 2, 3)))
     np.testing.assert_allclose(fitted.heatmap.size, size, rtol=1e-5)
     # The same scans give the same choice to the last bit.
-    again = fit_detector(watcher, rows[:20], rows[20:])
+    again = fit_detector(observer, rows[:20], rows[20:])
     assert again.margins == fitted.margins
 
 
 def test_margins_come_from_detectors_that_have_not_seen_validation(scans: Scans) -> None:
     root, rows = scans
-    watcher = watch(root, rows, candidates=TWO, **BOTH_SPLITS)
+    observer = watch(root, rows, candidates=TWO, **BOTH_SPLITS)
     # A validation scan twice weighs twice in both sets, and changes no detector: the margin stays.
     once, twice = (
-        fit_detector(watcher, rows[:20], [*rows[20:]] * times).margins for times in (1, 2)
+        fit_detector(observer, rows[:20], [*rows[20:]] * times).margins for times in (1, 2)
     )
     assert once == pytest.approx(twice)
 

@@ -22,7 +22,7 @@ from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError
 from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.leases import Leases
-from anomaly.scoring.shards import Shard, Turn, cut
+from anomaly.scoring.shards import Shard, ShardAssignment, cut
 from anomaly.store.results import ScoreRow
 
 ROOT = Path(__file__).parents[2]
@@ -58,10 +58,10 @@ def test_inputs_are_named_by_content_not_by_path() -> None:
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
 def test_turns_share_out_all_shards_and_helpers_go_on_with_the_rest(of: int) -> None:
     shards = cut(rows(20), 2)
-    mine = [Turn.parse(f"{i}/{of}").order(shards) for i in range(1, of + 1)]
+    mine = [ShardAssignment.parse(f"{i}/{of}").order(shards) for i in range(1, of + 1)]
     assert sorted(s.index for part in mine for s in part) == list(range(10))
     for number in range(of):
-        helping = Turn(number, of).order(shards)
+        helping = ShardAssignment(number, of).order(shards)
         assert sorted(s.index for s in helping) == list(range(10))
         assert helping[: len(mine[number])] == mine[number]
 
@@ -69,14 +69,14 @@ def test_turns_share_out_all_shards_and_helpers_go_on_with_the_rest(of: int) -> 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/0", "-1/2", "1/2/3"])
 def test_a_share_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--shard is"):
-        Turn.parse(text)
+        ShardAssignment.parse(text)
 
 
 @pytest.mark.parametrize(
     ("environment", "turn"),
     [
-        ({}, Turn()),
-        ({"RANK": "2", "WORLD_SIZE": "4"}, Turn(2, 4)),
+        ({}, ShardAssignment()),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, ShardAssignment(2, 4)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "7",
@@ -84,12 +84,14 @@ def test_a_share_that_is_none_is_refused(text: str) -> None:
                 "SLURM_ARRAY_TASK_MAX": "9",
                 "SLURM_ARRAY_TASK_STEP": "2",
             },
-            Turn(3, 5),  # 1, 3, 5, 7, 9
+            ShardAssignment(3, 5),  # 1, 3, 5, 7, 9
         ),
     ],
 )
-def test_torchrun_and_slurm_say_whose_turn_it_is(environment: dict[str, str], turn: Turn) -> None:
-    assert Turn.of_environment(environment) == turn
+def test_torchrun_and_slurm_say_whose_turn_it_is(
+    environment: dict[str, str], turn: ShardAssignment
+) -> None:
+    assert ShardAssignment.of_environment(environment) == turn
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_torchrun_and_slurm_say_whose_turn_it_is(environment: dict[str, str], tu
 )
 def test_variables_that_contradict_are_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="--shard i/n"):
-        Turn.of_environment(environment)
+        ShardAssignment.of_environment(environment)
 
 
 # --- an archive -------------------------------------------------------------------------------

@@ -32,19 +32,19 @@ class RandomAugmentation(Randomizable, Transform):
         """Change one framed scan by the next draw."""
         # Plain: a MetaTensor would drag MONAI's bookkeeping through every operation of training.
         image = torch.as_tensor(framed).as_subclass(Tensor)
-        wanted = self.augmentation
-        if wanted.rotate or wanted.zoom or wanted.shift:
+        changes = self.augmentation
+        if changes.rotate or changes.zoom or changes.shift:
             image = self._moved(image)
-        if wanted.gamma:
+        if changes.gamma:
             image = self._brightened(image)
         return network_image(image, self.preprocessing)
 
     def _moved(self, image: Tensor) -> Tensor:
-        """Turn, zoom and shift; padding repeats the border."""
-        wanted = self.augmentation
-        angle = math.radians(wanted.rotate) * self.R.uniform(-1, 1)
-        rows, columns = 1 + wanted.zoom * self.R.uniform(-1, 1, 2)
-        down, right = 2 * wanted.shift * self.R.uniform(-1, 1, 2)  # a side is 2 long in the grid
+        """ShardAssignment, zoom and shift; padding repeats the border."""
+        changes = self.augmentation
+        angle = math.radians(changes.rotate) * self.R.uniform(-1, 1)
+        rows, columns = 1 + changes.zoom * self.R.uniform(-1, 1, 2)
+        down, right = 2 * changes.shift * self.R.uniform(-1, 1, 2)  # a side is 2 long in the grid
         cos, sin = math.cos(angle), math.sin(angle)
         place = [[columns * cos, -rows * sin, right], [columns * sin, rows * cos, down]]
         grid = functional.affine_grid(

@@ -115,10 +115,10 @@ def marks(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
     -------
     ndarray (H, W) bool
     """
-    found = np.zeros(pixels.shape, dtype=np.bool_)
+    marked = np.zeros(pixels.shape, dtype=np.bool_)
     low, high = grey_range(pixels, "percentile")
     if not high > low:
-        return found
+        return marked
     unit = (pixels - low) / (high - low)
     side = max(unit.shape)
     window = max(1, int(_LARGEST * side))
@@ -133,8 +133,8 @@ def marks(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
             continue
         with_edge = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
         if sharp[with_edge].mean() >= _SHARP_SHARE:
-            found[with_edge] = True
-    return found
+            marked[with_edge] = True
+    return marked
 
 
 def _shrunk(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -243,8 +243,8 @@ def _decoded_colours(
     stated = text(dataset, "PhotometricInterpretation")
     partial_native = coded is None and stated == "YBR_PARTIAL_422"
     # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
-    wanted = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
-    values, properties = _decoded(path, dataset, index, coded, **wanted)
+    options = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
+    values, properties = _decoded(path, dataset, index, coded, **options)
     if partial_native:
         return values, stated
     if coded is not None and coded.colours:
@@ -256,23 +256,23 @@ def _decoded_colours(
 
 
 def _decoded(
-    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None, **wanted: Any
+    path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None, **options: Any
 ) -> tuple[NDArray[np.generic], Mapping[str, Any]]:
     """Return samples of a frame as they are stored, and how they are laid out."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
-        wanted["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
+        options["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
     if coded is not None and coded.components > 1 and coded.coding != "JPEG-LS":
-        wanted["planar_configuration"] = 0  # its decoders know no other
+        options["planar_configuration"] = 0  # its decoders know no other
     if coded is not None and coded.coding == "JPEG" and coded.bits > int(dataset.BitsStored):
-        wanted["bits_stored"] = coded.bits  # its decoder would mask what lies above
+        options["bits_stored"] = coded.bits  # its decoder would mask what lies above
     if coded is not None and coded.colours and coded.coding == "JPEG":
         plugins = [name for name in decoders(syntax) if name == "gdcm"]
-        wanted["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
-        wanted["photometric_interpretation"] = coded.colours  # and knows not every label
+        options["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
+        options["photometric_interpretation"] = coded.colours  # and knows not every label
     decoder = get_decoder(syntax)
-    wanted["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
+    options["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
     if coded is None or coded.coding != "JPEG":
-        return decoder.as_array(dataset, index=index, raw=True, **wanted)
+        return decoder.as_array(dataset, index=index, raw=True, **options)
     with jpeg_warnings(path):
-        return decoder.as_array(dataset, index=index, raw=True, **wanted)
+        return decoder.as_array(dataset, index=index, raw=True, **options)

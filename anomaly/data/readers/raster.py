@@ -204,12 +204,12 @@ def _open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
     with tifffile.TiffFile(path) as tiff:
         pages = _tiff_images(tiff)
         if tiff.is_shaped or tiff.is_imagej:  # they may keep a stack behind a single page
-            told = sum(series.size for series in tiff.series)
+            count = sum(series.size for series in tiff.series)
             there = sum(page.aspage().size for page in tiff.pages)
-            if told > there:
+            if count > there:
                 raise UnsupportedScan(
                     "frames",
-                    f"{path} holds {told} values, and its {len(pages)} page(s) {there}: a stack "
+                    f"{path} holds {count} values, and its {len(pages)} page(s) {there}: a stack "
                     "behind one page. Save every image as a page of its own.",
                 )
         if not pages:

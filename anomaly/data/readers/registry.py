@@ -90,8 +90,8 @@ def register_reader(
     ConfigError
         If there is a kind of that name, or one of such an ending.
     """
-    taken = [ending for ending in endings if kind_by_name(Path(f"x{ending}"))]
-    if kind in (*_REGISTERED, *IMAGE_KINDS, "dicom") or taken:
+    known_endings = [ending for ending in endings if kind_by_name(Path(f"x{ending}"))]
+    if kind in (*_REGISTERED, *IMAGE_KINDS, "dicom") or known_endings:
         raise ConfigError(f"there is a reader {kind!r}, or one of {endings}, already")
     _REGISTERED[kind] = Reader(endings, open_file)
 

@@ -70,8 +70,8 @@ def list_files(root: Path) -> FolderListing:
             links = [path for path in inner if path.is_symlink() and path not in own]
             waiting += links
             folders[:] = [path.name for path in inner if path not in own and path not in links]
-            found = (here / name for name in names if not name.startswith("."))
-            listing.files.extend(path.relative_to(root).as_posix() for path in found)
+            visible = (here / name for name in names if not name.startswith("."))
+            listing.files.extend(path.relative_to(root).as_posix() for path in visible)
     if not listing.files:
         raise ManifestError(f"{root} holds no files; expected scans in it or in its folders.")
     return FolderListing(sorted(listing.files), sorted(listing.left_out))

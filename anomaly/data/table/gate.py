@@ -64,15 +64,15 @@ class Gate:
         UnsupportedScan
             ``"modality"``, ``"body part"`` or ``"view"``.
         """
-        for reason, said, allowed in (
+        for reason, value, allowed in (
             ("modality", scan.modality, self.modalities),
             ("body part", scan.body_part, self.body_parts),
             ("view", scan.view, self.views),
         ):
-            if allowed and said and said.upper() not in map(str.upper, allowed):
+            if allowed and value and value.upper() not in map(str.upper, allowed):
                 raise UnsupportedScan(
                     reason,
-                    f"the {reason} is {said!r}; this detector judges {', '.join(allowed)} (gate).",
+                    f"the {reason} is {value!r}; this detector judges {', '.join(allowed)} (gate).",
                 )
 
 

@@ -107,23 +107,23 @@ def build_manifest(
     pattern = _compile(patient_pattern)
     if workers < 0:
         raise ConfigError(f"workers is {workers}; expected 0 or more.")
-    found: dict[str, list[ManifestRow]] = {}
-    with nullcontext(processes) if processes else Workers(workers, seconds) as at_work:
+    rows_of: dict[str, list[ManifestRow]] = {}
+    with nullcontext(processes) if processes else Workers(workers, seconds) as pool:
         listing = list_files(root)
         for left in listing.left_out:
             row = _unread(left.path, site_key)
-            found[left.path] = [row.skipped(left.reason, left.detail)]
-        files = _named(listing.files, site_key, found)
-        paths = _unzipped(root, files, at_work, site_key, found)
+            rows_of[left.path] = [row.skipped(left.reason, left.detail)]
+        files = _named(listing.files, site_key, rows_of)
+        paths = _unzipped(root, files, pool, site_key, rows_of)
         paths = [path for path in paths if not matches(path, exclude)]
         inspect = partial(file_rows, root, pattern, policy, (gate, preprocessing), site_key)
-        for done, (path, result) in enumerate(at_work.map(inspect, paths), 1):
-            found[path] = _lost(path, result, site_key) if isinstance(result, Lost) else result
+        for done, (path, result) in enumerate(pool.map(inspect, paths), 1):
+            rows_of[path] = _lost(path, result, site_key) if isinstance(result, Lost) else result
             if progress is not None:
                 progress(done, len(paths))
     labelled = (
         replace(row, label=_name(row.path, labels), site=_name(row.path, sites or {}))
-        for _, listed in sorted(_lacking(found))
+        for _, listed in sorted(_lacking(rows_of))
         for row in listed
     )
     rows = tuple(_skip_duplicates(labelled, site_key))
@@ -142,7 +142,9 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
         ) from error
 
 
-def _named(paths: Iterable[str], site_key: bytes, found: dict[str, list[ManifestRow]]) -> list[str]:
+def _named(
+    paths: Iterable[str], site_key: bytes, rows_of: dict[str, list[ManifestRow]]
+) -> list[str]:
     """Keep the names that are text; one that is not, as on old discs, gets its row in `found`."""
     kept = []
     for path in paths:
@@ -151,8 +153,8 @@ def _named(paths: Iterable[str], site_key: bytes, found: dict[str, list[Manifest
             kept.append(path)
         else:
             row = replace(_unread(path, site_key), path=shown)
-            said = f"the name of {shown} is not UTF-8: rename the file to have it read."
-            found[shown] = [row.skipped("file name", said)]
+            detail = f"the name of {shown} is not UTF-8: rename the file to have it read."
+            rows_of[shown] = [row.skipped("file name", detail)]
     return kept
 
 
@@ -250,7 +252,7 @@ def _unzipped(
     paths: Sequence[str],
     processes: Workers,
     site_key: bytes,
-    found: dict[str, list[ManifestRow]],
+    rows_of: dict[str, list[ManifestRow]],
 ) -> list[str]:
     """Replace zip archives by their members; what cannot be read of them gets its row in `found`.
 
@@ -260,12 +262,12 @@ def _unzipped(
     plain = [path for path in paths if not is_zip(Path(path))]
     for path, listing in processes.map(partial(_list_zip, root), zips):
         if isinstance(listing, Lost):
-            found[path] = _lost(path, listing, site_key)
+            rows_of[path] = _lost(path, listing, site_key)
         elif isinstance(listing, ScanError):
-            found[path] = [_unread(path, site_key).skipped(listing.reason, listing.message)]
+            rows_of[path] = [_unread(path, site_key).skipped(listing.reason, listing.message)]
         else:
             plain += [f"{path}/{member}" for member in listing.members]
-            found[path] = [
+            rows_of[path] = [
                 _unread(f"{path}/{name}", site_key).skipped(reason, f"{name!r} in {path}: {reason}")
                 for name, reason in listing.refused
             ]
@@ -292,21 +294,23 @@ def _listed(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
 
     def missing(listed: ListedFile) -> ManifestRow:
         row = _unread((folder / listed.name).as_posix(), site_key)
-        said = f"{relative} lists {listed.name}, which is not there; copy the disc again."
-        return replace(row, instance=listed.instance).skipped("missing", said)
+        detail = f"{relative} lists {listed.name}, which is not there; copy the disc again."
+        return replace(row, instance=listed.instance).skipped("missing", detail)
 
     return [missing(listed) for listed in dict.fromkeys(names)]
 
 
-def _lacking(found: Mapping[str, list[ManifestRow]]) -> Iterator[tuple[str, list[ManifestRow]]]:
+def _lacking(
+    rows_of: Mapping[str, list[ManifestRow]],
+) -> Iterator[tuple[str, list[ManifestRow]]]:
     # Discs are copied by systems that change the case of names, or the names: the UID stays.
     here = {
         path.lower(): {row.instance for row in rows if row.instance != row.sha256}
-        for path, rows in found.items()
+        for path, rows in rows_of.items()
     }
-    read = {row.instance for rows in found.values() for row in rows if row.reason != "missing"}
+    read = {row.instance for rows in rows_of.values() for row in rows if row.reason != "missing"}
     read.discard("")
-    for path, rows in found.items():
+    for path, rows in rows_of.items():
         lacking = [row for row in rows if row.reason != "missing" or not _is_there(row, here, read)]
         yield path, [_in_its_place(row, here) for row in lacking]
 

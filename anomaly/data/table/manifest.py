@@ -167,9 +167,9 @@ class Manifest:
             table = pq.read_table(path)
             records, names = table.to_pylist(), table.schema.names
         except (OSError, ValueError, pa.ArrowException) as error:
-            said = str(error).partition("\n")[0]
+            cause = str(error).partition("\n")[0]
             raise ManifestError(
-                f"{path} cannot be read as parquet ({said}); make it again by `anomaly prepare`."
+                f"{path} cannot be read as parquet ({cause}); make it again by `anomaly prepare`."
             ) from error
         metadata = table.schema.metadata or {}
         known = {field.name: field.type for field in _SCHEMA}

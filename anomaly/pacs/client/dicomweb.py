@@ -273,28 +273,28 @@ class DicomWeb:
         while True:
             said_more, self._more = self._more and offset > 0, False
             try:
-                found = self._ask("a search", page, offset)
+                results = self._ask("a search", page, offset)
             except ArchiveError as error:
                 if not offset or error.reason not in BEYOND_THE_END:
                     raise
-                found = []  # so some say that nothing follows
-            fresh = [uids for uids in dict.fromkeys(found) if uids not in seen]
-            if not fresh and (said_more or (found and (self._more or len(found) >= PAGE))):
-                gives = "gives the same again" if found else "gives nothing"
+                results = []  # so some say that nothing follows
+            fresh = [uids for uids in dict.fromkeys(results) if uids not in seen]
+            if not fresh and (said_more or (results and (self._more or len(results) >= PAGE))):
+                gives = "gives the same again" if results else "gives nothing"
                 raise ArchiveError(
                     "paging",
                     f"{self.url} has answered {len(seen)} results and says or shows that there are "
                     f"more, and {gives} when it is asked for the next page: narrow the query, for "
                     "example by StudyDate, until fewer match.",
                 )
-            if found and not fresh and len(seen) > 1 and "offset" not in self._heeded:
+            if results and not fresh and len(seen) > 1 and "offset" not in self._heeded:
                 self._heeded.add("offset")
                 log.warning(
                     "the archive answers the same results, %d here, when it is asked for more: "
                     "they are taken for all",
                     len(seen),
                 )
-            offset += len(found)
+            offset += len(results)
             if not fresh:
                 return
             seen.update(fresh)
@@ -319,13 +319,13 @@ class DicomWeb:
         A Warning of 299 on a search says just that (PS3.18 section 8.3.4.4); archives use it for
         other remarks too.
         """
-        said = response.headers.get("Warning", "")
-        if not said:
+        warning = response.headers.get("Warning", "")
+        if not warning:
             return
-        self._more = self._more or bool(_MORE.search(said))
-        if said not in self._heeded:
-            self._heeded.add(said)
-            plain = re.sub(r"[^ -~]", "?", said)[:200]
+        self._more = self._more or bool(_MORE.search(warning))
+        if warning not in self._heeded:
+            self._heeded.add(warning)
+            plain = re.sub(r"[^ -~]", "?", warning)[:200]
             log.warning("the archive warns: %s", Public(plain))
 
     def _retrieve(self, instance: Instance, file: IO[bytes]) -> None:
@@ -365,8 +365,8 @@ class DicomWeb:
             "class": (asked.sop_class, sent.sop_class),
             "patient": (asked.patient or sent.patient, sent.patient),
         }
-        for kind, (expected, found) in kinds.items():
-            if expected != found:
+        for kind, (expected, sent_value) in kinds.items():
+            if expected != sent_value:
                 raise ArchiveError(
                     f"other {kind}",
                     f"{self.url} sent an object of another {kind} than the one asked for: it is "
@@ -453,8 +453,8 @@ class DicomWeb:
             answers[str(item.ReferencedSOPInstanceUID)] = ""
         for item in answer.get("FailedSOPSequence", ()):
             code = item.get("FailureReason", None)
-            said = "no reason given" if code is None else f"{int(code):04X}"
-            answers[str(item.ReferencedSOPInstanceUID)] = said
+            reason = "no reason given" if code is None else f"{int(code):04X}"
+            answers[str(item.ReferencedSOPInstanceUID)] = reason
         codes = {file: answers.get(file.instance.instance, "") for file in left}
         left[:] = [file for file in left if OUT_OF_RESOURCES.fullmatch(codes[file])]
         if left:
@@ -504,13 +504,13 @@ class DicomWeb:
     def _refusal(self, what: str, response: requests.Response) -> ArchiveError:
         status = response.status_code
         name = next((known.phrase for known in HTTPStatus if known == status), "unknown")
-        said = f"{self.url} answered {what} with {_http(status)}, {name}"
+        sentence = f"{self.url} answered {what} with {_http(status)}, {name}"
         if status in AGAIN:
-            later = ArchiveUnreachable(_http(status), said)
+            later = ArchiveUnreachable(_http(status), sentence)
             later.wait = _seconds(response.headers.get("Retry-After", ""))
             return later
         hint = next((HINTS[known] for known in HINTS if known == status), "see the archive's log")
-        return ArchiveError(_http(status), f"{said}: {hint}.")
+        return ArchiveError(_http(status), f"{sentence}: {hint}.")
 
     @property
     def _errors(self) -> Any:

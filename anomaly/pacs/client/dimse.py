@@ -138,9 +138,9 @@ class Dimse:
         files = read_files(paths, refused)
         contexts = list(dict.fromkeys(map(_context, files)))
         for start in range(0, len(contexts), CONTEXTS):
-            wanted = contexts[start : start + CONTEXTS]
-            left = [file for file in files if _context(file) in wanted]
-            self._send_all(wanted, left, refused)
+            batch = contexts[start : start + CONTEXTS]
+            left = [file for file in files if _context(file) in batch]
+            self._send_all(batch, left, refused)
         check_refused(self, refused, len(paths), "PS3.4 Table B.2-1")
 
     def _send_all(

@@ -146,12 +146,12 @@ class Spool:
             If the disk refuses; then the instance is not received.
         """
         with self._mutex:
-            said = self._look(arrival)
-            if said is Received.STORED:
+            received = self._look(arrival)
+            if received is Received.STORED:
                 self._keep(arrival)
-            elif said is not Received.AGAIN:
-                self.refused[said] += 1
-            return said
+            elif received is not Received.AGAIN:
+                self.refused[received] += 1
+            return received
 
     def _look(self, arrival: Arrival) -> Received:
         for digest, outcome, state in self._rows(
@@ -409,20 +409,20 @@ class Spool:
         return self._db.execute(question, values).fetchall()
 
 
-def _report(found: Rebuilt) -> None:
-    if found.restored:
+def _report(rebuilt: Rebuilt) -> None:
+    if rebuilt.restored:
         log.warning(
             "%d instances were on the disk and not in the database: it was lost, or is an older "
             "copy. They are scored as if they had come now",
-            found.restored,
+            rebuilt.restored,
         )
-    if found.unknown:
-        log.warning("%d files that are no instances were moved to unknown/", found.unknown)
-    if found.missing:
+    if rebuilt.unknown:
+        log.warning("%d files that are no instances were moved to unknown/", rebuilt.unknown)
+    if rebuilt.missing:
         log.warning(
             "%d instances that waited are not on the disk: they were delivered since this copy of "
             "the database was made, or somebody has removed them",
-            found.missing,
+            rebuilt.missing,
         )
 
 

@@ -98,8 +98,8 @@ def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
         else:
             lines.append(word)
     image = Image.new("L", (width, (len(lines) + 1) * size * 5 // 4))
-    place, said = (size // 2, size // 2), "\n".join(lines)
-    ImageDraw.Draw(image).multiline_text(place, said, fill=255, font=font, spacing=size // 4)
+    place, caption = (size // 2, size // 2), "\n".join(lines)
+    ImageDraw.Draw(image).multiline_text(place, caption, fill=255, font=font, spacing=size // 4)
     return np.asarray(image)[..., None].repeat(3, axis=2)
 
 

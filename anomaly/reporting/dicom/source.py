@@ -268,15 +268,15 @@ class SourceImage:
 
         A spacing that no pixel has says nothing, and is left out.
         """
-        said = Dataset()
+        plane = Dataset()
         for keyword, (group, count) in _PLANE.items():
             holder = functional_group(self.header, self.case.frame, group) or self.header
             values = numbers(holder, keyword, count)
             if values is not None and all(map(math.isfinite, values)):
-                said.add(holder[keyword])
-        if "PixelSpacing" in said and not _sizes(said, "PixelSpacing"):
-            del said.PixelSpacing
-        return said
+                plane.add(holder[keyword])
+        if "PixelSpacing" in plane and not _sizes(plane, "PixelSpacing"):
+            del plane.PixelSpacing
+        return plane
 
     @property
     def frame_of_reference(self) -> str | None:
@@ -289,22 +289,22 @@ class SourceImage:
         """Where in the patient a row and a column lead to (PS3.3 C.7.6.1.1.1); None is unknown."""
         stated = value_of(self.header, "PatientOrientation")
         several = isinstance(stated, Sequence) and not isinstance(stated, str)
-        said = [str(letter) for letter in stated] if several and len(stated) == 2 else None
+        letters = [str(letter) for letter in stated] if several and len(stated) == 2 else None
         cosines = self.plane.get("ImageOrientationPatient", [])
-        if said is None and len(cosines) == 6:
+        if letters is None and len(cosines) == 6:
             row, column = _letters(cosines[:3]), _letters(cosines[3:])
             return [row, column] if row and column else None
-        return said
+        return letters
 
     @property
     def aspect_ratio(self) -> list[int]:
         """Height and width of a pixel in whole numbers (PS3.3 C.7.6.3.1.7); unknown is [1, 1]."""
-        said = (
+        sizes = (
             _sizes(self.plane, "PixelSpacing"),
             _sizes(self.header, "ImagerPixelSpacing"),
             _sizes(self.header, "PixelAspectRatio"),
         )
-        height, width = next(filter(None, said), (1.0, 1.0))
+        height, width = next(filter(None, sizes), (1.0, 1.0))
         ratio = Fraction(height / width).limit_denominator(_MOST_OBLONG)
         return [ratio.numerator, ratio.denominator]
 
@@ -327,8 +327,8 @@ class SourceImage:
     def _derived(self, *of: str | int | None) -> UID:
         # JSON keeps the parts apart: ("ab", "c") and ("a", "bc") are not the same name.
         case = self.case
-        said = json.dumps([case.bundle, repr(float(case.verdict.alpha)), __version__, *of])
-        digest = hashlib.sha256(said.encode()).digest()
+        name = json.dumps([case.bundle, repr(float(case.verdict.alpha)), __version__, *of])
+        digest = hashlib.sha256(name.encode()).digest()
         return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
     @cached_property

@@ -122,7 +122,7 @@ def _number(name: sr.CodedConcept, value: float) -> sr.Measurement:
 
 def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluations:
     verdict, header = source.case.verdict, source.header
-    said = codes.SCT.Yes if verdict.flagged else codes.SCT.No
+    answer = codes.SCT.Yes if verdict.flagged else codes.SCT.No
     return sr.MeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(source.uid("report", "image"), "whole image"),
         algorithm_id=_algorithm(source),
@@ -135,7 +135,7 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
             _number(_REGIONS, len(verdict.regions)),
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(_FLAGGED, said),
+            sr.QualitativeEvaluation(_FLAGGED, answer),
             sr.QualitativeEvaluation(_USE, _RESEARCH),
             *([sr.QualitativeEvaluation(_VALIDITY, _SEEN)] if source.case.seen else []),
         ],

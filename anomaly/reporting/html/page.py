@@ -257,8 +257,8 @@ def _numbered_studies(rows: list[Row]) -> list[str]:
 
 def _run_id(scored: list[Row]) -> str:
     """Name these scores, whatever is shown of them: a reader's verdicts are kept under it."""
-    said = json.dumps(sorted([row["key"], row["score"]] for row in scored))
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    content = json.dumps(sorted([row["key"], row["score"]] for row in scored))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _feature(name: str, span: tuple[float, float] | None) -> Row:
@@ -372,8 +372,8 @@ def _against(flagged: int, expected: float, seen: int) -> str:
 def _rate(flagged: int, expected: float) -> str:
     if not expected:
         return ""
-    said = f"{flagged:,} flagged against {_expected(expected)} expected if every scan were normal"
+    text = f"{flagged:,} flagged against {_expected(expected)} expected if every scan were normal"
     if expected < 1:  # a ratio of so few says nothing
-        return f"{said}."
+        return f"{text}."
     ratio = flagged / expected
-    return f"{said}: {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.2g}'} times as many."
+    return f"{text}: {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.2g}'} times as many."

@@ -65,7 +65,7 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
         study=study,
         notice=NOTICE,
         counts=_counts(content),
-        told=[_told(row["features"], content["features"]) for row in scored],
+        ranges=[_feature_ranges(row["features"], content["features"]) for row in scored],
         most_regions=_MOST_REGIONS,
         made_of="; ".join(f"{name}: {value}" for name, value in data.provenance.items()),
         faces=_faces(),
@@ -110,7 +110,7 @@ def _counts(content: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _FeatureRanges:
     """Features of a scan as the table shows them.
 
     Attributes
@@ -128,7 +128,9 @@ class _Told:
     left: int
 
 
-def _told(values: Sequence[float | None], features: Sequence[dict[str, Any]]) -> _Told:
+def _feature_ranges(
+    values: Sequence[float | None], features: Sequence[dict[str, Any]]
+) -> _FeatureRanges:
     known = [
         (value, feature)
         for value, feature in zip(values, features, strict=True)
@@ -137,7 +139,7 @@ def _told(values: Sequence[float | None], features: Sequence[dict[str, Any]]) ->
     known.sort(key=lambda pair: -_distance(pair[0], pair[1]["range"]))
     shown = [_feature(value, feature) for value, feature in known[:_MOST_FEATURES]]
     ranged = any(feature["range"] for feature in features)
-    return _Told(shown, ranged, len(known) - len(shown))
+    return _FeatureRanges(shown, ranged, len(known) - len(shown))
 
 
 def _distance(value: float, span: tuple[float, float] | None) -> float:

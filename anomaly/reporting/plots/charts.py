@@ -113,9 +113,9 @@ def _pair(
 ) -> None:
     evidence = verdict.scan.evidence
     if evidence is None or evidence.shape != pixels.shape:
-        found = None if evidence is None else evidence.shape
+        shape = None if evidence is None else evidence.shape
         raise ValueError(
-            f"the evidence of scan {verdict.scan.key} is {found}, its image {pixels.shape}: "
+            f"the evidence of scan {verdict.scan.key} is {shape}, its image {pixels.shape}: "
             "expected the same shape"
         )
     image, evidence = shrink_mean(pixels, _LONGEST), shrink_max(evidence, _LONGEST)
