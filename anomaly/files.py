@@ -21,6 +21,7 @@ from typing import IO, Any
 from anomaly.errors import AnomalyError
 
 __all__ = [
+    "CONFIGS",
     "MARKS",
     "TEMPORARY",
     "checked_line",
@@ -36,6 +37,9 @@ __all__ = [
     "whole",
     "writing",
 ]
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configurations that are installed with the package."""
 
 TEMPORARY = ".tmp"
 """Ending of what is being written."""

@@ -37,7 +37,7 @@ from anomaly.detection.kinds import (
 )
 from anomaly.detection.scoring import FeatureTable, normal_table
 from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
-from anomaly.files import strict_json, writing
+from anomaly.files import CONFIGS, strict_json, writing
 from anomaly.logs import Public
 from anomaly.pipelines.benchmark_page import benchmark_page
 from anomaly.pipelines.benchmark_robustness import (
@@ -84,10 +84,9 @@ def benchmark_config(
         bundle another one.
     """
     if bundle is None:
-        folder = Path(__file__).parents[1] / "configs"
-        path = config or folder / f"{name}-64.yaml"
+        path = config or CONFIGS / f"{name}-64.yaml"
         if not path.is_file():
-            known = sorted(p.stem.removesuffix("-64") for p in folder.glob("*-64.yaml"))
+            known = sorted(p.stem.removesuffix("-64") for p in CONFIGS.glob("*-64.yaml"))
             raise ConfigError(
                 f"{path} does not exist: expected a benchmark's name, one of {known}, or --config"
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from road import anomaly
 
-from anomaly.data.readers.isolation import map_in_processes
 from anomaly.logs import AllowList, Public, printable
 
 CANARY = "CANARY^PATIENT"
@@ -57,18 +58,26 @@ def test_other_libraries_are_withheld_whole(lines: io.StringIO) -> None:
     ]
 
 
-def shout(number: int) -> int:
-    """Say something in a process of its own, as a decoder there does."""
-    logging.getLogger("matplotlib").warning("%s is odd", CANARY)
-    logging.getLogger("pydicom").warning("%s is odd", CANARY)
+SHOUTS = """
+import logging
+from anomaly.data.readers.isolation import map_in_processes
+
+def shout(number):
+    logging.getLogger("matplotlib").warning("CANARY is odd")
+    logging.getLogger("pydicom").warning("CANARY is odd")
     return number
 
-
-def test_processes_withhold_it_too(capfd: pytest.CaptureFixture[str]) -> None:
+if __name__ == "__main__":
     assert [result for _, result in map_in_processes(shout, [1, 2, 3], 2)] == [1, 2, 3]
-    said = capfd.readouterr().err
-    assert CANARY not in said
-    assert said.count("a message of matplotlib is withheld") == 3
+"""
+
+
+def test_processes_withhold_it_too(tmp_path: Path) -> None:
+    script = tmp_path / "shouts.py"
+    script.write_text(SHOUTS.replace("CANARY", CANARY))
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    assert CANARY not in done.stderr
+    assert done.stderr.count("a message of matplotlib is withheld") == 3
 
 
 def test_a_traceback_is_withheld(lines: io.StringIO) -> None:

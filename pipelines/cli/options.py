@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from anomaly.files import CONFIGS
+
 __all__ = [
     "DEMO_CONFIG",
     "AlphaOption",
@@ -72,4 +74,4 @@ SendOption = Annotated[
         help="Send DICOM results: https://host/dicom-web, AET@host:port or folder:/some/where.",
     ),
 ]
-DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "phantom-64.yaml"
+DEMO_CONFIG = CONFIGS / "phantom-64.yaml"

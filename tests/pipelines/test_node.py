@@ -648,7 +648,7 @@ def test_the_example_is_what_the_defaults_are(tmp_path: Path) -> None:
         ({"port": 70_000}, "port is 70000: expected 0 to 65535"),
         ({"max_instances": 0}, "max_instances is 0: expected more than 0"),
         ({"alpha": 1.5}, "alpha is 1.5: expected a rate"),
-        ({"objects": ["overlays"]}, "objects.0 is 'overlays'"),
+        ({"objects": ["overlays"]}, "objects holds 'overlays': expected some of report"),
         ({"allowed": "FRIEND"}, "allowed is 'FRIEND'"),
         ({"bundle": None}, "bundle is None"),
     ],
