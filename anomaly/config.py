@@ -266,6 +266,10 @@ class Config:
             raise ConfigError(f"alpha is {self.alpha}: expected a rate between 0 and 1, e.g. 0.05")
         if self.look_alikes < 0:
             raise ConfigError(f"look_alikes is {self.look_alikes}: expected 0 images or more")
+        if self.network.channels != 1:
+            raise ConfigError(
+                f"network.channels is {self.network.channels}: expected 1, as every scan is grey"
+            )
         stride = self.network.stride
         if self.preprocessing.size % stride:
             raise ConfigError(
@@ -278,7 +282,7 @@ class Config:
             for name in candidate.features:
                 if name not in GROUPS and name not in names:
                     raise ConfigError(
-                        f"detector.candidates use {name!r}: expected groups {GROUPS} or names of "
+                        f"detector.candidates use {name!r}: expected groups {tuple(GROUPS)} or names of "
                         f"features {reported_names(self.features)}"
                     )
             use, guard = (
