@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.dev
     levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
     classifier = _classifier(config, levels, images["train"])
     keys = [row.key for row in normals["train"]]
-    result = _fit(run, config, manifest, classifier, levels, framed["train"], keys, images, device)
+    views = _Images(framed["train"], keys, images)
+    result = _Training(run, config, classifier, levels, views, device).fit(manifest.hash)
     if not result.finished:
         log.info("stopped at step %d; the same command resumes", result.step)
         return result
@@ -193,67 +194,122 @@ def _classifier(config: Config, levels: NoiseLevels, images: Tensor) -> LevelCla
     return LevelClassifier(network, base)
 
 
-def _fit(
-    run: RunFolder,
-    config: Config,
-    manifest: Manifest,
-    classifier: LevelClassifier,
-    levels: NoiseLevels,
-    framed: Tensor,
-    keys: list[str],
-    images: dict[str, Tensor],
-    device: torch.device,
-) -> FitResult:
-    settings = config.training
-    rank, world = process_place()
-    loss = CDMLoss(classifier, levels, settings.ce_weight, _level_weights(config, classifier))
-    conditions = {
-        "the table of scans": manifest.hash[:16],
-        **{
-            f"{section}.{name}": repr(value)
-            for section in ("intensity", "preprocessing", "augmentation", "levels", "network")
-            for name, value in asdict(getattr(config, section)).items()
-        },
-    }
+@dataclass(frozen=True)
+class _Images:
+    """The normal scans of a training, as its parts need them.
 
-    def batches(start: int) -> Iterator[Batch]:
-        if rank == 0:  # not before: a configuration that the checkpoint refuses changes nothing
-            write_config(run.config, config)
+    Attributes
+    ----------
+    framed : Tensor (N, 1, 2 size, 2 size) in [0, 1]
+        Training scans before augmentation.
+    keys : list of N str
+    views : dict of str to Tensor (M, 1, size, size) in [-1, 1]
+        Scans of each split as the network sees them.
+    """
+
+    framed: Tensor
+    keys: list[str]
+    views: dict[str, Tensor]
+
+
+class _Training:
+    """One training: the batches that the loop asks for, and what is shown of its way."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: Config,
+        classifier: LevelClassifier,
+        levels: NoiseLevels,
+        images: _Images,
+        device: torch.device,
+    ) -> None:
+        self.run, self.config, self.levels, self.images = run, config, levels, images
+        self.device = device
+        self.rank, self.world = process_place()
+        weights = _level_weights(config, classifier)
+        self.loss = CDMLoss(classifier, levels, config.training.ce_weight, weights)
+        self.board = _open_board(run.path / "tensorboard") if self.rank == 0 else None
+        steps = config.training.steps
+        self.bar = progress_bar(steps, "training", "step", hidden=self.rank != 0)
+        self._first: tuple[int, float] | None = None
+
+    def fit(self, manifest_hash: str) -> FitResult:
+        """Train to the end, or until a signal; the table of scans is that of a hash."""
+        with stop_on_interrupt() as stop, self.bar, _quiet_board():
+            result = fit(
+                self.loss,
+                self._batches,
+                self.config.training,
+                grey_levels=self.config.preprocessing.grey_levels,
+                folder=self.run.path,
+                conditions=self._conditions(manifest_hash),
+                device=self.device,
+                validate=self._validate,
+                on_metrics=self._on_metrics,
+                on_step=self._on_step,
+                should_stop=stop,
+            )
+        if self.board is not None:
+            with writing(self.run.path / "tensorboard"):
+                self.board.close()
+                _remove_host_names(self.run.path / "tensorboard")
+        if not result.finished and stop.signal:
+            log.info("stopped at step %d; the same command resumes", result.step)
+            raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
+        return result
+
+    def _conditions(self, manifest_hash: str) -> dict[str, str]:
+        """Return what a checkpoint must have been made under to go on from it."""
+        return {
+            "the table of scans": manifest_hash[:16],
+            **{
+                f"{section}.{name}": repr(value)
+                for section in ("intensity", "preprocessing", "augmentation", "levels", "network")
+                for name, value in asdict(getattr(self.config, section)).items()
+            },
+        }
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        if (
+            self.rank == 0
+        ):  # not before: a configuration that the checkpoint refuses changes nothing
+            write_config(self.run.config, self.config)
+        settings = self.config.training
         loader = step_batches(
-            framed,
-            keys,
-            config.augmentation,
-            config.preprocessing,
+            self.images.framed,
+            self.images.keys,
+            self.config.augmentation,
+            self.config.preprocessing,
             batch_size=settings.batch_size,
             seed=settings.seed,
             steps=range(start, settings.steps),
             total=settings.steps,
-            rank=rank,
-            world=world,
+            rank=self.rank,
+            world=self.world,
         )
         for batch, names in loader:
             yield Batch(batch, names)
 
-    board = _open_board(run.path / "tensorboard") if rank == 0 else None
-    bar = progress_bar(settings.steps, "training", "step", hidden=rank != 0)
-
-    def validate(averaged: nn.Module, step: int) -> Metrics:
-        assert board is not None
+    def _validate(self, averaged: nn.Module, step: int) -> Metrics:
+        assert self.board is not None
         assert isinstance(averaged, LevelClassifier)
+        train, held_out = self.images.views["train"], self.images.views["validation"]
+        grey = self.config.preprocessing.grey_levels
         fitted = averaged.intercept.clone()
-        _fit_intercepts(averaged, images["train"], levels, config, CURVE_DRAWS)
-        grey = config.preprocessing.grey_levels
+        _fit_intercepts(averaged, train, self.levels, self.config, CURVE_DRAWS)
         metrics = validation_metrics(
-            loss, averaged, images["validation"], grey_levels=grey, seed=0, batch=SCORING_BATCH
+            self.loss, averaged, held_out, grey_levels=grey, seed=0, batch=SCORING_BATCH
         )
         averaged.intercept.copy_(fitted)  # the network trained on is left as it is
-        shown = images["validation"][:HEALTH_IMAGES].to(device)
-        health = network_health(averaged, averaged.parts, levels, shown)
+        shown = held_out[:HEALTH_IMAGES].to(self.device)
+        health = network_health(averaged, averaged.parts, self.levels, shown)
         metrics["health"] = health.record()
-        sheet = _sample_sheet(averaged, levels, images["train"].shape[1:], device)
-        with writing(run.path / "samples"):
-            _write_samples(run.path / "samples" / f"step-{step:06d}.png", sheet, board, step)
-        bar.write(
+        sheet = _sample_sheet(averaged, self.levels, train.shape[1:], self.device)
+        samples = self.run.path / "samples"
+        with writing(samples):
+            _write_samples(samples / f"step-{step:06d}.png", sheet, self.board, step)
+        self.bar.write(
             f"step {step}: {metrics['bits_per_dim']:.3f} bits/dim ({grey} grey levels, "
             f"dequantised; {metrics['bits_per_dim_bound']:.3f} by denoising), denoising error "
             f"{metrics['denoising']:.4f} on held-out normals; "
@@ -261,45 +317,22 @@ def _fit(
         )
         return metrics
 
-    def on_metrics(record: Metrics) -> None:
-        assert board is not None
+    def _on_metrics(self, record: Metrics) -> None:
+        assert self.board is not None
         numbers = {name: value for name, value in record.items() if name != "step"}
-        with writing(run.path / "tensorboard"):
-            _write_board(board, numbers, record["step"])
+        with writing(self.run.path / "tensorboard"):
+            _write_board(self.board, numbers, record["step"])
 
-    began: list[tuple[int, float]] = []
-
-    def on_step(step: int, value: float) -> None:
-        began.append((step, time.perf_counter())) if not began else None
-        if step == began[0][0] + SPEED_STEPS and rank == 0:
-            a_step = (time.perf_counter() - began[0][1]) / SPEED_STEPS
-            left = a_step * (settings.steps - step)
+    def _on_step(self, step: int, value: float) -> None:
+        if self._first is None:
+            self._first = step, time.perf_counter()
+        first, began = self._first
+        if step == first + SPEED_STEPS and self.rank == 0:
+            a_step = (time.perf_counter() - began) / SPEED_STEPS
+            left = a_step * (self.config.training.steps - step)
             log.info("%.3g s a step: some %.0f minutes to go", a_step, left / 60)
-        bar.update(step - bar.n)
-        bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-
-    with stop_on_interrupt() as stop, bar, _quiet_board():
-        result = fit(
-            loss,
-            batches,
-            settings,
-            grey_levels=config.preprocessing.grey_levels,
-            folder=run.path,
-            conditions=conditions,
-            device=device,
-            validate=validate,
-            on_metrics=on_metrics,
-            on_step=on_step,
-            should_stop=stop,
-        )
-    if board is not None:
-        with writing(run.path / "tensorboard"):
-            board.close()
-            _remove_host_names(run.path / "tensorboard")
-    if not result.finished and stop.signal:
-        log.info("stopped at step %d; the same command resumes", result.step)
-        raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
-    return result
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix(loss=f"{value:.4f}", refresh=False)
 
 
 def _open_board(folder: Path) -> SummaryWriter:
