@@ -145,7 +145,7 @@ def test_a_choice_needs_scans_to_fit_on_and_others_to_choose_by(
 
 
 def test_a_network_of_colours_is_refused() -> None:
-    with pytest.raises(ConfigError, match="network.channels is 3: expected 1"):
+    with pytest.raises(ConfigError, match=r"network\.channels is 3: expected 1"):
         parse_config({"name": "x", "network": {"channels": 3}})
 
 
@@ -206,7 +206,9 @@ def test_a_feature_in_use_is_one_of_this_configuration(name: str, known: bool) -
     if known:
         assert parse_config(raw).detector.candidates[0].use == ("nll", name)
         return
-    with pytest.raises(ConfigError, match=f"detector.candidates use '{name}': expected groups .'nll', 'nll_excess'"):
+    with pytest.raises(
+        ConfigError, match=f"detector.candidates use '{name}': expected groups .'nll', 'nll_excess'"
+    ):
         parse_config(raw)
 
 
