@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly.detection.features import FeatureSettings, reported_names
-from anomaly.store.results import SCHEMA, Provenance, Results
+from anomaly.store.results import Provenance, Results
+from anomaly.store.rows import SCHEMA
 
 VIEWS = ("PA", "AP", "LATERAL")
 SITES = tuple(f"site {letter}" for letter in "ABCDEFGH")

@@ -117,7 +117,13 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.training.checkpoint", ("anomaly.errors", "anomaly.files")),
         ("anomaly.evaluation.metrics", ("anomaly.errors",)),
         ("anomaly.evaluation.roc", ("anomaly.errors", "anomaly.evaluation.metrics")),
-        ("anomaly.store.results", ("anomaly.errors", "anomaly.files")),
+        (
+            "anomaly.store.results",
+            (
+                *("anomaly.errors", "anomaly.files"),
+                *("anomaly.store.provenance", "anomaly.store.rows"),
+            ),
+        ),
         (
             "anomaly.store",
             (

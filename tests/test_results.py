@@ -20,7 +20,8 @@ import pytest
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import whole
 from anomaly.store import results as module
-from anomaly.store.results import Provenance, Results, ScoreRow, plain_cell, plain_values
+from anomaly.store.results import Provenance, Results, ScoreRow
+from anomaly.store.rows import plain_cell, plain_values
 
 MADE_OF = Provenance("bundle", "manifest", "inputs", "settings", 0.05, 2, {"anomaly": "0"})
 FIRST = [

@@ -21,7 +21,8 @@ from openpyxl.utils.escape import escape  # type: ignore[import-untyped, unused-
 
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import AnomalyError
-from anomaly.store.results import Results, plain_cell
+from anomaly.store.results import Results
+from anomaly.store.rows import plain_cell
 
 __all__ = ["IDENTIFIERS", "export"]
 

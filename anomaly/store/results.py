@@ -26,10 +26,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import duckdb
 import numpy as np
@@ -39,122 +39,12 @@ from numpy.typing import NDArray
 
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import file_hash, temporary_name, whole
+from anomaly.store.provenance import Provenance
+from anomaly.store.rows import CSV_TABLE, SCHEMA, TABLE, ScoreRow
 
-__all__ = ["Provenance", "Results", "ScoreRow", "plain_cell", "plain_values"]
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """What is known of one scan after scoring.
-
-    Attributes
-    ----------
-    key : str
-        Pseudonym.
-    status : {"scored", "not scored"}
-    reason : str
-        Why it was not scored; one short word or two.
-    score : float or None
-        Higher = more anomalous.
-    p_value : float or None
-        None where not scored, or where the bundle is not calibrated.
-    flagged : bool or None
-        ``p_value <= alpha``.
-    evidence_peak : float or None
-        Largest evidence of the heatmap.
-    regions : int or None
-        Connected regions above the evidence threshold.
-    view : str
-    site : str
-        As the configuration names it; empty where it does not.
-    study, patient : str
-        Pseudonyms; empty where the source says nothing.
-    map_part : int or None
-        Shard whose maps hold this scan's; None where no map is kept.
-    seen : bool
-        The scan took part in training or calibration: it counts in no figure.
-    features : mapping of str to float
-    """
-
-    key: str
-    status: Literal["scored", "not scored"]
-    reason: str = ""
-    score: float | None = None
-    p_value: float | None = None
-    flagged: bool | None = None
-    evidence_peak: float | None = None
-    regions: int | None = None
-    view: str = ""
-    site: str = ""
-    study: str = ""
-    patient: str = ""
-    map_part: int | None = None
-    seen: bool = False
-    features: Mapping[str, float] | None = None
+__all__ = ["Provenance", "Results", "ScoreRow"]
 
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("score", pa.float64()),
-        ("p_value", pa.float64()),
-        ("flagged", pa.bool_()),
-        ("evidence_peak", pa.float64()),
-        ("regions", pa.int64()),
-        ("view", pa.string()),
-        ("site", pa.string()),
-        ("study", pa.string()),
-        ("patient", pa.string()),
-        ("map_part", pa.int64()),
-        ("seen", pa.bool_()),
-        ("features", pa.map_(pa.string(), pa.float32())),
-    ]
-)
-"""Columns of a part, as in `ScoreRow`."""
-
-_TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
-
-_COMPUTED = "^[\\t\\r\\n]|^[ \u3000\xa0]*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
-"""Texts that spreadsheets compute; some look behind spaces, and take full-width signs for signs."""
-"""A text that begins so is a formula to a spreadsheet (OWASP, "CSV injection")."""
-
-
-def plain_cell(value: object) -> object:
-    """Return what a spreadsheet or a terminal shows as this value, and neither computes nor obeys.
-
-    Text that would be computed gets a quote, control characters but tabs and line ends a mark.
-    """
-    if not isinstance(value, str):
-        return value
-    value = re.sub(_OBEYED, "\ufffd", value)
-    return f"'{value}" if re.match(_COMPUTED, value) else value
-
-
-def plain_values(column: pa.Array) -> list[object]:
-    """Values of a column of an answer; times as text, which reach further than Python's."""
-    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
-        column = column.cast(pa.string())
-    values: list[object] = column.to_pylist()
-    return values
-
-
-_OBEYED = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
-"""What a terminal obeys and no table needs."""
-
-
-def _csv_column(name: str) -> str:
-    if not pa.types.is_string(SCHEMA.field(name).type):
-        return name
-    shown = f"regexp_replace({name}, '{_OBEYED}', '\ufffd', 'g')"
-    computed = f"regexp_matches({shown}, '{_COMPUTED}')"
-    return f"CASE WHEN {computed} THEN chr(39) || {shown} ELSE {shown} END AS {name}"
-
-
-_CSV_TABLE = ", ".join(map(_csv_column, _TABLE.split(", ")))
-
-_MOST_PARTS = 10_000_000
 _MOST_OF_A_MAP = 64 * 2**20
 """Bytes; one of 2048 x 2048 has 8 MiB."""
 
@@ -171,49 +61,6 @@ FROM (
 """A study or patient is as anomalous as its most anomalous image. The smallest of m p-values, times
 m, is a p-value again, whatever the images have to do with each other (Bonferroni). Without any
 there is none: not scored is not normal. Images that the bundle has seen do not count."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What results were made of; two runs agree in it or are different results.
-
-    Attributes
-    ----------
-    bundle, manifest, inputs, settings : str
-        Hashes: of the bundle, of the table of scans, of the scans in the order of the shards, of
-        the settings that a row depends on.
-    alpha : float
-        Rate that flags were raised at.
-    parts : int
-        Shards in all.
-    versions : mapping of str to str
-        Of the packages that computed.
-
-    Raises
-    ------
-    ValueError
-        If a field is not of its type or out of range: provenance is read from folders that may
-        come from somebody else.
-    """
-
-    bundle: str
-    manifest: str
-    inputs: str
-    settings: str
-    alpha: float
-    parts: int
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse what no run of ours has written."""
-        hashes = (self.bundle, self.manifest, self.inputs, self.settings)
-        sound = all(isinstance(text, str) and len(text) <= 64 for text in hashes)
-        sound = sound and isinstance(self.alpha, float) and 0 < self.alpha < 1
-        sound = sound and type(self.parts) is int and 0 <= self.parts <= _MOST_PARTS
-        versions = self.versions if isinstance(self.versions, Mapping) else {0: 0}
-        sound = sound and all(isinstance(text, str) for pair in versions.items() for text in pair)
-        if not sound:
-            raise ValueError(f"{self!r:.200} is no provenance")
 
 
 @dataclass(frozen=True)
@@ -542,7 +389,7 @@ class Results:
             If there is no part yet or the file cannot be written.
         """
         with self._asked(path) as (connection, temporary):
-            rows = connection.sql(f"SELECT {_CSV_TABLE} FROM scores")  # noqa: S608
+            rows = connection.sql(f"SELECT {CSV_TABLE} FROM scores")  # noqa: S608
             rows.write_csv(temporary)
             return int(rows.shape[0])
 
@@ -564,7 +411,7 @@ class Results:
 
     def table(self) -> pa.Table:
         """All rows, in order and without features."""
-        return self.query(f"SELECT {_TABLE} FROM scores")  # noqa: S608
+        return self.query(f"SELECT {TABLE} FROM scores")  # noqa: S608
 
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
         """Ask the finished parts in SQL.
@@ -641,7 +488,7 @@ class Results:
                 )
                 sorted_rows.create_view("worklist")
             else:
-                connection.execute(f"CREATE VIEW worklist AS SELECT {_TABLE} FROM scores")  # noqa: S608
+                connection.execute(f"CREATE VIEW worklist AS SELECT {TABLE} FROM scores")  # noqa: S608
             connection.execute(
                 "CREATE TABLE operating_point AS SELECT CAST(? AS DOUBLE) AS alpha",
                 [provenance.alpha],

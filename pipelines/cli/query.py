@@ -26,7 +26,7 @@ def query(
 
     from anomaly.pipelines.run import RunFolder
     from anomaly.store.readings import Feedback
-    from anomaly.store.results import plain_cell, plain_values
+    from anomaly.store.rows import plain_cell, plain_values
 
     folder = RunFolder(run)
     # Only who asks for it: it may be for somebody else's eyes.
