@@ -49,7 +49,6 @@ from anomaly.detection.counterfactual import (
     counterfactual,
     suspect_pixels,
 )
-from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.placement import displaced, displacements
 from anomaly.evaluation.metrics import patient_mean
 from anomaly.store.bundle import Bundle, read_bundle
@@ -117,17 +116,11 @@ def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
 
 def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
     """Suspect pixels (N, S, S) as scoring finds them."""
-    features = bundle.config.features
+    extract = bundle.extractor(torch.device("cpu"))
     parts = []
     for start in range(0, len(cases.images), BATCH):
         part = slice(start, start + BATCH)
-        said = FeatureExtractor(
-            bundle.network,
-            bundle.levels,
-            features,
-            bundle.config.preprocessing.grey_levels,
-            bundle.reference,
-        )(cases.images[part], cases.blank[part])
+        said = extract(cases.images[part], cases.blank[part])
         parts.append(bundle.heatmap.evidence(said.map_residuals, said.shifts, said.blank))
     threshold = bundle.calibration().peaks.threshold(bundle.config.alpha)
     frame = source_frame(bundle)

@@ -51,6 +51,10 @@ def test_every_registry_has_a_page_with_code() -> None:
         "from anomaly.detection.features import *; register_group(GROUPS['nll'])",
         "from anomaly.detection.kinds import *; register_kind(*KINDS['mixture'])",
         "from anomaly.data.readers.registry import *; register_reader('x', ('.png',), print)",
+        "from anomaly.data.readers.registry import *; register_reader('x', ('.dcm',), print)",
+        "from anomaly.data.readers.registry import *; register_reader('x', ('.zip',), print)",
+        "from anomaly.data.readers.registry import *\n"
+        "[register_reader(kind, ('.mha',), print) for kind in 'xy']",
         "from anomaly.reporting.dicom.objects import *; register_object('report', print)",
     ],
 )
@@ -84,3 +88,48 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 4
     assert (tmp_path / "bundle" / "bundle.json").exists()
+
+
+def test_an_ending_without_a_dot_takes_no_other_kind_of_file(tmp_path: Path) -> None:
+    code = "from anomaly.data.readers.registry import *; register_reader('x', ('ng',), print)"
+    assert "expected ends of names such as '.mha'" in run(code, tmp_path).stderr
+
+
+def test_a_reader_of_an_installed_package_is_known_to_processes_that_decode(tmp_path: Path) -> None:
+    """One that cannot be loaded is said, and is no fault of the scan that is read."""
+    (tmp_path / "raw8.py").write_text(
+        code_of(ROOT / "docs" / "extending" / "reader.md").partition("rng = ")[0]
+    )
+    (tmp_path / "raw8-1.dist-info").mkdir()
+    points = tmp_path / "raw8-1.dist-info" / "entry_points.txt"
+    (points.parent / "METADATA").write_text("Metadata-Version: 2.1\nName: raw8\nVersion: 1\n")
+    points.write_text("[anomaly.readers]\npgm = raw8\n")
+    (tmp_path / "scan.pgm").write_text(
+        f"P2 64 64 255 {' '.join(str(i % 251) for i in range(64 * 64))}"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import anomaly\n"
+        "if __name__ == '__main__':\n"
+        "    (verdict,) = anomaly.load('zhanglab').score_many(['scan.pgm'], workers=1)\n"
+        "    print(verdict.reason, verdict.score)\n"
+    )
+
+    def answer() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, script],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    good = answer()
+    assert good.returncode == 0, good.stderr
+    assert float(good.stdout.split()[-1]) > 0
+    points.write_text("[anomaly.readers]\npgm = nothing_of_that_name\n")
+    bad = answer()
+    assert bad.returncode == 1
+    assert "of an installed package cannot be loaded" in bad.stderr

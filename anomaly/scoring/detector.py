@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Lost, Workers
 from anomaly.data.table.listing import file_rows
-from anomaly.data.table.manifest import ManifestRow
+from anomaly.data.table.manifest import ManifestRow, pixel_hash, scan_marks
 from anomaly.detection.calibration import allowed_rank, combined_p_value
 from anomaly.errors import CalibrationError, UnsupportedScan
 from anomaly.scoring.calibrating import calibration_of
@@ -133,7 +133,9 @@ class Detector:
             raise UnsupportedScan("range", "value_range is about arrays: a file has its own range.")
         if isinstance(scan, Scan):
             self.bundle.config.gate.check(scan)
-            row = ManifestRow(key="", path="", frame=scan.identity.frame)
+            # By its pixels: whether training or calibration has seen it.
+            frame, pixels = scan.identity.frame, pixel_hash(scan.pixels)
+            row = ManifestRow(key="", path="", frame=frame, pixels=pixels)
             outcomes = self._outcomes([(0, self._reader.view(scan, row))])
             (verdict,) = (judge(outcome, self.bundle, self.alpha) for outcome in outcomes)
         else:
@@ -201,10 +203,11 @@ class Detector:
         Raises
         ------
         CalibrationError
-            If a scan cannot be used, training has seen it, or there are too few for `alpha`.
+            If a scan cannot be used, training has seen it, it is there twice, or there are too few
+            for `alpha`.
         """
-        allowed_rank(max(len(normals), 1), alpha)
         scored: list[ScoredScan] = []
+        marks: set[str] = set()
         with Workers(workers, self.bundle.config.data.seconds) as processes:
             for path, outcome in self._scored(normals, processes):
                 if not isinstance(outcome, ScoredScan):
@@ -217,7 +220,15 @@ class Detector:
                     raise CalibrationError(
                         f"{path} took part in training: its score is too low to calibrate with"
                     )
+                own = scan_marks(outcome.source.row)
+                if not marks.isdisjoint(own):
+                    raise CalibrationError(
+                        f"{path} shows what another scan of the list shows: twice the same scan "
+                        "would count as two. Name it once"
+                    )
+                marks |= own
                 scored.append(outcome)
+        allowed_rank(len(scored), alpha)
         calibrated = calibration_of(scored, alpha, manifest_hash="", under_nuisance=False)
         bundle = replace(self.bundle, calibrated=calibrated, hash="")
         return Detector(bundle, device=self.device, alpha=alpha)

@@ -173,8 +173,13 @@ def test_a_detector_is_calibrated_and_saved(road: Road, tmp_path: Path) -> None:
     assert verdict.p_value == (1 + at_least) / (1 + len(scores))
     assert verdict.flagged == (verdict.p_value <= 0.2)
     assert again.at(0.5).score(scan).flagged == (verdict.p_value <= 0.5)
+    seen = anomaly.read_scan(normals[0], 0, again.bundle.config.intensity)
+    assert again.score(seen).seen  # by its pixels alone
+    assert not detector.score(seen).seen
     learned = Manifest.read(road.trained.manifest, road.scans).select(split="train")[0]
     with pytest.raises(anomaly.CalibrationError, match="took part in training"):
         detector.calibrate([*normals, road.scans / learned.path], alpha=0.2)
+    with pytest.raises(anomaly.CalibrationError, match="shows what another scan of the list shows"):
+        detector.calibrate([*normals, normals[0]], alpha=0.2)
     with pytest.raises(anomaly.CalibrationError, match="cannot be used"):
         detector.calibrate([*normals, road.scans / "notes.txt"], alpha=0.2)

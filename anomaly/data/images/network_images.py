@@ -46,7 +46,7 @@ Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.floa
 
 _Read = TypeVar("_Read")
 
-# A process takes seconds to start: it has to import torch and MONAI.
+# The first process takes more than a second to start: it has to import torch.
 SCANS_WORTH_A_PROCESS = 500
 
 

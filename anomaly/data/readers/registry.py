@@ -43,11 +43,12 @@ def kind_of(path: Path) -> str:
     UnsupportedScan
         ``"not a file"``: a device, pipe or socket.
     """
+    _load_plugins()  # outside: a package that is broken is no fault of this file
     with decoding(path):
         refuse_special_file(path)
         if is_dicom(path):
             return "dicom"
-        for kind, reader in _plugins().items():
+        for kind, reader in _REGISTERED.items():
             if path.name.lower().endswith(reader.endings):
                 return kind
         # A DICOM file cut off in its preamble still has to be reported as damaged DICOM.
@@ -88,9 +89,17 @@ def register_reader(
     Raises
     ------
     ConfigError
-        If there is a kind of that name, or one of such an ending.
+        If there is a kind of that name, or one of such an ending, or an ending has no dot.
     """
-    known_endings = [ending for ending in endings if kind_by_name(Path(f"x{ending}"))]
+    if not endings or any(not ending.startswith(".") for ending in endings):
+        raise ConfigError(f"endings are {endings}: expected ends of names such as '.mha'")
+    known = [
+        ".dcm",
+        ".dicom",
+        ".zip",
+        *(e for reader in _REGISTERED.values() for e in reader.endings),
+    ]
+    known_endings = [e for e in endings if e in known or kind_by_name(Path(f"x{e}"))]
     if kind in (*_REGISTERED, *IMAGE_KINDS, "dicom") or known_endings:
         raise ConfigError(f"there is a reader {kind!r}, or one of {endings}, already")
     _REGISTERED[kind] = Reader(endings, open_file)
@@ -99,12 +108,13 @@ def register_reader(
 @cache
 def _load_plugins() -> None:
     for point in entry_points(group="anomaly.readers"):
-        point.load()
-
-
-def _plugins() -> dict[str, Reader]:
-    _load_plugins()
-    return _REGISTERED
+        try:
+            point.load()
+        except Exception as error:  # somebody else's module: it may raise anything
+            raise ConfigError(
+                f"the reader {point.name} ({point.value}) of an installed package cannot be loaded "
+                f"({type(error).__name__}: {error}): mend or remove that package"
+            ) from error
 
 
 def open_frames(path: Path, policy: IntensityPolicy) -> Frames:

@@ -145,7 +145,7 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
 def _named(
     paths: Iterable[str], site_key: bytes, rows_of: dict[str, list[ManifestRow]]
 ) -> list[str]:
-    """Keep the names that are text; one that is not, as on old discs, gets its row in `found`."""
+    """Keep the names that are text; one that is not, as on old discs, gets its row in `rows_of`."""
     kept = []
     for path in paths:
         shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
@@ -254,7 +254,7 @@ def _unzipped(
     site_key: bytes,
     rows_of: dict[str, list[ManifestRow]],
 ) -> list[str]:
-    """Replace zip archives by their members; what cannot be read of them gets its row in `found`.
+    """Replace zip archives by their members; what cannot be read of them gets its row in `rows_of`.
 
     An archive that is in the way of a folder of the same name does not occur: names are unique.
     """

@@ -8,8 +8,7 @@
     FOLDER/spool/HASH.dcm            instances of studies that may not be complete yet
     FOLDER/batches/000001/scans/     instances of one study that were complete together
     FOLDER/batches/000001/run/       what scoring made of them; once delivered, RECORD alone
-    FOLDER/unknown/                  files of no instance that were found
-    (`anomaly.pacs.node.rebuild`)
+    FOLDER/unknown/                  files of no instance (`anomaly.pacs.node.rebuild`)
 
 Everything here identifies patients, RECORD excepted: what a node makes is for its owner alone
 (folders 0700, files 0600). File names are hashes; no text from the network becomes part of a path.
