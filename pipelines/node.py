@@ -1,13 +1,12 @@
-r"""node: scans that arrive by DICOM -> scored batches -> results where they belong.
+"""node: scans that arrive by DICOM -> scored batches -> results where they belong.
 
 ::
 
     instance received --(study quiet)--> batch closed --> scored --> sent
-    (`anomaly.pipelines.delivery`)
-                                                     \-> failed
 
-Threads of the listener receive (`anomaly.pacs.node.listener`); the calling thread does the rest,
-one step at a time, and every step is recorded after it is done (`anomaly.pacs.node.spool`). A node
+Threads of the listener receive (`anomaly.pacs.node.listener`); the calling thread closes, scores
+(`anomaly.pacs.node.scoring_queue`) and sends (`anomaly.pacs.node.delivery`), one step at a time,
+and every step is recorded after it is done (`anomaly.pacs.node.spool`). A node
 that is killed goes on where it was. A batch is an ordinary run (`anomaly.pipelines.score`) on a
 folder of scans.
 
@@ -25,7 +24,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,11 +40,13 @@ from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.files import make_results_folder
 from anomaly.logs import Public
+from anomaly.pacs.backoff import Backoff
 from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import PASSING, Batch
+from anomaly.pacs.node.delivery import Delivery
+from anomaly.pacs.node.scoring_queue import BatchResult, ScoringQueue
 from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import listener_context
-from anomaly.pipelines.delivery import Backoff, Delivery
 from anomaly.pipelines.dicom import DEFAULT_KINDS
 from anomaly.pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from anomaly.pipelines.score import choose_scans, score
@@ -57,18 +57,12 @@ from anomaly.store.signatures import check_signature
 if TYPE_CHECKING:
     from anomaly.pacs.node.listener import Listener
 
-__all__ = ["NodeSettings", "Objects", "Work", "load_settings", "run_node"]
+__all__ = ["BatchScorer", "NodeLoop", "NodeSettings", "Objects", "load_settings", "run_node"]
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 10
-"""Times that a batch may take the process with it before it is given up."""
-
 TICK = 0.2
 """Seconds between two looks for work."""
-
-PAUSES = (10.0, 60.0, 600.0)
-"""Seconds after which scoring a batch is tried again; then it is given up, until the next start."""
 
 Objects = Callable[[RunFolder, Config, Workers], list[Path]]
 """Writes the DICOM objects of a scored run, in the processes given, and names them; the same ones
@@ -210,12 +204,13 @@ def run_node(
         stop_on_interrupt() as stop,
         Workers(1, bundle.config.data.seconds) as processes,
     ):
-        work = Work(spool, settings, device, objects, destination, processes)
+        scorer = BatchScorer(settings, device, objects, processes)
+        loop = NodeLoop(spool, scorer, destination, settings.quiet_seconds)
         with _listener(spool, settings) as listener:
             log.info("listening on port %d; %d instances wait", listener.port, spool.waiting)
             log.info("%s", Public(NOTICE))
             while not stop():
-                if not work.step():
+                if not loop.step():
                     time.sleep(TICK)
         log.info("stopped; %d instances wait", spool.waiting)
 
@@ -256,18 +251,18 @@ def _listener(spool: Spool, settings: NodeSettings) -> Listener:
     )
 
 
-class Work:
+class NodeLoop:
     """What is done with what was received, one step at a time.
 
     Parameters
     ----------
     spool : Spool
-    settings : NodeSettings
-    device : torch.device
-    objects, destination
-        As `run_node` takes them.
-    processes : Workers
-        What decodes; kept, as a process takes seconds to start.
+    score : callable
+        Scores a batch.
+    destination : Destination or None
+        None keeps the results in the folder.
+    quiet_seconds : float
+        As of `NodeSettings`.
     clock : callable
         Monotonic seconds.
     """
@@ -275,31 +270,17 @@ class Work:
     def __init__(
         self,
         spool: Spool,
-        settings: NodeSettings,
-        device: torch.device,
-        objects: Objects,
+        score: Callable[[Batch], BatchResult],
         destination: Destination | None,
-        processes: Workers,
+        quiet_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool = spool
-        self._processes = processes
-        self._quiet = settings.quiet_seconds
-        self._overrides = [f"gate.max_frames={settings.max_frames}"]
-        if settings.alpha is not None:
-            self._overrides.append(f"alpha={settings.alpha!r}")
-        self._device = device
-        self._objects = objects
-        self._wanted = settings.objects
-        self._bundle = _own_copy(find_bundle(settings.bundle), settings.folder)
-        self._site_key = settings.folder / "site.key"
-        load_site_key(self._site_key)  # one for all runs: a study has one pseudonym
+        self._quiet = quiet_seconds
+        self._queue = ScoringQueue(spool, score, clock)
         self._delivery = Delivery(spool, destination, clock)
-        self._refused = 0
-        self._clock = clock
         self._backoff = Backoff(clock)
-        self._tries: Counter[int] = Counter()
-        self._due: dict[int, float] = {}
+        self._refused = 0
 
     def step(self) -> bool:
         """Do what is next; return whether there was anything to do, and it could be done."""
@@ -314,7 +295,7 @@ class Work:
                 self._backoff.begin(),
             )
             return False
-        self._backoff.forget()
+        self._backoff.reset()
         return done
 
     def _step(self) -> bool:
@@ -323,73 +304,57 @@ class Work:
             log.warning("%d instances refused since the start", refused)
             self._refused = refused
         closed = self._spool.close_quiet(self._quiet)
-        return any([closed, self._score_next(), self._delivery.send_next()])
+        return any([closed, self._queue.score_next(), self._delivery.send_next()])
 
-    def _score_next(self) -> bool:
-        now = self._clock()
-        due = [b for b in self._spool.batches("closed") if self._due.get(b.number, now) <= now]
-        if not due:
-            return False
-        batch = min(due, key=lambda batch: self._tries[batch.number])
-        if batch.attempts >= ATTEMPTS:
-            self._give_up(
-                batch,
-                AnomalyError(
-                    f"scoring ended the process {batch.attempts} times: expected scans that fit "
-                    "into memory. Score the folder by `anomaly score` to see where it stops"
-                ),
-            )
-            return True
-        log.info("batch %d: %d instances", batch.number, self._spool.begin(batch))
-        try:
-            self._score(batch)
-        except Exception as error:  # whatever it is, the next study must not wait for it
-            self._spool.returned(batch)
-            self._put_off(batch, error)
-        return True
 
-    def _put_off(self, batch: Batch, error: Exception) -> None:
-        tries = self._tries[batch.number]
-        if tries == len(PAUSES):
-            self._give_up(batch, error)
-            return
-        self._due[batch.number] = self._clock() + PAUSES[tries]
-        self._tries[batch.number] += 1
-        log.warning(
-            "batch %d cannot be scored (%s); again in %g s",
-            batch.number,
-            Public(type(error).__name__),
-            PAUSES[tries],
-        )
+class BatchScorer:
+    """Scores a batch as `anomaly score` scores a folder, in a run of the batch's own.
 
-    def _give_up(self, batch: Batch, error: Exception) -> None:
-        self._spool.failed(batch, f"{type(error).__name__}: {error}")
-        log.error(
-            "batch %d is given up (%s); the reason is in node.sqlite, its scans are kept",
-            batch.number,
-            Public(type(error).__name__),
-        )
+    Parameters
+    ----------
+    settings : NodeSettings
+    device : torch.device
+    objects : callable
+        What to write of each run.
+    processes : Workers
+        What decodes; kept, as a process takes seconds to start.
+    """
 
-    def _score(self, batch: Batch) -> None:
+    def __init__(
+        self, settings: NodeSettings, device: torch.device, objects: Objects, processes: Workers
+    ) -> None:
+        self._folder = settings.folder
+        self._overrides = [f"gate.max_frames={settings.max_frames}"]
+        if settings.alpha is not None:
+            self._overrides.append(f"alpha={settings.alpha!r}")
+        self._device = device
+        self._objects = objects if settings.objects else None
+        self._processes = processes
+        self._bundle = _own_copy(find_bundle(settings.bundle), settings.folder)
+        self._site_key = settings.folder / "site.key"
+        load_site_key(self._site_key)  # one for all runs: a study has one pseudonym
+
+    def __call__(self, batch: Batch) -> BatchResult:
+        """Score a batch, or go on where a process that was killed stopped."""
         run = RunFolder(batch.folder / "run")
         if run.path.exists():
             try:
-                return self._results(run, batch)
+                return self._score(run, batch)
             except Exception as error:
                 # What a killed process left may be cut short at any byte.
                 log.info(
                     "begun anew: what is there is of no use (%s)", Public(type(error).__name__)
                 )
                 shutil.rmtree(run.path)
-        return self._results(run, batch)
+        return self._score(run, batch)
 
-    def _results(self, run: RunFolder, batch: Batch) -> None:
+    def _score(self, run: RunFolder, batch: Batch) -> BatchResult:
         self._furnish(run)
         decode = self._processes
         config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
         score(run, config, self._bundle, manifest, self._device, processes=decode)
-        objects = self._objects(run, config, self._processes) if self._wanted else []
-        self._spool.scored(batch, _outcomes(run, manifest), objects)
+        objects = self._objects(run, config, decode) if self._objects else []
+        return BatchResult(_outcomes(run, manifest), objects)
 
     def _furnish(self, run: RunFolder) -> None:
         """Give a run the node's key and bundle, instead of a key of its own and a copy."""
@@ -397,7 +362,7 @@ class Work:
         if not run.site_key.exists():
             run.site_key.hardlink_to(self._site_key)
         run.bundle.unlink(missing_ok=True)
-        run.bundle.symlink_to(Path("../../..") / self._bundle.relative_to(self._spool.folder))
+        run.bundle.symlink_to(Path("../../..") / self._bundle.relative_to(self._folder))
 
 
 def _own_copy(bundle: Path, folder: Path) -> Path:

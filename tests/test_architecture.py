@@ -261,8 +261,8 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
             "sqlite3",
             {
                 "anomaly.store.readings",
+                "anomaly.pacs.node.database",
                 "anomaly.pacs.node.listener",
-                "anomaly.pacs.node.rebuild",
                 "anomaly.pacs.node.spool",
             },
         ),

@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from anomaly.errors import AnomalyError
 from anomaly.files import temporary_name
-from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received
+from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received, State
 from anomaly.pacs.node.layout import file_name
 from anomaly.pacs.node.rebuild import read_stored
 from anomaly.pacs.node.spool import Spool
@@ -63,7 +63,7 @@ def spool(tmp_path: Path, clock: Clock) -> Iterator[Spool]:
 def close(spool: Spool) -> Batch:
     """Make a batch of the one study that there is."""
     assert spool.close_quiet(0) == 1
-    return spool.batches("closed")[-1]
+    return spool.batches(State.CLOSED)[-1]
 
 
 def test_an_instance_is_kept_as_it_came(spool: Spool) -> None:
@@ -148,7 +148,7 @@ def test_a_study_is_complete_when_nothing_came_for_it(spool: Spool, clock: Clock
     assert spool.close_quiet(10) == 0  # the second was heard of at 10
     clock.now = 20
     assert spool.close_quiet(10) == 1
-    assert [spool.begin(batch) for batch in spool.batches("closed")] == [1, 2]
+    assert [spool.begin(batch) for batch in spool.batches(State.CLOSED)] == [1, 2]
 
 
 def test_what_comes_late_is_a_further_batch(spool: Spool) -> None:
@@ -171,11 +171,11 @@ def test_the_way_of_a_batch_is_recorded(spool: Spool) -> None:
     said = {names[b"content"]: "scored", names[b"not a scan"]: "unreadable"}
     written = batch.folder / "run" / "report.dcm"
     spool.scored(batch, said, [written])
-    assert spool.batches("closed") == []
-    (scored,) = spool.batches("scored")
+    assert spool.batches(State.CLOSED) == []
+    (scored,) = spool.batches(State.SCORED)
     assert (scored.objects, scored.attempts) == ((written,), 0)  # the attempt came back
     spool.kept(scored)
-    assert spool.batches("scored") == []
+    assert spool.batches(State.SCORED) == []
     assert spool.waiting == 0
     rows = sqlite3.connect(spool.folder / "node.sqlite").execute(
         "SELECT uid, outcome, state FROM instances JOIN batches ON batch = number ORDER BY uid"
@@ -187,8 +187,8 @@ def test_a_batch_that_was_tried_waits_behind_others(spool: Spool) -> None:
     for study in ("1", "2"):
         spool.receive(arrival(f"{study}.1", study))
         close(spool)
-    spool.begin(spool.batches("closed")[0])
-    assert [batch.number for batch in spool.batches("closed")] == [2, 1]
+    spool.begin(spool.batches(State.CLOSED)[0])
+    assert [batch.number for batch in spool.batches(State.CLOSED)] == [2, 1]
 
 
 def test_a_failed_batch_is_tried_again_by_the_next_start(tmp_path: Path) -> None:
@@ -197,10 +197,10 @@ def test_a_failed_batch_is_tried_again_by_the_next_start(tmp_path: Path) -> None
         batch = close(spool)
         spool.begin(batch)
         spool.failed(batch, "the bundle is damaged")
-        assert spool.batches("closed") == []
+        assert spool.batches(State.CLOSED) == []
         assert spool.waiting == 0
     with open_spool(tmp_path / "node") as spool:
-        (again,) = spool.batches("closed")
+        (again,) = spool.batches(State.CLOSED)
         assert (again.number, again.attempts, spool.waiting) == (1, 1, 1)
 
 
@@ -209,12 +209,12 @@ def test_an_attempt_that_came_back_does_not_count(tmp_path: Path) -> None:
         spool.receive(arrival("1.1"))
         batch = close(spool)
         spool.begin(batch)
-        assert spool.batches("closed")[0].attempts == 1
+        assert spool.batches(State.CLOSED)[0].attempts == 1
         spool.returned(batch)
-        assert spool.batches("closed")[0].attempts == 0
+        assert spool.batches(State.CLOSED)[0].attempts == 0
         spool.begin(batch)  # and here the process ends
     with open_spool(tmp_path / "node") as spool:
-        assert spool.batches("closed")[0].attempts == 1
+        assert spool.batches(State.CLOSED)[0].attempts == 1
 
 
 def score(spool: Spool, batch: Batch, reason: str = "scored") -> None:
@@ -266,7 +266,7 @@ def test_an_instance_of_a_batch_that_failed_is_received_anew(tmp_path: Path) -> 
         assert spool.receive(arrival("1.1")) is Received.STORED
         assert files(batch.scans) == []
     with open_spool(tmp_path / "node") as spool:
-        assert spool.batches("closed") == []  # nothing is left in the first
+        assert spool.batches(State.CLOSED) == []  # nothing is left in the first
         assert close(spool).number == 2
         assert spool.waiting == 1
 
@@ -329,10 +329,10 @@ def test_what_is_not_delivered_does_not_wait_and_is_tried_by_the_next_start(
         score(spool, batch)
         assert spool.receive(arrival("1.2")) is Received.FULL
         spool.undelivered(batch, "it refuses 1 of 1")
-        assert (spool.batches("scored"), spool.waiting) == ([], 0)
+        assert (spool.batches(State.SCORED), spool.waiting) == ([], 0)
         assert spool.receive(arrival("1.2")) is Received.STORED
     with open_spool(tmp_path / "node", most=1) as spool:
-        (again,) = spool.batches("scored")
+        (again,) = spool.batches(State.SCORED)
         assert (again.number, again.reason, spool.waiting) == (1, "it refuses 1 of 1", 1)
         assert len(files(again.scans)) == 1
 
@@ -401,8 +401,8 @@ def test_an_acknowledged_instance_whose_file_is_gone_is_received_anew(
         path.unlink()
     with open_spool(tmp_path / "node") as spool:
         assert "2 instances that waited are not on the disk" in caplog.text
-        assert (spool.waiting, spool.batches("closed")) == (0, [])
-        (batch,) = spool.batches("failed")
+        assert (spool.waiting, spool.batches(State.CLOSED)) == (0, [])
+        (batch,) = spool.batches(State.FAILED)
         assert batch.reason == "its scans are not on the disk"
         assert spool.receive(instance("1.1")) is Received.STORED
         assert spool.receive(instance("2.1", study="2.5")) is Received.STORED

@@ -27,13 +27,13 @@ from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, Confi
 from anomaly.pacs.client.destinations import Destination
 from anomaly.pacs.node.batches import Arrival, Received
 from anomaly.pacs.node.listener import Listener
+from anomaly.pacs.node.scoring_queue import ATTEMPTS, PAUSES
 from anomaly.pacs.node.spool import Spool
 from anomaly.pipelines.node import (
-    ATTEMPTS,
-    PAUSES,
+    BatchScorer,
+    NodeLoop,
     NodeSettings,
     Objects,
-    Work,
     load_settings,
     run_node,
 )
@@ -139,16 +139,10 @@ class Here:
             uids = str(dataset.SOPInstanceUID), str(dataset.StudyInstanceUID)
             self.said.append(self.spool.receive(Arrival(*uids, content, digest)))
 
-    def begin(self) -> Work:
-        return Work(
-            self.spool,
-            self.settings,
-            CPU,
-            self.objects,
-            self.destination,
-            self.processes,
-            lambda: self.now,
-        )
+    def begin(self) -> NodeLoop:
+        scorer = BatchScorer(self.settings, CPU, self.objects, self.processes)
+        quiet = self.settings.quiet_seconds
+        return NodeLoop(self.spool, scorer, self.destination, quiet, lambda: self.now)
 
     def work(self) -> None:
         """Do all that there is to do; where it rests, wait for half an hour in all."""
@@ -553,9 +547,8 @@ def test_a_batch_that_is_refused_does_not_keep_the_next_from_being_sent(here: He
     clock = [0.0]
     picky = Picky("000001")
     here.receive(*here.files[0], *here.files[1])
-    work = Work(
-        here.spool, here.settings, CPU, one_object_a_row, picky, Workers(0), lambda: clock[0]
-    )
+    scorer = BatchScorer(here.settings, CPU, one_object_a_row, Workers(0))
+    work = NodeLoop(here.spool, scorer, picky, here.settings.quiet_seconds, lambda: clock[0])
     moments = []
     for second in range(24):
         clock[0] = second / 2

@@ -2,7 +2,7 @@
 
 ::
 
-    pause after attempt k = max(min(first * 2 ** (k - 1), longest) * u, asked),    u ~ U[1/2, 1]
+    pause after attempt k = max(growing_pause(k) * u, asked),    u ~ U[1/2, 1]
 
 Only `ArchiveUnreachable` is asked again: no connection, no answer in time, or "later, please".
 Whatever else an archive says it has decided, and it would say it again. The random factor keeps
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from anomaly.errors import ArchiveUnreachable, ConfigError
+from anomaly.pacs.backoff import growing_pause
 
 __all__ = ["Attempts"]
 
@@ -72,7 +73,7 @@ class Attempts:
             try:
                 return ask()
             except ArchiveUnreachable as error:
-                pause = min(self.first * 2 ** (attempt - 1), self.longest)
+                pause = growing_pause(attempt, self.first, self.longest)
                 asked = min(error.wait, LONGEST_ASKED)
                 self.sleep(max(pause * _RANDOM.uniform(0.5, 1), asked))
         try:

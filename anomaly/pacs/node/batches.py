@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 
-__all__ = ["PASSING", "Arrival", "Batch", "Received"]
+__all__ = ["PASSING", "Arrival", "Batch", "Received", "State"]
 
 PASSING = ("decoder crashed", "decoder timed out", "out of memory", "unreadable")
 """Reasons that may be the machine's and not the scan's: another try may score it."""
+
+
+class State(StrEnum):
+    """How far the node is with a batch; the value is what its database holds."""
+
+    CLOSED = "closed"
+    SCORED = "scored"
+    SENT = "sent"
+    KEPT = "kept"
+    """Scored, and there is no destination."""
+    FAILED = "failed"
+    """Given up instead of scored, until the next start."""
+    UNDELIVERED = "undelivered"
+    """Refused by the destination, until the next start."""
 
 
 class Received(Enum):

@@ -12,12 +12,12 @@ are then all that is left of what senders were promised; nothing that is not kno
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
 from anomaly.pacs.identity import instance_digest, read_file_identity, read_syntax
-from anomaly.pacs.node.batches import Arrival
+from anomaly.pacs.node.batches import Arrival, State
+from anomaly.pacs.node.database import NodeDatabase
 from anomaly.pacs.node.layout import NodeFolder, file_name
 
 __all__ = ["Rebuilt", "read_stored", "rebuild"]
@@ -57,16 +57,15 @@ def read_stored(content: bytes) -> Arrival:
 class _Row(NamedTuple):
     uid: str
     batch: int | None
-    state: str | None
+    state: State | None
 
 
-def rebuild(database: sqlite3.Connection, files: NodeFolder) -> Rebuilt:
+def rebuild(database: NodeDatabase, files: NodeFolder) -> Rebuilt:
     """Give every file of an instance its row, and say of rows where their files are gone.
 
     Parameters
     ----------
-    database : Connection
-        Of `anomaly.pacs.node.spool`.
+    database : NodeDatabase
     files : NodeFolder
 
     Returns
@@ -78,7 +77,7 @@ def rebuild(database: sqlite3.Connection, files: NodeFolder) -> Rebuilt:
     OSError, sqlite3.Error
         If the disk refuses; the database is then as it was.
     """
-    with database:
+    with database.transaction():
         work = _Rebuild(database, files)
         for number in files.batches():
             work.take_batch(number)
@@ -89,14 +88,17 @@ def rebuild(database: sqlite3.Connection, files: NodeFolder) -> Rebuilt:
 
 
 class _Rebuild:
-    def __init__(self, database: sqlite3.Connection, files: NodeFolder) -> None:
+    def __init__(self, database: NodeDatabase, files: NodeFolder) -> None:
         self.restored = self.unknown = 0
         self._database, self._files = database, files
-        rows = database.execute(
+        rows = database.rows(
             "SELECT uid, batch, state FROM instances LEFT JOIN batches ON batch = number"
         )
-        self._rows = {file_name(row[0]): _Row(*row) for row in rows}
-        self._numbers = {number for (number,) in database.execute("SELECT number FROM batches")}
+        self._rows = {
+            file_name(uid): _Row(uid, batch, None if state is None else State(state))
+            for uid, batch, state in rows
+        }
+        self._numbers = {number for (number,) in database.rows("SELECT number FROM batches")}
 
     def take_batch(self, number: int) -> None:
         """Give a row to a batch that has none, and to its scans."""
@@ -104,10 +106,7 @@ class _Rebuild:
         is_known = number in self._numbers
         if not is_known:
             # What was delivered has no scans any more; its number stays taken.
-            state = "closed" if scans else "sent"
-            self._database.execute(
-                "INSERT INTO batches VALUES (?, ?, 0, 0, '[]', '')", (number, state)
-            )
+            self._database.add_batch(State.CLOSED if scans else State.SENT, number)
         for path in scans:
             row = self._rows.get(path.name)
             if row is not None and row.batch == number:
@@ -122,7 +121,7 @@ class _Rebuild:
     def take_waiting(self, path: Path) -> None:
         """Give a row to an instance that waits and has none."""
         row = self._rows.get(path.name)
-        if row is None or row.state not in (None, "closed", "failed"):
+        if row is None or row.state not in (None, State.CLOSED, State.FAILED):
             self._restore(path, None)
 
     def forget_missing(self) -> int:
@@ -133,14 +132,14 @@ class _Rebuild:
         """
         missing = 0
         for name, row in self._rows.items():
-            if row.state not in (None, "closed") or self._files.has(row.batch, name):
+            if row.state not in (None, State.CLOSED) or self._files.has(row.batch, name):
                 continue
             missing += 1
             if row.batch is not None and self._files.has_record(row.batch):
                 change = "UPDATE instances SET outcome = 'scored', held = 0 WHERE uid = ?"
             else:
                 change = "DELETE FROM instances WHERE uid = ?"
-            self._database.execute(change, (row.uid,))
+            self._database.change(change, row.uid)
         return missing
 
     def _restore(self, path: Path, number: int | None) -> None:
@@ -150,12 +149,12 @@ class _Rebuild:
             return self._set_aside(path)
         if file_name(arrival.instance) != path.name:
             return self._set_aside(path)
-        self._database.execute(
+        self._database.change(
             "INSERT INTO instances (uid, study, digest, size, batch) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (uid) DO UPDATE SET batch = excluded.batch, outcome = NULL, held = 1",
-            (arrival.instance, arrival.study, arrival.digest, arrival.size, number),
+            *(arrival.instance, arrival.study, arrival.digest, arrival.size, number),
         )
-        state = None if number is None else "closed"
+        state = None if number is None else State.CLOSED
         self._rows[path.name] = _Row(arrival.instance, number, state)
         self.restored += 1
         return None

@@ -2,15 +2,13 @@
 
 ::
 
-    instance    received -> outcome ("scored", or why not)
-    batch       open (instances without a number) -> closed -> scored -> sent
-                kept instead of sent, where there is no destination;
-                failed instead of scored, undelivered instead of sent, until the next start
+    files       `anomaly.pacs.node.layout`
+    rows        `anomaly.pacs.node.database`: instances without a batch, and batches by state
 
 An instance is received once its file is on the disk and then its row; only then may it be
 acknowledged. A step of a batch is recorded after it is done. A process may therefore die at any
 moment: steps without a record are done again by the next start, and files without a row get one
-(`anomaly.pacs.node.rebuild`). Where the files are: `anomaly.pacs.node.layout`.
+(`anomaly.pacs.node.rebuild`).
 
 An outcome is final unless it is among `PASSING`. What has no final outcome is never removed, and is
 received anew when it comes again.
@@ -28,45 +26,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from anomaly.errors import AnomalyError
 from anomaly.files import sync_folder
-from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received
-from anomaly.pacs.node.durable import lock, open_private, write_durably
+from anomaly.pacs.node.batches import PASSING, Arrival, Batch, Received, State
+from anomaly.pacs.node.database import NodeDatabase
+from anomaly.pacs.node.durable import lock, write_durably
 from anomaly.pacs.node.layout import NodeFolder, file_name
 from anomaly.pacs.node.rebuild import Rebuilt, rebuild
 
 __all__ = ["Spool"]
 
 log = logging.getLogger(__name__)
-
-_VERSION = 1
-_TABLES = f"""
-BEGIN;
-CREATE TABLE batches (
-    number INTEGER PRIMARY KEY,
-    state TEXT NOT NULL DEFAULT 'closed',
-    attempts INTEGER NOT NULL DEFAULT 0,  -- at scoring it that ended the process, or have not ended
-    made INTEGER NOT NULL DEFAULT 0,      -- bytes that scoring it has left
-    objects TEXT NOT NULL DEFAULT '[]',   -- paths to send, a JSON list
-    reason TEXT NOT NULL DEFAULT ''       -- why it failed or was not delivered; may quote paths
-);
-CREATE TABLE instances (
-    uid TEXT PRIMARY KEY,
-    study TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    size INTEGER NOT NULL,                -- bytes of the file
-    batch INTEGER REFERENCES batches,     -- NULL while its batch is open
-    outcome TEXT,                         -- NULL until its batch is scored
-    held INTEGER NOT NULL DEFAULT 1       -- whether the file is still there
-);
-CREATE INDEX of_study ON instances (study) WHERE batch IS NULL;
-CREATE INDEX of_batch ON instances (batch);
-CREATE INDEX there ON instances (batch) WHERE held;
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
 
 
 class Spool:
@@ -113,10 +84,10 @@ class Spool:
         self._waiting = self._bytes = 0
         self._lock_file = lock(self._files.lock)
         try:
-            self._db = _open(self._files.database)
+            self._db = NodeDatabase(self._files.database)
             _report(rebuild(self._db, self._files))
             self._tidy()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except (sqlite3.DatabaseError, ValueError) as error:  # such as no text, or no state
             os.close(self._lock_file)
             raise AnomalyError(
                 f"{self._files.database} cannot be used ({error}): expected the database of a "
@@ -124,7 +95,7 @@ class Spool:
                 "new one from the scans that are there"
             ) from error
         # When a study was last heard of is not kept: after a start its quiet time begins anew.
-        studies = self._rows("SELECT DISTINCT study FROM instances WHERE batch IS NULL")
+        studies = self._db.rows("SELECT DISTINCT study FROM instances WHERE batch IS NULL")
         self._heard = dict.fromkeys((study for (study,) in studies), self._clock())
 
     def __enter__(self) -> Spool:
@@ -154,14 +125,14 @@ class Spool:
             return received
 
     def _look(self, arrival: Arrival) -> Received:
-        for digest, outcome, state in self._rows(
+        for digest, outcome, state in self._db.rows(
             "SELECT digest, outcome, state FROM instances LEFT JOIN batches ON batch = number "
             "WHERE uid = ?",
             arrival.instance,
         ):
             if digest != arrival.digest:
                 return Received.CONFLICT
-            if outcome not in PASSING and state != "failed":
+            if outcome not in PASSING and state != State.FAILED:
                 return Received.AGAIN
         most, room = self._limits
         size = arrival.size
@@ -184,19 +155,19 @@ class Spool:
 
     def _keep(self, arrival: Arrival) -> None:
         name = file_name(arrival.instance)
-        before = self._rows("SELECT batch FROM instances WHERE uid = ?", arrival.instance)
+        before = self._db.rows("SELECT batch FROM instances WHERE uid = ?", arrival.instance)
         path, size = self._files.spool / name, arrival.size
         if isinstance(arrival.content, Path):
             arrival.content.replace(path)
             sync_folder(path.parent)
         else:
             write_durably(path, arrival.content)
-        with self._db:
-            self._db.execute(
+        with self._db.transaction():
+            self._db.change(
                 "INSERT INTO instances (uid, study, digest, size) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (uid) DO UPDATE SET study = excluded.study, size = excluded.size, "
                 "batch = NULL, outcome = NULL, held = 1",
-                (arrival.instance, arrival.study, arrival.digest, size),
+                *(arrival.instance, arrival.study, arrival.digest, size),
             )
         self._heard[arrival.study] = self._clock()
         if not before:
@@ -218,19 +189,19 @@ class Spool:
             now = self._clock()
             quiet = [study for study, heard in self._heard.items() if now - heard >= seconds]
             for study in quiet:
-                with self._db:
-                    number = self._db.execute("INSERT INTO batches DEFAULT VALUES").lastrowid
-                    self._db.execute(
+                with self._db.transaction():
+                    number = self._db.add_batch()
+                    self._db.change(
                         "UPDATE instances SET batch = ? WHERE study = ? AND batch IS NULL",
-                        (number, study),
+                        *(number, study),
                     )
                 del self._heard[study]
             return len(quiet)
 
-    def batches(self, state: str) -> list[Batch]:
+    def batches(self, state: State) -> list[Batch]:
         """Batches in a state, those tried least first, then the oldest."""
         with self._mutex:
-            rows = self._rows(
+            rows = self._db.rows(
                 "SELECT number, attempts, objects, reason FROM batches WHERE state = ? "
                 "ORDER BY attempts, number",
                 state,
@@ -249,15 +220,16 @@ class Spool:
     def begin(self, batch: Batch) -> int:
         """Gather the scans in their folder and note an attempt at scoring; return how many."""
         with self._mutex:
-            names = [file_name(uid) for uid in self._held(batch.number)]
+            names = [file_name(uid) for uid in self._db.held(batch.number)]
             self._files.assemble(batch.number, names)
-            self._change(batch, "attempts = attempts + 1")
+            with self._db.transaction():
+                self._db.count_attempts(batch.number, 1)
             return len(names)
 
     def returned(self, batch: Batch) -> None:
         """Record that an attempt has not ended the process, although it has not scored either."""
-        with self._mutex:
-            self._change(batch, "attempts = attempts - 1")
+        with self._mutex, self._db.transaction():
+            self._db.count_attempts(batch.number, -1)
 
     def scored(self, batch: Batch, outcomes: Mapping[str, str], objects: Sequence[Path]) -> None:
         """Record that a batch is scored.
@@ -273,17 +245,14 @@ class Spool:
         paths = [str(path.relative_to(self.folder)) for path in objects]
         made = self._files.made(batch.number)
         with self._mutex:
-            with self._db:
-                for uid in self._held(batch.number):
-                    self._db.execute(
+            with self._db.transaction():
+                for uid in self._db.held(batch.number):
+                    self._db.change(
                         "UPDATE instances SET outcome = ? WHERE uid = ?",
-                        (outcomes[file_name(uid)], uid),
+                        *(outcomes[file_name(uid)], uid),
                     )
-                self._db.execute(
-                    "UPDATE batches SET state = 'scored', attempts = attempts - 1, made = ?, "
-                    "objects = ?, reason = '' WHERE number = ?",
-                    (made, json.dumps(paths), batch.number),
-                )
+                self._db.count_attempts(batch.number, -1)
+                self._db.move_batch(batch.number, State.SCORED, made=made, objects=paths)
             self._count()
 
     def sent(self, batch: Batch) -> int:
@@ -295,38 +264,33 @@ class Spool:
             Scans that are kept: their outcome is among `PASSING`.
         """
         with self._mutex:
-            with self._db:
-                self._db.execute(
+            with self._db.transaction():
+                self._db.change(
                     "UPDATE instances SET held = 0 WHERE batch = ? AND outcome NOT IN (?, ?, ?, ?)",
-                    (batch.number, *PASSING),
+                    *(batch.number, *PASSING),
                 )
-                self._db.execute(
-                    "UPDATE batches SET state = 'sent', made = 0, objects = '[]', reason = '' "
-                    "WHERE number = ?",
-                    (batch.number,),
-                )
+                self._db.move_batch(batch.number, State.SENT, made=0, objects=())
             self._count()
-            kept = {file_name(uid) for uid in self._held(batch.number)}
+            kept = {file_name(uid) for uid in self._db.held(batch.number)}
             self._files.clear(batch.number, kept)
             return len(kept)
 
     def kept(self, batch: Batch) -> None:
         """Record that the results stay here, and the scans."""
-        with self._mutex:
-            self._change(batch, "state = 'kept'")
-            self._count()
+        self._move(batch, State.KEPT)
 
     def undelivered(self, batch: Batch, reason: str) -> None:
         """Record that the destination refuses the results; the next start tries once more."""
-        with self._mutex:
-            self._change(batch, "state = 'undelivered', reason = ?", reason)
-            self._count()
+        self._move(batch, State.UNDELIVERED, reason)
 
     def failed(self, batch: Batch, reason: str) -> None:
         """Record that a batch cannot be scored; its scans stay, and the next start tries again."""
-        made = self._files.made(batch.number)
+        self._move(batch, State.FAILED, reason, self._files.made(batch.number))
+
+    def _move(self, batch: Batch, state: State, reason: str = "", made: int | None = None) -> None:
         with self._mutex:
-            self._change(batch, "state = 'failed', reason = ?, made = ?", reason, made)
+            with self._db.transaction():
+                self._db.move_batch(batch.number, state, reason=reason, made=made)
             self._count()
 
     @property
@@ -342,71 +306,61 @@ class Spool:
 
         Whoever owns the folder may have removed scans and results to make room.
         """
-        with self._db:
-            for number, state in self._rows("SELECT number, state FROM batches"):
-                self._tidy_batch(number, state)
-            self._db.execute(
-                "UPDATE batches SET state = 'closed' WHERE state = 'failed' "
-                "AND number IN (SELECT batch FROM instances WHERE held)"
-            )
-            self._db.execute("UPDATE batches SET state = 'scored' WHERE state = 'undelivered'")
+        with self._db.transaction():
+            for number, state in self._db.rows("SELECT number, state FROM batches"):
+                self._tidy_batch(number, State(state))
         self._count()
 
-    def _tidy_batch(self, number: int, state: str) -> None:
-        names = {uid: file_name(uid) for uid in self._held(number)}
+    def _tidy_batch(self, number: int, state: State) -> None:
+        names = {uid: file_name(uid) for uid in self._db.held(number)}
         lost = {uid for uid, name in names.items() if not self._files.has(number, name)}
         for uid in lost:
-            self._db.execute("UPDATE instances SET held = 0 WHERE uid = ?", (uid,))
-        if state == "sent" or (state == "failed" and lost == names.keys()):
+            self._db.change("UPDATE instances SET held = 0 WHERE uid = ?", uid)
+        is_empty = lost == names.keys()
+        if state is State.SENT or (state is State.FAILED and is_empty):
             self._files.clear(number, names.values())
-        made = 0 if state == "sent" else self._files.made(number)
-        self._db.execute("UPDATE batches SET made = ? WHERE number = ?", (made, number))
-        if lost == names.keys() and state in ("closed", "scored", "undelivered"):
-            self._tidy_empty(number, state)
+        made = 0 if state is State.SENT else self._files.made(number)
+        self._db.change("UPDATE batches SET made = ? WHERE number = ?", made, number)
+        if is_empty and state in (State.CLOSED, State.SCORED, State.UNDELIVERED):
+            state = self._tidy_empty(number, state)
+        if state is State.UNDELIVERED:
+            self._retry(number, State.SCORED)
+        elif state is State.FAILED and not is_empty:
+            self._retry(number, State.CLOSED)
 
-    def _tidy_empty(self, number: int, state: str) -> None:
-        """Close a batch whose scans are gone: it may have been delivered, unknown to this copy."""
-        ((objects,),) = self._rows("SELECT objects FROM batches WHERE number = ?", number)
+    def _retry(self, number: int, state: State) -> None:
+        """Let this start try a batch again; the reason of the last failure stays on record."""
+        ((reason,),) = self._db.rows("SELECT reason FROM batches WHERE number = ?", number)
+        self._db.move_batch(number, state, reason=reason)
+
+    def _tidy_empty(self, number: int, state: State) -> State:
+        """Close a batch whose scans are gone: it may have been delivered, unknown to this copy.
+
+        Returns the state that it is in from now on.
+        """
+        ((objects,),) = self._db.rows("SELECT objects FROM batches WHERE number = ?", number)
         if any((self.folder / path).exists() for path in json.loads(objects)):
-            return  # they can still be sent
+            return state  # they can still be sent
         if self._files.has_record(number):
-            change = "state = 'sent', objects = '[]'"
-        elif state == "closed":
-            change = "state = 'failed', reason = 'its scans are not on the disk'"
-        else:
-            return
-        self._db.execute(f"UPDATE batches SET {change} WHERE number = ?", (number,))  # noqa: S608
-
-    def _held(self, number: int) -> list[str]:
-        """UIDs of the instances of a batch whose files are there."""
-        return [
-            uid
-            for (uid,) in self._rows("SELECT uid FROM instances WHERE batch = ? AND held", number)
-        ]
+            self._db.move_batch(number, State.SENT, objects=())
+            return State.SENT
+        if state is State.CLOSED:
+            self._db.move_batch(number, State.FAILED, reason="its scans are not on the disk")
+            return State.FAILED
+        return state
 
     def _count(self) -> None:
         """Add up what the limits are about; in between, `_keep` goes on counting.
 
         A batch that was refused before has had its place in the queue.
         """
-        self._waiting, scans = self._db.execute(
+        ((self._waiting, scans),) = self._db.rows(
             "SELECT coalesce(sum(state IS NULL OR state = 'closed' "
             "OR (state = 'scored' AND reason = '')), 0), coalesce(sum(size), 0) "
             "FROM instances LEFT JOIN batches ON batch = number WHERE held"
-        ).fetchone()
-        ((made,),) = self._rows("SELECT coalesce(sum(made), 0) FROM batches")
+        )
+        ((made,),) = self._db.rows("SELECT coalesce(sum(made), 0) FROM batches")
         self._bytes = scans + made
-
-    def _change(self, batch: Batch, what: str, *values: object) -> None:
-        with self._db:
-            # `what` is one of the constants above
-            self._db.execute(
-                f"UPDATE batches SET {what} WHERE number = ?",  # noqa: S608
-                (*values, batch.number),
-            )
-
-    def _rows(self, question: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._db.execute(question, values).fetchall()
 
 
 def _report(rebuilt: Rebuilt) -> None:
@@ -424,19 +378,3 @@ def _report(rebuilt: Rebuilt) -> None:
             "the database was made, or somebody has removed them",
             rebuilt.missing,
         )
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    os.close(open_private(path, os.O_RDWR))  # SQLite's side files get its mode
-    database = sqlite3.connect(path, check_same_thread=False)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    database_state = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if database_state != "ok":
-        raise sqlite3.DatabaseError(database_state.splitlines()[-1])
-    ((version,),) = database.execute("PRAGMA user_version").fetchall()
-    if not version and not database.execute("SELECT 1 FROM sqlite_master").fetchall():
-        database.executescript(_TABLES)
-    elif version != _VERSION:
-        raise sqlite3.DatabaseError(f"it is of version {version}, not {_VERSION}")
-    return database

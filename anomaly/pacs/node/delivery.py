@@ -1,4 +1,4 @@
-"""delivery: results of scored batches -> the destination, with as much patience as they need.
+"""Delivery: results of scored batches -> the destination, with as much patience as they need.
 
 ::
 
@@ -13,55 +13,22 @@ decided (`ArchiveError`) would say the same again.
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable
 from anomaly.logs import Public
+from anomaly.pacs.backoff import Backoff
 from anomaly.pacs.client.destinations import Destination
-from anomaly.pacs.node.batches import Batch
+from anomaly.pacs.node.batches import Batch, State
 from anomaly.pacs.node.spool import Spool
 
-__all__ = ["FINAL", "Backoff", "Delivery"]
+__all__ = ["FINAL", "Delivery"]
 
 log = logging.getLogger(__name__)
 
 FINAL = 5
 """Refusals of a destination that could answer, after which it is believed."""
-
-LONGEST = 300.0
-"""Seconds of the longest rest."""
-
-
-class Backoff:
-    """Pauses of 1, 2, 4, ... up to `LONGEST` seconds after troubles in a row.
-
-    Parameters
-    ----------
-    clock : callable
-        Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._pause = 0.0
-        self._end = -math.inf
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is time to try again."""
-        return self._clock() >= self._end
-
-    def begin(self) -> float:
-        """Rest after a trouble; return for how many seconds."""
-        self._pause = min(2 * self._pause or 1.0, LONGEST)
-        self._end = self._clock() + self._pause
-        return self._pause
-
-    def forget(self) -> None:
-        """Begin with the shortest pause again: something went well."""
-        self._pause = 0.0
 
 
 class Delivery:
@@ -86,7 +53,7 @@ class Delivery:
 
     def send_next(self) -> bool:
         """Send the results of one batch; return whether there was one, and its time had come."""
-        batches = self._spool.batches("scored")
+        batches = self._spool.batches(State.SCORED)
         if not batches or not self._backoff.is_over:
             return False
         # One that is refused every time does not keep the others.
@@ -101,7 +68,7 @@ class Delivery:
         except Exception as error:  # whatever it is, the node goes on receiving and scoring
             self._refused(batch, error)
             return True
-        self._backoff.forget()
+        self._backoff.reset()
         kept = self._spool.sent(batch)
         log.info("batch %d: %d objects sent", batch.number, len(batch.objects))
         if kept:
