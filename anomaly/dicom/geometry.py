@@ -8,6 +8,7 @@ round, `Orientation` turns them; what the tags leave open stays as it is stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,21 @@ from pydicom import Dataset
 from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
 from anomaly.types import Orientation, SpacingSource
 
-__all__ = ["open_to_view", "orientation", "shutter_tags", "spacing", "unreadable_tags"]
+__all__ = [
+    "direction_letters",
+    "open_to_view",
+    "orientation",
+    "shutter_tags",
+    "spacing",
+    "unreadable_tags",
+]
 
 # Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis that each lies on.
 _AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
 # Of ImageOrientationPatient (PS3.3 C.7.6.2.1.1): x grows to the left, y to the back, z to the head.
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
+
+_STRAIGHT = 1e-4  # a smaller cosine is rounding, not an angle
 
 
 def spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, SpacingSource]:
@@ -88,7 +98,9 @@ def orientation(dataset: Dataset, index: int) -> Orientation:
     plane = functional_group(dataset, index, "PlaneOrientationSequence") or dataset
     cosines = _cosines(plane, "ImageOrientationPatient")
     along_row, along_column = (
-        _directions(dataset) if cosines is None else (_letter(cosines[:3]), _letter(cosines[3:]))
+        _directions(dataset)
+        if cosines is None
+        else (direction_letters(cosines[:3])[:1], direction_letters(cosines[3:])[:1])
     )
     transposed = f"{_AXES.get(along_row, '')}{_AXES.get(along_column, '')}" in ("yx", "zx", "zy")
     if transposed:
@@ -108,9 +120,26 @@ def _directions(dataset: Dataset) -> tuple[str, str]:
     return str(value[0])[:1], str(value[1])[:1]
 
 
-def _letter(cosines: tuple[float, ...]) -> str:
-    axis = int(np.argmax(np.abs(cosines)))
-    return _LETTERS[axis][cosines[axis] > 0]
+def direction_letters(cosines: Sequence[float]) -> str:
+    """Letters of the sides of the patient that a direction leads to, the main one first.
+
+    Parameters
+    ----------
+    cosines : sequence of 3 floats
+        Of one direction of ImageOrientationPatient.
+
+    Returns
+    -------
+    str
+        As PatientOrientation writes it (PS3.3 C.7.6.1.1.1); empty where all cosines are 0.
+
+    Examples
+    --------
+    >>> direction_letters([0.8, 0.0, -0.6])
+    'LF'
+    """
+    axes = sorted(zip(cosines, _LETTERS, strict=True), key=lambda axis: -abs(axis[0]))
+    return "".join(sides[cosine > 0] for cosine, sides in axes if abs(cosine) > _STRAIGHT)
 
 
 def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from anomaly.config import load_config, write_config
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.pipelines.report import SEEN
 from anomaly.pipelines.run import RunFolder
-from anomaly.reporting.dicom.source import SEEN as MEANS_SEEN
+from anomaly.reporting.dicom.case import SEEN as MEANS_SEEN
 from anomaly.store.bundle import read_bundle
 
 

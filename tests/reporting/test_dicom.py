@@ -26,8 +26,8 @@ import anomaly
 from anomaly.data.readers.dicom import open_dicom
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.detection.heatmap import find_regions
+from anomaly.reporting.dicom.case import SEEN
 from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
-from anomaly.reporting.dicom.source import SEEN
 from anomaly.reporting.plots.figures import overlay_rgba
 
 # What the judges say

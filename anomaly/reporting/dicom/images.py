@@ -26,10 +26,12 @@ from pydicom.sr.codedict import codes
 from anomaly.dicom.geometry import shutter_tags
 from anomaly.dicom.grey import is_inverted, presentation_grey
 from anomaly.errors import UnsupportedScan
-from anomaly.reporting.dicom.source import NOTICE, SEEN, DicomCase, Kind, SourceImage
+from anomaly.reporting.dicom.case import SEEN, DicomCase, Kind
+from anomaly.reporting.dicom.source import SourceImage
 from anomaly.reporting.dicom.structured_report import EVIDENCE, private_code
 from anomaly.reporting.outlines import region_outlines
 from anomaly.reporting.plots.figures import overlay_rgba
+from anomaly.types import NOTICE
 
 __all__ = [
     "contours_object",
@@ -58,7 +60,7 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
         # The constructor wants some orientation; `write_objects` gives the source's own.
         coordinate_system=hd.CoordinateSystemNames.PATIENT,
         patient_orientation=("L", "P"),
-        **source.common("overlay"),
+        **source.arguments("overlay"),
     )
     if "PixelSpacing" in source.plane:
         made.PixelSpacing = source.plane.PixelSpacing
@@ -161,7 +163,7 @@ def _segmentation(
         content_label=kind.upper(),
         content_description=NOTICE,
         omit_empty_frames=False,
-        **source.common(kind),
+        **source.arguments(kind),
     )
 
 
@@ -203,7 +205,7 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
         voi_lut_transformations=[window],
         content_label="EVIDENCE",
         content_description=NOTICE,
-        **source.common("parametric_map"),
+        **source.arguments("parametric_map"),
     )
 
 
@@ -257,7 +259,7 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         presentation_lut_transformation=hd.PresentationLUTTransformation(
             shapes.INVERSE if inverted else shapes.IDENTITY
         ),
-        **source.common("contours"),
+        **source.arguments("contours"),
     )
     # The constructor takes every pixel for a square, and a viewer believes the state.
     made.update(presentation_grey(source.header, case.spread))

@@ -2,16 +2,16 @@
 
 ::
 
-    report          Comprehensive 3D SR, TID 1500      `dicom_report`
-    overlay         Secondary Capture, RGB             `dicom_images`
-    segmentation    Segmentation, BINARY               `dicom_images`; none where nothing stands out
-    heatmap         Segmentation, FRACTIONAL           `dicom_images`
-    parametric_map  Parametric Map, float32            `dicom_images`; CT, MR with a plane
-    contours        Grayscale Presentation State       `dicom_images`
+    report          Comprehensive 3D SR, TID 1500      `structured_report`
+    overlay         Secondary Capture, RGB             `images`
+    segmentation    Segmentation, BINARY               `images`; none where nothing stands out
+    heatmap         Segmentation, FRACTIONAL           `images`
+    parametric_map  Parametric Map, float32            `images`; CT, MR with a plane
+    contours        Grayscale Presentation State       `images`
 
 Patient, study and geometry are the source's own, copied element by element in its own character
 set, and so is what it says of lossy compression; nothing else is, so a private tag stays where it
-was. Names are derived (`dicom_source`): two writings of one verdict differ in their dates and times
+was. Names are derived (`source`): two writings of one verdict differ in their dates and times
 at most. Sources of many frames take a report and an overlay. The report and the contours list the
 `MAX_REGIONS` regions with the largest peak; the report counts them all. The files carry the
 patient's name, as an archive needs it: their owner alone reads them.
@@ -31,6 +31,7 @@ from pydicom.dataset import Dataset
 
 from anomaly.errors import AnomalyError, ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.files import whole
+from anomaly.reporting.dicom.case import KINDS, MAX_REGIONS, DicomCase, Kind
 from anomaly.reporting.dicom.images import (
     contours_object,
     heatmap_object,
@@ -38,7 +39,7 @@ from anomaly.reporting.dicom.images import (
     parametric_map_object,
     segmentation_object,
 )
-from anomaly.reporting.dicom.source import KINDS, MAX_REGIONS, DicomCase, Kind, SourceImage
+from anomaly.reporting.dicom.source import SourceImage
 from anomaly.reporting.dicom.structured_report import report_object
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Where a DICOM object comes from: the case, the image it judges, and the names derived from both.
+"""The source of a DICOM object: the header of the judged image, and the names derived from it.
 
 ::
 
@@ -19,12 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypedDict
 
 import highdicom as hd
-import numpy as np
-from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
@@ -32,36 +29,15 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 
 from anomaly import __version__
 from anomaly.dicom.frames import holds_many, is_multiframe, stated_frames
+from anomaly.dicom.geometry import direction_letters
 from anomaly.dicom.tags import functional_group, numbers, value_of, whole_number
 from anomaly.errors import UnsupportedScan
-from anomaly.types import DETECTOR_MODEL, NOTICE, JudgedScan, Region
+from anomaly.reporting.dicom.case import KINDS, DicomCase, Kind
+from anomaly.types import DETECTOR_MODEL, NOTICE
 
-__all__ = [
-    "ALGORITHM",
-    "KINDS",
-    "MANUFACTURER",
-    "MAX_REGIONS",
-    "NOTICE",
-    "SEEN",
-    "DicomCase",
-    "Kind",
-    "SourceImage",
-]
-
-Kind: TypeAlias = str
-
-KINDS: list[Kind] = [
-    *("report", "overlay", "segmentation", "heatmap", "parametric_map", "contours"),
-]
-"""Every kind of object, in the order of their series numbers."""
+__all__ = ["ALGORITHM", "MANUFACTURER", "ObjectArguments", "SourceImage"]
 
 ALGORITHM = MANUFACTURER = "anomaly"
-
-MAX_REGIONS = 100
-"""Regions that are listed one by one: nobody reads thousands, and they take minutes to write."""
-
-SEEN = "Seen in training or calibration: its p-value is not valid."
-"""Of a scan that the bundle has seen; a code's meaning has at most 64 characters (PS3.5 6.2)."""
 
 _FIRST_SERIES = 9901  # far above the numbers that modalities give their own series
 
@@ -73,8 +49,6 @@ _PLANE = {
 """What places a plane in a frame of reference (PS3.3 C.7.6.2): all of it, or none is used. Images
 of many frames say it in functional groups (PS3.3 C.7.6.16.2), named here with its count of numbers.
 """
-
-_STRAIGHT = 1e-4  # a smaller cosine is rounding, not an angle
 
 _MOST_OBLONG = 10_000  # no pixel is longer than wide by more: whoever says so is wrong
 
@@ -96,82 +70,20 @@ _MEASURES = ("SliceThickness", "SpacingBetweenSlices")
 """Numbers that it may repeat, where they are some."""
 
 
-@dataclass(frozen=True)
-class DicomCase:
-    """One judged image, in the geometry of its stored pixels.
+class ObjectArguments(TypedDict):
+    """Arguments of highdicom that every constructor takes."""
 
-    Attributes
-    ----------
-    source : Path
-        DICOM file that was scored.
-    frame : int
-        Index of the frame within the file, from 0.
-    verdict : JudgedScan
-        Its ``scan.evidence`` is (Rows, Columns) and its regions are those of that evidence: row 0,
-        column 0 is the first stored pixel of the frame.
-    image : ndarray (Rows, Columns) float32 in [0, 1]
-        Grey as displayed, 0 black: MONOCHROME1 is already inverted.
-    evidence_threshold : float
-        Evidence at and above which a region is drawn, set on normal scans.
-    evidence_ceiling : float
-        Top of the colour scale, the same for the whole run; above `evidence_threshold`.
-    calibration_scans : int
-        Number of held-out normal scans behind the p-value.
-    bundle : str
-        SHA-256 of the bundle, hex.
-    frame_count : int
-        Frames that the reader has found in the file.
-    spread : (float, float) or None
-        Grey of the scan that is displayed black and white, where no window or table of the file is
-        used (`anomaly.dicom.grey.presentation_grey`).
-    seen : bool
-        The scan took part in training or calibration of the bundle; every object with words on it
-        says so (`SEEN`).
-
-    Raises
-    ------
-    ValueError
-        Image and evidence have different shapes, or the colour scale is empty.
-    """
-
-    source: Path
-    frame: int
-    verdict: JudgedScan
-    image: NDArray[np.float32]
-    evidence_threshold: float
-    evidence_ceiling: float
-    calibration_scans: int
-    bundle: str
-    frame_count: int = 1
-    spread: tuple[float, float] | None = None
-    seen: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what would draw evidence on other pixels, or on no scale."""
-        evidence = self.verdict.scan.evidence
-        if evidence is None or evidence.shape != self.image.shape:
-            shape = None if evidence is None else evidence.shape
-            raise ValueError(
-                f"evidence of shape {shape} does not fit an image of {self.image.shape}: give both "
-                "in the geometry of the stored pixels"
-            )
-        low, high = self.evidence_threshold, self.evidence_ceiling
-        if not (math.isfinite(low) and math.isfinite(high) and 0 < low < high):
-            raise ValueError(
-                f"the colour scale needs 0 < threshold < ceiling, both finite; got {low}, {high}"
-            )
-
-    @property
-    def evidence(self) -> NDArray[np.float32]:
-        """Evidence (Rows, Columns) float32, >= 0."""
-        evidence = self.verdict.scan.evidence
-        assert evidence is not None  # noqa: S101  `__post_init__` has looked
-        return evidence
-
-    @property
-    def listed_regions(self) -> tuple[Region, ...]:
-        """The regions that objects list one by one: the `MAX_REGIONS` with the largest peak."""
-        return self.verdict.regions[:MAX_REGIONS]
+    series_instance_uid: UID
+    series_number: int
+    sop_instance_uid: UID
+    instance_number: int
+    manufacturer: str
+    manufacturer_model_name: str
+    software_versions: str
+    device_serial_number: str
+    series_description: str
+    transfer_syntax_uid: UID
+    contributing_equipment: list[hd.ContributingEquipment]
 
 
 @dataclass(frozen=True)
@@ -292,7 +204,7 @@ class SourceImage:
         letters = [str(letter) for letter in stated] if several and len(stated) == 2 else None
         cosines = self.plane.get("ImageOrientationPatient", [])
         if letters is None and len(cosines) == 6:
-            row, column = _letters(cosines[:3]), _letters(cosines[3:])
+            row, column = direction_letters(cosines[:3]), direction_letters(cosines[3:])
             return [row, column] if row and column else None
         return letters
 
@@ -359,22 +271,22 @@ class SourceImage:
             slim.PixelSpacing = self.plane.PixelSpacing
         return slim
 
-    def common(self, kind: Kind) -> dict[str, Any]:
-        """Arguments that every constructor takes: names, place in the study and equipment."""
+    def arguments(self, kind: Kind) -> ObjectArguments:
+        """Names, place in the study and equipment of the object of a kind."""
         order = max(whole_number(self.header, "InstanceNumber") or 1, 1)
-        return {
-            "series_instance_uid": self.series_uid(kind),
-            "series_number": _FIRST_SERIES + KINDS.index(kind),
-            "sop_instance_uid": self.uid(kind),
-            "instance_number": order + self.case.frame,
-            "manufacturer": MANUFACTURER,
-            "manufacturer_model_name": DETECTOR_MODEL,
-            "software_versions": __version__,
-            "device_serial_number": self.case.bundle[:16],
-            "series_description": f"anomaly {kind.replace('_', ' ')}, research use only",
-            "transfer_syntax_uid": ExplicitVRLittleEndian,
-            "contributing_equipment": [self._equipment()],
-        }
+        return ObjectArguments(
+            series_instance_uid=self.series_uid(kind),
+            series_number=_FIRST_SERIES + KINDS.index(kind),
+            sop_instance_uid=self.uid(kind),
+            instance_number=order + self.case.frame,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=DETECTOR_MODEL,
+            software_versions=__version__,
+            device_serial_number=self.case.bundle[:16],
+            series_description=f"anomaly {kind.replace('_', ' ')}, research use only",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            contributing_equipment=[self._equipment()],
+        )
 
     def _equipment(self) -> hd.ContributingEquipment:
         return hd.ContributingEquipment(
@@ -406,9 +318,3 @@ def _sizes(holder: Dataset, keyword: str) -> tuple[float, float] | None:
     height, width = pair
     sane = 0 < height < math.inf and 0 < width < math.inf
     return (height, width) if sane and 1 / _MOST_OBLONG < height / width < _MOST_OBLONG else None
-
-
-def _letters(cosines: Sequence[float]) -> str:
-    """Name a direction by the sides of the patient it leads to, the main one first."""
-    axes = sorted(zip(cosines, ("RL", "AP", "FH"), strict=True), key=lambda axis: -abs(axis[0]))
-    return "".join(sides[cosine > 0] for cosine, sides in axes if abs(cosine) > _STRAIGHT)

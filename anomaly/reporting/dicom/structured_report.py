@@ -22,9 +22,10 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 
 from anomaly import __version__
-from anomaly.reporting.dicom.source import ALGORITHM, MANUFACTURER, NOTICE, SEEN, SourceImage
+from anomaly.reporting.dicom.case import SEEN
+from anomaly.reporting.dicom.source import ALGORITHM, MANUFACTURER, SourceImage
 from anomaly.reporting.outlines import region_outlines
-from anomaly.types import DETECTOR_MODEL, Region
+from anomaly.types import DETECTOR_MODEL, NOTICE, Region
 
 __all__ = ["EVIDENCE", "SCHEME", "private_code", "report_object"]
 
@@ -97,7 +98,7 @@ def report_object(source: SourceImage) -> sr.Comprehensive3DSR:
                 SCHEME, name="anomaly, private codes", responsible_organization=MANUFACTURER
             )
         ],
-        **source.common("report"),
+        **source.arguments("report"),
     )
 
 
