@@ -8,12 +8,11 @@ spreadsheet, so named tables are better written as XLSX.
 from __future__ import annotations
 
 import csv
-import os
-import uuid
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from openpyxl import Workbook  # type: ignore[import-untyped, unused-ignore]
 from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped, unused-ignore]
@@ -21,6 +20,7 @@ from openpyxl.utils.escape import escape  # type: ignore[import-untyped, unused-
 
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import AnomalyError
+from anomaly.files import whole
 from anomaly.store.results import Results
 from anomaly.store.rows import plain_cell
 
@@ -67,20 +67,14 @@ def export(results: Results, path: Path, rows: Sequence[ManifestRow] | None = No
     head = [*table.column_names, *(f"source_{name}" for name in IDENTIFIERS if rows is not None)]
     scored = (tuple(line.values()) for batch in table.to_batches() for line in batch.to_pylist())
     lines = scored if rows is None else _identified(scored, rows)
-    # A name of its own: what a killed export left behind must not lend its mode.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    write = _write_csv if path.suffix == ".csv" else _write_xlsx
     try:
-        mode = 0o666 if rows is None else 0o600
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        write = _write_csv if path.suffix == ".csv" else _write_xlsx
-        write(temporary, chain([head], lines))
-        temporary.replace(path)
+        with whole(path, mode=0o666 if rows is None else 0o600) as file:
+            write(file, chain([head], lines))
     except OSError as error:
         raise AnomalyError(
             f"{path} could not be written ({error.strerror}): make room for it and run again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(keys)
 
 
@@ -91,17 +85,18 @@ def _identified(
         yield (*line, *(getattr(row, name) for name in IDENTIFIERS))
 
 
-def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([plain_cell(value) for value in line] for line in lines)
+def _write_csv(file: IO[bytes], lines: Iterable[Sequence[Any]]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    csv.writer(text).writerows([plain_cell(value) for value in line] for line in lines)
+    text.detach()  # the file is closed by who opened it
 
 
-def _write_xlsx(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+def _write_xlsx(file: IO[bytes], lines: Iterable[Sequence[Any]]) -> None:
     book = Workbook(write_only=True)
     sheet = book.create_sheet("scores")
     for line in lines:
         sheet.append([_text(sheet, value) if isinstance(value, str) else value for value in line])
-    book.save(path)
+    book.save(file)
 
 
 def _text(sheet: Any, value: str) -> WriteOnlyCell:

@@ -5,7 +5,6 @@ Both appear whole or not at all, and reading executes nothing.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from anomaly.errors import CheckpointError
-from anomaly.files import checked_line, read_checked
+from anomaly.files import checked_line, read_checked, whole
 
 __all__ = [
     "Metrics",
@@ -62,15 +61,10 @@ def write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
     CheckpointError
         If it cannot be written (disk full); the previous checkpoint survives.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole(path) as file:
             torch.save(dict(saved), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"the checkpoint at step {saved['step']} could not be written to {path.parent} "
             f"({error}); the previous one is untouched. Free some space and run again to resume"
@@ -110,13 +104,10 @@ def keep_metrics_until(path: Path, step: int) -> None:
     """Drop what was recorded after step `step`; the resumed run records it again."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        temporary = path.with_suffix(".tmp-metrics")
         try:
-            lines = [checked_line(record) for record in kept]
-            temporary.write_text("".join(lines))
-            temporary.replace(path)
+            with whole(path) as file:
+                file.write("".join(map(checked_line, kept)).encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _unwritten(path, error) from error
 
 

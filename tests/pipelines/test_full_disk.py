@@ -15,6 +15,14 @@ from pathlib import Path
 import pytest
 from road import Road, anomaly, copy, done
 
+from anomaly.data.readers.isolation import map_in_processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_server() -> None:
+    """Start the server that processes are forked from, which would keep a limit for ever."""
+    assert list(map_in_processes(abs, [-1], workers=1)) == [(-1, 1)]
+
 
 @contextmanager
 def full_beyond(size: int) -> Iterator[None]:
