@@ -110,9 +110,22 @@ def choose_scans(
 ) -> tuple[Config, Manifest]:
     """Return the run's own manifest, or one of a folder of new scans made as the bundle asks.
 
-    Scoring that was broken off goes on with the list that it had. Where the folder `may_have_grown`
-    since, it is looked whether it has, and then listed anew. `data` is where the scans of the run's
-    own manifest are now, if they have moved.
+    Scoring that was interrupted continues with the list that it had.
+
+    Parameters
+    ----------
+    run : RunFolder
+    scans : Path or None
+        Folder of new scans; None: the run's own.
+    bundle_folder : Path
+    overrides : list of str
+        ``"name=value"`` of settings.
+    processes : Workers, optional
+        What decodes; default: processes of its own.
+    data : Path, optional
+        Where the scans of the run's own manifest are now, if they have moved.
+    may_have_grown : bool
+        Whether to look for files that the list does not hold, and then to list the folder again.
 
     Raises
     ------
@@ -120,15 +133,48 @@ def choose_scans(
         If the run holds a prepared table of scans, or scores of another folder.
     """
     if scans is None:
-        run.need(run.config, "prepare")
-    bundle = read_bundle(bundle_folder)
-    if scans is None:
-        config = _at_operating_point(
-            run_config(run, overrides, data, stage="score"), bundle, overrides
-        )
-        _refuse_foreign_bundle(run, bundle)
-        return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+        return _own_scans(run, bundle_folder, overrides, data)
     scans = scans.resolve()  # a link may lead elsewhere by the next time
+    bundle = read_bundle(bundle_folder)
+    config = _config_of_folder(run, scans, bundle, overrides)
+    _refuse_other_folder(run, scans)
+    _refuse_other_bundle(run, bundle, bundle_folder)
+    run.refuse_foreign()
+    make_results_folder(run.path)
+    if _is_begun(run, config) and not (may_have_grown and _has_grown(run, scans)):
+        log.info("going on with the list of scans that the run holds")
+        manifest = Manifest.read(run.manifest, scans)
+    else:
+        manifest = scan_folder(run, config, processes)
+        with writing(run.manifest):
+            manifest.write(run.manifest)
+    write_config(run.config, config)
+    if not _holds(run, bundle):
+        # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
+        copy_bundle(bundle_folder, run.bundle)
+    return config, manifest
+
+
+def _own_scans(
+    run: RunFolder, bundle_folder: Path, overrides: list[str], data: Path | None
+) -> tuple[Config, Manifest]:
+    """Return the configuration and the manifest that the run was prepared with."""
+    run.need(run.config, "prepare")
+    bundle = read_bundle(bundle_folder)
+    config = run_config(run, overrides, data, stage="score")
+    config = _at_operating_point(config, bundle, overrides)
+    _refuse_foreign_bundle(run, bundle)
+    return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+
+
+def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: list[str]) -> Config:
+    """Return the bundle's configuration, with a folder of new scans in place of its own.
+
+    Raises
+    ------
+    ConfigError
+        If the run holds a prepared table of scans, or an override has no effect.
+    """
     if run.manifest.exists() and any(row.split for row in Manifest.read(run.manifest).rows):
         raise ConfigError(
             f"{run.path} holds a prepared run, whose table of scans would be lost: name a new "
@@ -150,23 +196,7 @@ def choose_scans(
     refuse_idle_settings(usual, config, "score a folder")
     if config.data.root != scans:
         raise ConfigError(f"--set data.root has no effect here: the scans are those of {scans}")
-    config = _at_operating_point(config, bundle, overrides)
-    _refuse_other_folder(run, scans)
-    _refuse_other_bundle(run, bundle, bundle_folder)
-    run.refuse_foreign()
-    make_results_folder(run.path)
-    if _is_begun(run, config) and not (may_have_grown and _has_grown(run, scans)):
-        log.info("going on with the list of scans that the run holds")
-        manifest = Manifest.read(run.manifest, scans)
-    else:
-        manifest = scan_folder(run, config, processes)
-        with writing(run.manifest):
-            manifest.write(run.manifest)
-    write_config(run.config, config)
-    if not _holds(run, bundle):
-        # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
-        copy_bundle(bundle_folder, run.bundle)
-    return config, manifest
+    return _at_operating_point(config, bundle, overrides)
 
 
 def _holds(run: RunFolder, bundle: Bundle) -> bool:

@@ -30,21 +30,19 @@ from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Workers
 from anomaly.data.readers.zips import file_of
 from anomaly.data.table.manifest import Manifest, ManifestRow
-from anomaly.data.table.pseudonyms import pseudonym
 from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError, ConfigError, ManifestError, ScanError
 from anomaly.logs import Public
-from anomaly.scoring.judging import judge
 from anomaly.scoring.leases import Lease, Leases
-from anomaly.scoring.scorer import Outcome, ScoredScan, Scorer
+from anomaly.scoring.scorer import Outcome, Scorer
+from anomaly.scoring.shard_results import shard_results
 from anomaly.scoring.shards import Shard, cut
 from anomaly.scoring.verdicts import on_source
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import Provenance, Results, ScoreRow
-from anomaly.types import Verdict
 from anomaly.version import __version__
 
-__all__ = ["Job", "check_same_grey", "rows_to_score", "score_shard"]
+__all__ = ["Job", "check_same_grey", "rows_to_score"]
 
 log = logging.getLogger(__name__)
 
@@ -235,13 +233,31 @@ class Job:
                     shard, lease = claimed[index]
                     # Not one more: it would be the first of the next shard.
                     shard_outcomes = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
-                    rows, maps = score_shard(self, shard, shard_outcomes)
+                    rows, maps = shard_results(
+                        shard, shard_outcomes, self.bundle, self.config, self.site_key
+                    )
+                    self._refuse_missing_archive(shard)
                     writer.submit(partial(self._write, shard, lease, rows, maps))
                     del claimed[index]
         finally:
             for _, lease in claimed.values():
                 lease.release()
         return busy
+
+    def _refuse_missing_archive(self, shard: Shard) -> None:
+        """Refuse to write a shard where no scan of the table is in the archive any more.
+
+        It is not mounted, and rows that say "missing" would look like an answer.
+        """
+        root = self.manifest.root
+        readable = (source for source in shard.rows if source.status == "ok")
+        if any(not _is_there(root, source) for source in readable) and not any(
+            _is_there(root, row) for row in self.manifest.rows
+        ):
+            raise AnomalyError(
+                f"none of the {len(self.manifest.rows)} files of the table is in {root}: is the "
+                "archive mounted? Nothing of this shard was written; run again when it is back"
+            )
 
     def _claimed(
         self,
@@ -325,62 +341,9 @@ def rows_to_score(manifest: Manifest) -> list[ManifestRow]:
     return [*rows, *manifest.select(status="skipped")]
 
 
-def score_shard(
-    job: Job, shard: Shard, outcomes: Iterable[Outcome]
-) -> tuple[list[ScoreRow], dict[str, NDArray[np.float32]]]:
-    """Turn what was said of a shard's scans into its rows, in order, and the evidence maps to keep.
-
-    Raises
-    ------
-    AnomalyError
-        If no scan of the table is in the archive any more: it is not mounted, and rows that say
-        "missing" would look like an answer.
-    """
-    root, config = job.manifest.root, job.config
-    rows: list[ScoreRow] = []
-    maps = {}
-    for source, outcome in zip(shard.rows, outcomes, strict=True):
-        if isinstance(outcome, ScoredScan):
-            row = _row(outcome, judge(outcome, job.bundle, config.alpha))
-            if config.results.keeps_map(row.key, flagged=bool(row.flagged)):
-                maps[row.key] = outcome.evidence
-                row = replace(row, map_part=shard.index)
-        else:
-            row = ScoreRow(source.key, "not scored", reason=outcome[1].reason, view=source.view)
-        study, patient = (
-            name and pseudonym(job.site_key, f"{kind} {name}")
-            for kind, name in (("study", source.study), ("patient", source.patient))
-        )
-        seen = job.bundle.has_seen(source)
-        rows.append(replace(row, study=study, patient=patient, site=source.site, seen=seen))
-    readable = (source for source in shard.rows if source.status == "ok")
-    if any(not _is_there(root, source) for source in readable) and not any(
-        _is_there(root, row) for row in job.manifest.rows
-    ):
-        raise AnomalyError(
-            f"none of the {len(job.manifest.rows)} files of the table is in {root}: is the archive "
-            "mounted? Nothing of this shard was written; run again when it is back"
-        )
-    return rows, maps
-
-
 def _is_there(root: Path, row: ManifestRow) -> bool:
     # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
     return os.path.exists(file_of(root / row.path))  # noqa: PTH110
-
-
-def _row(item: ScoredScan, verdict: Verdict) -> ScoreRow:
-    return ScoreRow(
-        item.source.row.key,
-        "scored",
-        score=verdict.score,
-        p_value=verdict.p_value,
-        flagged=verdict.flag,
-        evidence_peak=verdict.evidence_peak,
-        regions=len(verdict.regions) if verdict.flag is not None else None,
-        view=item.source.row.view,
-        features=dict(verdict.features),
-    )
 
 
 def _counted(

@@ -75,56 +75,54 @@ def score(
     A run that was stopped goes on where it stopped, and any number of these commands may work on
     one run at once.
     """
-    from anomaly.pipelines import score as stage
     from anomaly.pipelines.context import pick_device
     from anomaly.pipelines.run import RunFolder
+    from anomaly.pipelines.score import choose_scans
+    from anomaly.pipelines.score import score as score_scans
     from anomaly.scoring.shards import ShardAssignment
     from anomaly.store.signatures import check_signature
 
-    folder = RunFolder(run)
-    new_folder = bundle is not None and scans is None and dicomweb is None
-    new_folder = new_folder and run.is_dir() and not folder.manifest.exists()
+    is_new_folder = bundle is not None and scans is None and dicomweb is None
+    is_new_folder = is_new_folder and run.is_dir() and not RunFolder(run).manifest.exists()
     refuse_idle(
         {
             "--query": bool(query_) and dicomweb is None,
-            "--out": out is not None and not new_folder,
+            "--out": out is not None and not is_new_folder,
             "--data": data is not None
-            and (scans is not None or dicomweb is not None or new_folder),
+            and (scans is not None or dicomweb is not None or is_new_folder),
             "--calling": calling is not None and (send is None or "@" not in send),
             "--shard": shard is not None and ray is not None,
         }
     )
     assignment = None if shard is None else ShardAssignment.parse(shard)
     target = None if send is None else destination_at(send, calling)
-    lacking = 0
+    folder, missing = RunFolder(run), 0
     if dicomweb is not None:
         if scans is not None or not query_:
             raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
-        lacking = fetch(folder, dicomweb, query_)
-        scans = folder.spool
-    elif new_folder:
+        scans, missing = folder.spool, fetch(folder, dicomweb, query_)
+    elif is_new_folder:
         folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
     source = bundle_at(bundle) or folder.bundle
     if signer is not None:
         check_signature(source, signer)
-    fetches = dicomweb is not None
     overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
-    resolved, manifest = stage.choose_scans(
-        folder, scans, source, overrides, data=data, may_have_grown=fetches
+    config, manifest = choose_scans(
+        folder, scans, source, overrides, data=data, may_have_grown=dicomweb is not None
     )
     if ray is not None:
         from anomaly.pipelines.cluster import score_on_ray
 
-        score_on_ray(folder, resolved, source, manifest, pick_device(device), actors=ray)
+        score_on_ray(folder, config, source, manifest, pick_device(device), actors=ray)
     else:
-        stage.score(folder, resolved, source, manifest, pick_device(device), assignment=assignment)
+        score_scans(folder, config, source, manifest, pick_device(device), assignment=assignment)
     if target is not None:
         from anomaly.pipelines.dicom import write_dicom
         from anomaly.pipelines.pacs import store_results
 
-        store_results(target, write_dicom(folder, resolved).paths)
-    if lacking:
+        store_results(target, write_dicom(folder, config).paths)
+    if missing:
         raise AnomalyError(
-            f"{lacking} images of the archive could not be fetched, and are in no result: run the "
+            f"{missing} images of the archive could not be fetched, and are in no result: run the "
             "same command again"
         )
