@@ -249,12 +249,13 @@ class Detector:
         return ImageReader(Path("/"), config.intensity, config.preprocessing)
 
     def _only_frame(self, path: Path) -> Verdict:
-        verdicts = list(self._verdicts([path], Workers(0)))
-        if len(verdicts) != 1:
+        rows = list(self._rows([path], Workers(0)))
+        if len(rows) != 1:
             raise UnsupportedScan(
-                "frames", f"{path} has {len(verdicts)} frames: ask `score_many` for all of them."
+                "frames", f"{path} has {len(rows)} frames: ask `score_many` for all of them."
             )
-        return verdicts[0]
+        ((name, outcome),) = self._scored_rows(rows, Workers(0))
+        return judge(outcome, self.bundle, self.alpha, name)
 
     def _verdicts(
         self, paths: Iterable[str | PathLike[str]], processes: Workers
@@ -265,7 +266,13 @@ class Detector:
     def _scored(
         self, paths: Iterable[str | PathLike[str]], processes: Workers
     ) -> Iterator[tuple[str, Outcome]]:
-        """Outcome of every frame of every file, each with the path as the caller named it.
+        """Outcome of every frame of every file, each with the path as the caller named it."""
+        return self._scored_rows(self._rows(paths, processes), processes)
+
+    def _scored_rows(
+        self, rows: Iterable[tuple[str, ManifestRow]], processes: Workers
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Outcome of every row, in order, with the path that comes with it.
 
         Scans are put before the network in groups of as many as `anomaly score` does; those that
         cannot be used are in none.
@@ -275,7 +282,7 @@ class Detector:
 
         def usable() -> Iterator[tuple[int, ManifestRow]]:
             count = 0
-            for path, row in self._rows(paths, processes):
+            for path, row in rows:
                 if row.status == "ok":
                     order.append((path, None))
                     yield count // size, row
