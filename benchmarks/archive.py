@@ -39,7 +39,8 @@ from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
 from anomaly.scoring.scorer import BATCH
-from anomaly.store.bundle import Bundle, find_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import find_bundle
 
 STEPS = 10
 REPEATS = 4

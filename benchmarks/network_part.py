@@ -37,7 +37,8 @@ from anomaly.pipelines.benchmark_robustness import altered_by
 from anomaly.pipelines.benchmark_scans import Evaluator, ScoredSet
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
-from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
 
 USES = {"texture": ("texture",), "energy": ("energy",), "both": ("energy", "texture")}

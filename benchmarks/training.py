@@ -22,7 +22,8 @@ import torch
 
 from anomaly.cdm.loss import CDMLoss
 from anomaly.data.images.loaders import step_batches
-from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.training.loop import Batch, fit
 
 IMAGES, BATCH, WARM = 64, 16, 5

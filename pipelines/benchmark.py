@@ -52,7 +52,8 @@ from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare, scan_folder
 from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.pipelines.train import train, trained_bundle
-from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import copy_bundle
 from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
 from anomaly.version import __version__
 

@@ -31,7 +31,8 @@ from anomaly.errors import CalibrationError, UnsupportedScan
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ReadScan, ScoredScan, Scorer
-from anomaly.store.bundle import Bundle, find_bundle, read_bundle, write_bundle
+from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.store.signatures import check_signature
 from anomaly.types import Scan, ScanIdentity, StudyVerdict, Verdict
 
