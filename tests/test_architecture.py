@@ -112,8 +112,22 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.detection.plausibility", ()),
         (
             "anomaly.training.loop",
-            ("anomaly.cdm", "anomaly.training.checkpoint", "anomaly.errors", "anomaly.logs"),
+            (
+                *("anomaly.cdm", "anomaly.training.checkpoint", "anomaly.training.processes"),
+                *("anomaly.training.settings", "anomaly.training.state"),
+                *("anomaly.errors", "anomaly.logs"),
+            ),
         ),
+        (
+            "anomaly.training.state",
+            (
+                *("anomaly.cdm", "anomaly.training.processes", "anomaly.training.settings"),
+                *("anomaly.errors", "anomaly.logs"),
+            ),
+        ),
+        ("anomaly.training.processes", ()),
+        ("anomaly.training.settings", ("anomaly.errors",)),
+        ("anomaly.training.validation", ("anomaly.cdm", "anomaly.training.checkpoint")),
         ("anomaly.training.checkpoint", ("anomaly.errors", "anomaly.files")),
         ("anomaly.evaluation.metrics", ("anomaly.errors",)),
         ("anomaly.evaluation.roc", ("anomaly.errors", "anomaly.evaluation.metrics")),
@@ -181,7 +195,16 @@ def test_a_part_imports_only_its_neighbours(part: str, allowed: tuple[str, ...])
 
 
 @pytest.mark.parametrize(
-    "part", ["anomaly.cdm", "anomaly.training.checkpoint", "anomaly.training.loop"]
+    "part",
+    [
+        "anomaly.cdm",
+        "anomaly.training.checkpoint",
+        "anomaly.training.loop",
+        "anomaly.training.processes",
+        "anomaly.training.settings",
+        "anomaly.training.state",
+        "anomaly.training.validation",
+    ],
 )
 def test_the_maths_knows_torch_alone(part: str) -> None:
     for name in members(part):
