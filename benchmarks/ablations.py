@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.evaluation.benchmark.scans import Evaluator
 from anomaly.evaluation.metrics import auroc
 from anomaly.pipelines.benchmark import benchmark_config
-from anomaly.pipelines.benchmark_scans import Evaluator
 from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder

@@ -31,7 +31,8 @@ import torch
 from PIL import Image
 
 from anomaly.config import dump
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.pipelines.run import RunFolder
@@ -39,7 +40,8 @@ from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
 from anomaly.scoring.scorer import BATCH
-from anomaly.store.bundle import Bundle, find_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import find_bundle
 
 STEPS = 10
 REPEATS = 4
@@ -65,13 +67,8 @@ def make_run(folder: Path, bundle: Path, rows: int, images: Path | None) -> tupl
         results=replace(source.results, maps="flagged"),
     )
     began = time.perf_counter()
-    listed = build_manifest(
-        config.data.root,
-        labels={},
-        patient_pattern=None,
-        policy=config.intensity,
-        site_key=b"k" * 32,
-    ).select()
+    inspection = Inspection(config.data.root, config.intensity, b"k" * 32)
+    listed = build_manifest(inspection, PathNames()).select()
     seconds = (time.perf_counter() - began) / len(listed)
     print(f"listing: {1e3 * seconds:.2f} ms an image, one process", flush=True)
     again = (

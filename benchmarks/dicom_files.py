@@ -26,7 +26,7 @@ from anomaly.errors import ScanError
 from anomaly.pipelines.prepare import scan_folder
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import choose_scans, score
-from anomaly.store.bundle import find_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.types import Scan
 
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -29,7 +29,9 @@ from anomaly.cdm.levels import SCHEDULES, NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
 from anomaly.training.checkpoint import Metrics
-from anomaly.training.loop import Batch, TrainingSettings, fit
+from anomaly.training.loop import Observers, TrainingFolder, fit
+from anomaly.training.settings import TrainingSettings
+from anomaly.training.state import Batch
 
 SIDE = 16
 DIMS = SIDE * SIDE
@@ -165,10 +167,9 @@ def main() -> None:
             CDMLoss(classifier, levels, options.ce_weight, weights),
             batches,
             training,
+            TrainingFolder(Path(folder), {"data": "gaussian field"}),
             grey_levels=None,
-            folder=Path(folder),
-            conditions={"data": "gaussian field"},
-            validate=measure,
+            observers=Observers(validate=measure),
         )
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     ratio = [float(levels.sigma[t] / levels.alpha[t]) for t in rungs(levels)]

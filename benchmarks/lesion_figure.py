@@ -23,8 +23,8 @@ from anomaly.data.images.transforms import Frame
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.synthetic.alterations import LESIONS, alter
 from anomaly.data.table.manifest import Manifest
-from anomaly.pipelines.benchmark_robustness import ALTERATION_SEED, altered_by
-from anomaly.pipelines.benchmark_scans import Evaluator
+from anomaly.evaluation.benchmark.robustness import ALTERATION_SEED, altered_by
+from anomaly.evaluation.benchmark.scans import Evaluator
 from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.store.bundle import read_bundle
 from anomaly.training.detector_fit import ScanObserver

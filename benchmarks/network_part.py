@@ -31,13 +31,14 @@ from anomaly.detection.kinds import (
     LedoitWolfSettings,
 )
 from anomaly.detection.scoring import fit_on, normal_table
+from anomaly.evaluation.benchmark.robustness import altered_by
+from anomaly.evaluation.benchmark.scans import Evaluator, ScoredSet
 from anomaly.evaluation.metrics import patient_weights
 from anomaly.pipelines.benchmark import benchmark_config
-from anomaly.pipelines.benchmark_robustness import altered_by
-from anomaly.pipelines.benchmark_scans import Evaluator, ScoredSet
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
-from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
 
 USES = {"texture": ("texture",), "energy": ("energy",), "both": ("energy", "texture")}

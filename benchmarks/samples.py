@@ -41,7 +41,8 @@ from anomaly.data.images.network_images import ImageReader, framed_images, read_
 from anomaly.data.images.transforms import Augmentation, Preprocessing
 from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
-from anomaly.store.bundle import Bundle, find_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import find_bundle
 
 COUNT, STEPS, BATCH = 256, 50, 32
 NOISE_TO_SIGNAL = 0.25

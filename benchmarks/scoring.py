@@ -34,7 +34,8 @@ from anomaly.detection.scoring import fit_scoring, score_observation
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import choose_scans
 from anomaly.scoring.scorer import Scorer
-from anomaly.store.bundle import find_bundle, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import find_bundle
 
 BATCH = 32
 

@@ -22,8 +22,10 @@ import torch
 
 from anomaly.cdm.loss import CDMLoss
 from anomaly.data.images.loaders import step_batches
-from anomaly.store.bundle import find_bundle, read_bundle
-from anomaly.training.loop import Batch, fit
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import find_bundle
+from anomaly.training.loop import Observers, TrainingFolder, fit
+from anomaly.training.state import Batch
 
 IMAGES, BATCH, WARM = 64, 16, 5
 
@@ -72,10 +74,9 @@ def main() -> None:
             CDMLoss(bundle.network.requires_grad_(True), bundle.levels, settings.ce_weight),
             batches,
             settings,
+            TrainingFolder(Path(folder), {}),
             grey_levels=config.preprocessing.grey_levels,
-            folder=Path(folder),
-            conditions={},
-            on_step=lambda step, loss: at.append(time.perf_counter()),
+            observers=Observers(on_step=lambda step, loss: at.append(time.perf_counter())),
         )
     seconds = statistics.median(b - a for a, b in zip(at[WARM:-1], at[WARM + 1 :], strict=True))
     print(

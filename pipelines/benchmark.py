@@ -1,8 +1,7 @@
 """benchmark: one labelled archive -> every figure that is claimed of it, in one command.
 
-A benchmark is a pair of a *split* and a table of figures computed from it. The split is named by
-its own hash, over content, frame, split and label of every labelled scan: two tables may be
-compared where their split hashes are equal. Everything is fitted on training and validation
+A benchmark is a pair of a *split* (`anomaly.evaluation.benchmark.splits`) and a table of figures
+computed from it. Everything is fitted on training and validation
 normals, every threshold comes from calibration normals, and labels of the test split, or of a
 published ``test`` folder beside it, count hits and choose nothing.
 """
@@ -12,15 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,32 +28,38 @@ from anomaly.data.images.network_images import framed_images, network_images
 from anomaly.data.synthetic.alterations import ALTERATIONS, Alteration
 from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
 from anomaly.detection.baselines import default_baselines
-from anomaly.detection.heatmap import HeatmapModel
-from anomaly.detection.kinds import (
-    KindSettings,
-)
-from anomaly.detection.scoring import FeatureTable, normal_table
-from anomaly.errors import AnomalyError, CalibrationError, ConfigError, ManifestError
-from anomaly.files import CONFIGS, strict_json, writing
-from anomaly.logs import Public
-from anomaly.pipelines.benchmark_page import benchmark_page
-from anomaly.pipelines.benchmark_robustness import (
+from anomaly.errors import AnomalyError, CalibrationError, ConfigError
+from anomaly.evaluation.benchmark.normals import Normals, fitted_normals
+from anomaly.evaluation.benchmark.page import benchmark_page
+from anomaly.evaluation.benchmark.robustness import (
     ALTERATION_SEED,
     false_alarm_table,
     lesion_tables,
     nuisance_table,
 )
-from anomaly.pipelines.benchmark_scans import Bench, EvaluationSet, Evaluator, ScoredSet
-from anomaly.pipelines.benchmark_tables import baseline_table, cost, detector_table, feature_table
+from anomaly.evaluation.benchmark.scans import Bench
+from anomaly.evaluation.benchmark.sets import make_bench
+from anomaly.evaluation.benchmark.splits import (
+    PUBLISHED,
+    published_config,
+    published_labels,
+    split_hash,
+    split_rows,
+    unfamiliar,
+)
+from anomaly.evaluation.benchmark.tables import baseline_table, cost, detector_table, feature_table
+from anomaly.files import CONFIGS, strict_json, writing
+from anomaly.logs import Public
 from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare, scan_folder
 from anomaly.pipelines.run import NOTICE, RunFolder
 from anomaly.pipelines.train import train, trained_bundle
-from anomaly.store.bundle import Bundle, copy_bundle, read_bundle
-from anomaly.training.detector_fit import ScanObserver, calibration_change, fitting_set
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import copy_bundle
+from anomaly.training.detector_fit import ScanObserver
 from anomaly.version import __version__
 
-__all__ = ["SPLITS", "benchmark", "benchmark_config", "published_labels", "split_hash"]
+__all__ = ["SPLITS", "benchmark", "benchmark_config"]
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,6 @@ SPLITS: dict[str, str] = {
     "zhanglab": "ad0f25e523a16b215a2438e6220d6743826bb29eb746ed8a24b445242e38d5cc"
 }
 """`split_hash` of archives by name: figures of another split are of other scans."""
-
-PUBLISHED = "test"
-"""Folder of an archive's own test set."""
 
 BASELINE_SEED = 0
 BASELINE_BATCH = 16
@@ -106,15 +106,6 @@ def benchmark_config(
             "network in it looks at scans in its own way"
         )
     return resolved
-
-
-def split_hash(manifest: Manifest) -> str:
-    """SHA-256 in hex over content, frame, split and label of the usable *labelled* scans.
-
-    Equal to `Manifest.hash` where every scan has a label; scans without one, such as a published
-    test set that the labels do not name, take no part in the split and do not change it.
-    """
-    return replace(manifest, rows=tuple(row for row in manifest.rows if row.label)).hash
 
 
 def benchmark(
@@ -159,8 +150,8 @@ def benchmark(
         bundle = _trained(run, config, manifest, device)
     else:
         bundle = _adopted_bundle(run, bundle_folder, config, manifest, published)
-    normals = _fitted_on(bundle, manifest, config, device)
-    bench = _bench(normals.evaluator, manifest, published)
+    normals = fitted_normals(bundle, manifest, config, device)
+    bench = make_bench(normals.evaluator, manifest, published)
     steps = baseline_steps or config.training.steps
     tables = _tables(bench, normals, steps, alterations)
     result = {
@@ -233,8 +224,10 @@ def _adopted_bundle(
     published: tuple[ManifestRow, ...],
 ) -> Bundle:
     bundle = read_bundle(folder)
-    calibration = _split(manifest, "calibration")  # the benchmark calibrates anew, by its own rules
-    measured = [*_split(manifest, "test"), *published]
+    calibration = split_rows(
+        manifest, "calibration"
+    )  # the benchmark calibrates anew, by its own rules
+    measured = [*split_rows(manifest, "test"), *published]
     held_out = [*calibration, *measured]
     seen = [row for row in calibration if not scan_marks(row).isdisjoint(bundle.seen)]
     seen += [row for row in measured if bundle.has_seen(row)]
@@ -249,61 +242,7 @@ def _adopted_bundle(
     return bundle
 
 
-@dataclass(frozen=True)
-class _Normals:
-    """The normals that detectors are fitted on, and the evaluator that their heatmap makes."""
-
-    evaluator: Evaluator
-    chosen: KindSettings
-    rule: str
-    table: FeatureTable
-    scans: Any  # ndarray of int, the scan that each row shows
-    train: tuple[ManifestRow, ...]
-    validation: tuple[ManifestRow, ...]
-
-    @property
-    def unaltered(self) -> FeatureTable:
-        """Rows of scans as they are: those come first."""
-        count = len(np.unique(self.scans))
-        return replace(self.table, values=self.table.values[:count])
-
-
-def _fitted_on(
-    bundle: Bundle, manifest: Manifest, config: Config, device: torch.device
-) -> _Normals:
-    observer = ScanObserver(bundle.network, bundle.levels, config, bundle.reference, device)
-    train, validation = (_split(manifest, s, config.data.normal) for s in ("train", "validation"))
-    rows = [*(train if "train" in config.detector.fit_on else ()), *validation]
-    observed, scans = fitting_set(observer, rows)
-    table = normal_table(observed, config.features, config.heatmap, scans)
-    heatmap = HeatmapModel.fit(observed.map_residuals, observed.shifts, config.heatmap)
-    chosen, rule = _choice(bundle)
-    log.info("%s", Public(rule))
-    return _Normals(
-        Evaluator(observer, bundle, heatmap), chosen, rule, table, scans, train, validation
-    )
-
-
-def _choice(bundle: Bundle) -> tuple[KindSettings, str]:
-    """Return the settings of the bundle's detector, and the sentence that says why those."""
-    candidates = {str(candidate): candidate for candidate in bundle.config.detector.candidates}
-    name = bundle.chosen
-    if name not in bundle.margins:
-        return candidates[name], f"{name}: the only candidate, there was nothing to choose"
-    return candidates[name], (
-        f"{name}: margin {bundle.margins[name]:.3f} between synthetic perturbations and nuisance "
-        f"on validation normals, within one standard error of the widest "
-        f"({max(bundle.margins.values()):.3f}) of {len(bundle.margins)} candidates, and of those "
-        "named first; no abnormal scan took part"
-    )
-
-
 # --- the scans that it is measured on ---------------------------------------------------------
-
-
-def _split(manifest: Manifest, split: str, label: str | None = None) -> tuple[ManifestRow, ...]:
-    """Labelled rows of a split."""
-    return tuple(row for row in manifest.select(split=split, label=label) if row.label)
 
 
 def _identity(name: str, manifest: Manifest) -> str:
@@ -320,24 +259,6 @@ def _identity(name: str, manifest: Manifest) -> str:
     return split
 
 
-def published_labels(config: Config) -> dict[str, list[str]]:
-    """Label -> patterns for the folders within ``test`` of an archive, by their names.
-
-    A folder is normal if its name is ``normal``, or holds the name of the folder of the
-    configuration's normal scans as a word of its own (``ABNORMAL`` does not hold ``NORMAL``),
-    whatever the case. Every other folder is a class of its own name. Empty without such folders.
-    """
-    root = config.data.root / PUBLISHED
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    patterns = (Path(pattern).parts[:-1] for pattern in config.data.labels[config.data.normal])
-    names = {"normal"} | {parts[-1].lower() for parts in patterns if parts}
-    labels: dict[str, list[str]] = {config.data.normal: []}
-    for folder in (f for f in folders if not f.startswith(".")):
-        words = any(re.search(rf"(?<![a-z]){re.escape(n)}(?![a-z])", folder.lower()) for n in names)
-        labels.setdefault(config.data.normal if words else folder.lower(), []).append(f"{folder}/*")
-    return labels if folders else {}
-
-
 def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[ManifestRow, ...]:
     """Rows of the archive's own test set; none where the configuration's labels name them."""
     labels = published_labels(config)
@@ -345,8 +266,8 @@ def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[Mani
     if not labels or any(row.label for row in named):
         return ()
     log.info("reading the published test set")
-    rows = [row for row in scan_folder(run, _published_config(config)).select() if row.label]
-    rows = _unfamiliar(rows, manifest)
+    rows = [row for row in scan_folder(run, published_config(config)).select() if row.label]
+    rows = unfamiliar(rows, manifest)
     classes = {row.label for row in rows}
     if len(classes) < 2 or config.data.normal not in classes:
         log.warning(
@@ -358,76 +279,15 @@ def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[Mani
     return tuple(rows)
 
 
-def _unfamiliar(rows: Sequence[ManifestRow], manifest: Manifest) -> list[ManifestRow]:
-    """Leave out scans and patients that training, fitting or calibration know.
-
-    A copy of a training scan is a duplicate to the manifest, which then leaves its patient there;
-    its picture is known in any container.
-    """
-    known = [row for row in manifest.select() if row.split != "test"]
-    patients = {row.patient for row in known}
-    marks = {mark for row in known for mark in scan_marks(row)}
-    kept = [
-        row for row in rows if row.patient not in patients and scan_marks(row).isdisjoint(marks)
-    ]
-    if len(kept) < len(rows):
-        log.warning(
-            "%d of %d published scans are of patients of the other splits: left out",
-            len(rows) - len(kept),
-            len(rows),
-        )
-    return kept
-
-
-def _published_config(config: Config) -> Config:
-    root = config.data.root / PUBLISHED
-    data = replace(config.data, root=root, labels=published_labels(config), masks=None)
-    return replace(config, data=data)
-
-
-def _bench(evaluator: Evaluator, manifest: Manifest, published: tuple[ManifestRow, ...]) -> Bench:
-    config = evaluator.observer.config
-    normal = config.data.normal
-    change = calibration_change(config)
-    calibration = evaluator.look(_split(manifest, "calibration", normal), "calibration", change)
-    test = _split(manifest, "test")
-    held_out = evaluator.look([row for row in test if row.label == normal], "held-out normals")
-    sets = list(_sets(evaluator, "held-out", held_out, test))
-    if not sets:
-        raise ManifestError(
-            f"no usable scan of the test split has another label than {normal!r}: a benchmark "
-            f"needs abnormal scans, check data.labels ({config.data.labels})"
-        )
-    if published:
-        observer = replace(evaluator.observer, config=_published_config(config))
-        elsewhere = replace(evaluator, observer=observer)
-        healthy = elsewhere.look([r for r in published if r.label == normal], "published normals")
-        sets.extend(_sets(elsewhere, "published test", healthy, published))
-    return Bench(config.alpha, calibration, held_out, tuple(sets))
-
-
-def _sets(
-    evaluator: Evaluator, name: str, healthy: ScoredSet, rows: Sequence[ManifestRow]
-) -> Iterator[EvaluationSet]:
-    """One set a class, against the same normals."""
-    normal = evaluator.observer.config.data.normal
-    for label in sorted({row.label for row in rows} - {normal}):
-        abnormal = evaluator.look([row for row in rows if row.label == label], f"{name} {label}")
-        yield EvaluationSet(f"{name}: {normal} vs {label}", healthy, abnormal)
-
-
 # --- the tables -------------------------------------------------------------------------------
 
 
 def _tables(
-    bench: Bench, normals: _Normals, steps: int, alterations: Sequence[Alteration]
+    bench: Bench, normals: Normals, steps: int, alterations: Sequence[Alteration]
 ) -> dict[str, Any]:
     evaluator = normals.evaluator
-    candidates = evaluator.observer.config.detector.candidates
-    detectors = detector_table(
-        bench, candidates, normals.chosen, evaluator.bundle.margins, normals.table, normals.scans
-    )
-    features = feature_table(bench, evaluator, normals.unaltered)
+    detectors = detector_table(bench, normals)
+    features = feature_table(bench, normals)
     settings = evaluator.observer.config.network
     trunk = settings if isinstance(settings, EncoderSettings) else EncoderSettings()
     every = default_baselines(
@@ -453,7 +313,7 @@ def _tables(
     }
 
 
-def _baseline_images(observer: ScanObserver, normals: _Normals) -> tuple[Tensor, Tensor]:
+def _baseline_images(observer: ScanObserver, normals: Normals) -> tuple[Tensor, Tensor]:
     """Training images with one augmented copy of each, and validation images as they are."""
     config = observer.config
     framed = framed_images(observer.reader(), normals.train, config.data.workers)
@@ -464,7 +324,7 @@ def _baseline_images(observer: ScanObserver, normals: _Normals) -> tuple[Tensor,
     return train.to(observer.device), observer.images(normals.validation).images
 
 
-def _counts(bench: Bench, normals: _Normals) -> dict[str, int]:
+def _counts(bench: Bench, normals: Normals) -> dict[str, int]:
     counts = {
         "train": len(normals.train),
         "validation": len(normals.validation),

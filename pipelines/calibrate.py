@@ -20,7 +20,8 @@ from anomaly.progress import progress_bar
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.job import check_same_grey
 from anomaly.scoring.scorer import ScoredScan, Scorer
-from anomaly.store.bundle import Bundle, bundle_hash, read_bundle, write_bundle
+from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.store.bundle_files import bundle_hash
 from anomaly.training.detector_fit import calibration_change
 
 __all__ = ["at_known_rate", "calibrate"]

@@ -12,7 +12,8 @@ import torch
 from anomaly.cdm.health import DEAD, network_health
 from anomaly.data.readers.dicom import decodable_transfer_syntaxes
 from anomaly.pipelines.run import NOTICE
-from anomaly.store.bundle import bundle_problems, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import bundle_problems
 from anomaly.version import __version__
 
 __all__ = ["doctor"]

@@ -51,7 +51,8 @@ from anomaly.pipelines.dicom import DEFAULT_KINDS
 from anomaly.pipelines.run import NOTICE, RunFolder, stop_on_interrupt
 from anomaly.pipelines.score import choose_scans, score
 from anomaly.reporting.dicom.objects import KINDS, Kind
-from anomaly.store.bundle import Bundle, copy_bundle, find_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import copy_bundle, find_bundle
 from anomaly.store.signatures import check_signature
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pathlib import Path
 from anomaly.config import Config, load_config, write_config
 from anomaly.data.images.transforms import Preprocessing
 from anomaly.data.readers.isolation import Workers
-from anomaly.data.table.listing import build_manifest, matches
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest, matches
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.data.table.splits import SPLITS, assign_splits
@@ -250,30 +251,28 @@ def scan_folder(
     processes : Workers, optional
         Processes that are there already.
     preprocessing : Preprocessing, optional
-        Leave out what a network could not see, as `anomaly.data.table.listing.build_manifest` does.
+        Leave out what a network could not see, as `anomaly.data.table.inspection.Inspection` does.
     """
     exclude = [f"{glob.escape(config.data.masks)}/*"] if config.data.masks else []
+    names = PathNames(config.data.labels, config.data.sites, exclude)
+    inspection = Inspection(
+        config.data.root,
+        config.intensity,
+        load_site_key(run.site_key),
+        patient_pattern=config.data.patient_pattern,
+        gate=config.gate,
+        preprocessing=preprocessing,
+    )
     with progress_bar(0, "reading scans", "file") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        manifest = build_manifest(
-            config.data.root,
-            labels=config.data.labels,
-            sites=config.data.sites,
-            exclude=exclude,
-            patient_pattern=config.data.patient_pattern,
-            policy=config.intensity,
-            gate=config.gate,
-            preprocessing=preprocessing,
-            site_key=load_site_key(run.site_key),
-            workers=config.data.workers,
-            seconds=config.data.seconds,
-            processes=processes,
-            progress=progress,
-        )
+        with Workers(config.data.workers, config.data.seconds) as own:
+            manifest = build_manifest(
+                inspection, names, processes=processes or own, progress=progress
+            )
     for what, patterns in _idle_patterns(manifest, config):
         log.warning(
             "%s: no file matches %s that no pattern before it does",

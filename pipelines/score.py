@@ -33,7 +33,8 @@ from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job, rows_to_score
 from anomaly.scoring.leases import Leases
 from anomaly.scoring.shards import ShardAssignment
-from anomaly.store.bundle import Bundle, copy_bundle, read_bundle, same_detector
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import copy_bundle, same_detector
 from anomaly.store.export import export
 from anomaly.store.results import Results
 

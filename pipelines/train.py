@@ -47,7 +47,9 @@ from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
 from anomaly.training.checkpoint import Metrics
 from anomaly.training.detector_fit import ScanObserver, fit_detector
-from anomaly.training.loop import Batch, FitResult, fit, validation_metrics
+from anomaly.training.loop import FitResult, Observers, TrainingFolder, fit
+from anomaly.training.state import Batch
+from anomaly.training.validation import validation_metrics
 from anomaly.types import DRAWN_PNG
 
 __all__ = ["look_alikes", "processes", "train", "trained_bundle"]
@@ -228,7 +230,7 @@ class _Training:
         self.device = device
         self.rank, self.world = process_place()
         weights = _level_weights(config, classifier)
-        self.loss = CDMLoss(classifier, levels, config.training.ce_weight, weights)
+        self.loss = CDMLoss(classifier, levels, config.training.ce_weight, weights).to(device)
         self.board = _open_board(run.path / "tensorboard") if self.rank == 0 else None
         steps = config.training.steps
         self.bar = progress_bar(steps, "training", "step", hidden=self.rank != 0)
@@ -241,14 +243,9 @@ class _Training:
                 self.loss,
                 self._batches,
                 self.config.training,
+                TrainingFolder(self.run.path, self._conditions(manifest_hash)),
                 grey_levels=self.config.preprocessing.grey_levels,
-                folder=self.run.path,
-                conditions=self._conditions(manifest_hash),
-                device=self.device,
-                validate=self._validate,
-                on_metrics=self._on_metrics,
-                on_step=self._on_step,
-                should_stop=stop,
+                observers=Observers(self._validate, self._on_metrics, self._on_step, stop),
             )
         if self.board is not None:
             with writing(self.run.path / "tensorboard"):

@@ -19,7 +19,7 @@ import pytest
 
 from anomaly.errors import AnomalyError, UnreadableScan
 from anomaly.files import whole
-from anomaly.store import results as module
+from anomaly.store import parts
 from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.store.rows import plain_cell, plain_values
 
@@ -233,7 +233,7 @@ def test_a_failed_write_leaves_the_old_part_and_no_litter(
             raise OSError(28, "No space left on device")
             yield file
 
-    monkeypatch.setattr(module, "whole", disk_full)
+    monkeypatch.setattr(parts, "whole", disk_full)
     with pytest.raises(AnomalyError, match=r"could not be written \(No space left"):
         store.write(0, FIRST[:1], {}, MADE_OF)
     assert names(store) == before

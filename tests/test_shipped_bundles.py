@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from anomaly.cdm.health import network_health
 from anomaly.detection.scoring import Scores, score_observation
-from anomaly.store.bundle import SHIPPED, Bundle, find_bundle, read_bundle
+from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle_files import SHIPPED, find_bundle
 
 SCORES, PEAKS, LIMIT = [27.6901, 8.51189], [4.69175, 4.67718], 5.66631842
 

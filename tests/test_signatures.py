@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from anomaly.errors import AnomalyError, BundleError, ConfigError
-from anomaly.store.bundle import SHIPPED, bundle_hash, copy_bundle, read_bundle, write_bundle
+from anomaly.store.bundle import read_bundle, write_bundle
+from anomaly.store.bundle_files import SHIPPED, bundle_hash, copy_bundle
 from anomaly.store.signatures import check_signature, sign_bundle
 
 PEM = serialization.Encoding.PEM

@@ -37,13 +37,10 @@ from anomaly.cdm.network import (
 from anomaly.config import load_config
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss, TrainingError
 from anomaly.training.checkpoint import read_checkpoint, read_metrics
-from anomaly.training.loop import (
-    Batch,
-    FitResult,
-    TrainingSettings,
-    fit,
-    validation_metrics,
-)
+from anomaly.training.loop import FitResult, Observers, TrainingFolder, fit
+from anomaly.training.settings import TrainingSettings
+from anomaly.training.state import Batch
+from anomaly.training.validation import validation_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LEVELS = NoiseLevels.from_name("log_snr", 10)
@@ -78,7 +75,10 @@ def train(folder: Path, settings: TrainingSettings = SETTINGS, **options: Any) -
     chosen = {"batches": batches, "grey_levels": 256, "conditions": {"data": "f"}, **options}
     if "loss" not in chosen:  # building one moves the global random stream
         chosen["loss"] = cdm_loss()
-    return fit(settings=settings, folder=folder, **chosen)
+    place = TrainingFolder(folder, chosen.pop("conditions"))
+    names = ("validate", "on_metrics", "on_step", "should_stop")
+    observers = Observers(**{name: chosen.pop(name) for name in names if name in chosen})
+    return fit(settings=settings, folder=place, observers=observers, **chosen)
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -561,9 +561,8 @@ def run_one_of_two(rank: int, folder: Path) -> None:
         loss,
         lambda start: batches(start, 8, mine),
         PARALLEL,
+        TrainingFolder(folder / "two", {"data": "f"}),
         grey_levels=256,
-        folder=folder / "two",
-        conditions={"data": "f"},
     )
     torch.save(loss.network.state_dict(), folder / f"weights{rank}.pt")
 
@@ -579,9 +578,8 @@ def run_one_of_two(rank: int, folder: Path) -> None:
             cdm_loss(),
             last_is_poisoned,
             PARALLEL,
+            TrainingFolder(folder / "poisoned", {"data": "f"}),
             grey_levels=256,
-            folder=folder / "poisoned",
-            conditions={"data": "f"},
         )
     except NonFiniteLoss as error:
         message = str(error)
@@ -592,10 +590,9 @@ def run_one_of_two(rank: int, folder: Path) -> None:
         cdm_loss(),
         lambda start: batches(start, 8, mine),
         PARALLEL,
+        TrainingFolder(folder / "stopped", {"data": "f"}),
         grey_levels=256,
-        folder=folder / "stopped",
-        conditions={"data": "f"},
-        should_stop=lambda: stop_on_one,
+        observers=Observers(should_stop=lambda: stop_on_one),
     )
     (folder / f"stopped{rank}").write_text(str(stopped.step))
     torch.distributed.destroy_process_group()
@@ -664,7 +661,7 @@ def test_a_stop_asked_of_one_process_stops_both(two_processes: Path) -> None:
 def test_batches_that_processes_cannot_share_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.training.loop._rank_and_world", lambda: (0, 3))
+    monkeypatch.setattr("anomaly.training.loop.rank_and_world", lambda: (0, 3))
     with pytest.raises(ConfigError, match=r"batch_size 4 cannot be shared evenly by 3"):
         train(tmp_path)
 
@@ -706,7 +703,9 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
         from anomaly.cdm.levels import NoiseLevels
         from anomaly.cdm.loss import CDMLoss
         from anomaly.cdm.network import EncoderSettings, build_network
-        from anomaly.training.loop import Batch, TrainingSettings, fit
+        from anomaly.training.loop import TrainingFolder, fit
+        from anomaly.training.settings import TrainingSettings
+        from anomaly.training.state import Batch
 
         torch.set_num_threads(1)
         levels = NoiseLevels.from_name("log_snr", 10)
@@ -714,7 +713,7 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
         batch = Batch(torch.zeros(4, 1, 8, 8), list("abcd"))
         result = fit(
             loss, lambda start: iter([batch] * 3), TrainingSettings(steps=3, batch_size=4),
-            grey_levels=256, folder=Path(sys.argv[1]), conditions={"data": "f"},
+            TrainingFolder(Path(sys.argv[1]), {"data": "f"}), grey_levels=256,
         )
         print("steps", result.step, result.finished)
         for name in sys.argv[2:]:
@@ -779,9 +778,8 @@ def train_for_300_steps(folder: Path, *, normalize: bool) -> NetworkHealth:
         CDMLoss(network, levels, shipped.ce_weight, weights),
         batches,
         replace(shipped, steps=steps, batch_size=batch, warmup_steps=30, ema_decay=0.99),
+        TrainingFolder(folder, {}),
         grey_levels=256,
-        folder=folder,
-        conditions={},
     )
     assert isinstance(result.network, LevelClassifier)
     return network_health(result.network, result.network.parts, levels, scans[:8])
@@ -827,10 +825,9 @@ def test_updates_are_measured_where_they_are_recorded(tmp_path: Path) -> None:
         loss,
         lambda start: iter([Batch(images(4, 0), [""] * 4)]),
         settings,
+        TrainingFolder(tmp_path, {}),
         grey_levels=None,
-        folder=tmp_path,
-        conditions={},
-        validate=lambda network, step: {},
+        observers=Observers(validate=lambda network, step: {}),
     )
     first, last = read_metrics(tmp_path / "metrics.jsonl")
     assert "update_to_weight" not in first

@@ -22,7 +22,7 @@ from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, 
 from anomaly.detection.heatmap import HeatmapSettings
 from anomaly.detection.kinds import KindSettings, LedoitWolfSettings
 from anomaly.errors import ConfigError
-from anomaly.training.loop import TrainingSettings
+from anomaly.training.settings import TrainingSettings
 
 __all__ = [
     "Config",

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -24,14 +23,15 @@ from numpy.typing import NDArray
 
 from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Lost, Workers
-from anomaly.data.table.listing import file_rows
+from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.manifest import ManifestRow, pixel_hash, scan_marks
 from anomaly.detection.calibration import allowed_rank, combined_p_value
 from anomaly.errors import CalibrationError, UnsupportedScan
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ReadScan, ScoredScan, Scorer
-from anomaly.store.bundle import Bundle, find_bundle, read_bundle, write_bundle
+from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.store.bundle_files import find_bundle
 from anomaly.store.signatures import check_signature
 from anomaly.types import Scan, ScanIdentity, StudyVerdict, Verdict
 
@@ -300,14 +300,7 @@ class Detector:
         self, paths: Iterable[str | PathLike[str]], processes: Workers
     ) -> Iterator[tuple[str, ManifestRow]]:
         config = self.bundle.config
-        inspect = partial(
-            file_rows,
-            Path("/"),
-            None,
-            config.intensity,
-            (config.gate, None),
-            _NO_SITE_KEY,
-        )
+        inspection = Inspection(Path("/"), config.intensity, _NO_SITE_KEY, gate=config.gate)
         names: deque[str] = deque()
 
         def places() -> Iterator[str]:
@@ -315,7 +308,7 @@ class Detector:
                 names.append(str(path))
                 yield str(Path(path).absolute())[1:]
 
-        for place, rows in processes.map(inspect, places()):
+        for place, rows in processes.map(inspection.rows, places()):
             name = names.popleft()
             if isinstance(rows, Lost):
                 error = rows.error()

@@ -1,29 +1,12 @@
-"""A bundle: one folder that is one deployable detector.
+"""A bundle: one deployable detector, as one folder of files (`anomaly.store.bundle_files`).
 
-::
-
-    bundle.json                what it is: settings, versions, hashes of the other files
-    weights.safetensors        the averaged network, with its closed-form base and intercepts
-    detector.safetensors       density over features, heatmap statistics, mean normal image
-    look_alikes.safetensors    normal training images that may be shown (where the settings say so)
-    calibration.safetensors    what held-out normals scored and showed (once calibrated)
-    seen.json                  hashes of the scans that it was trained and calibrated on
-    bundle.sig                 who made it (`anomaly.store.signatures`); only where it was signed
-
-Tensors and JSON only: nothing is unpickled or executed. Loading compares every file with its
-recorded hash and says which one differs. Preprocessing travels with the weights, so scoring cannot
-disagree with training.
+Loading compares every file with its recorded hash and says which one differs. Preprocessing travels
+with the weights, so scoring cannot disagree with training.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import shutil
-import stat
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,43 +33,20 @@ from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
-from anomaly.files import TEMPORARY, writing
+from anomaly.store.bundle_files import (
+    CALIBRATION,
+    DETECTOR,
+    FORMAT,
+    LOOK_ALIKES,
+    SEEN,
+    WEIGHTS,
+    read_files,
+    write_files,
+)
 from anomaly.types import NOTICE
 from anomaly.version import __version__
 
-__all__ = [
-    "FORMAT",
-    "SIGNATURE",
-    "Bundle",
-    "Calibrated",
-    "bundle_hash",
-    "bundle_problems",
-    "copy_bundle",
-    "find_bundle",
-    "read_bundle",
-    "read_bundle_file",
-    "same_detector",
-    "write_bundle",
-]
-
-SHIPPED = Path(__file__).parents[1] / "bundles"
-"""Bundles that are installed with the package, each with its model card."""
-
-FORMAT = 7
-READABLE = (5, 6, FORMAT)
-"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none. Before 7,
-the operating point was the configuration's, and calibration scans were not recorded."""
-
-SIGNATURE = "bundle.sig"
-
-_MAIN = "bundle.json"
-_LOOK_ALIKES, _CALIBRATION = "look_alikes.safetensors", "calibration.safetensors"
-_OPTIONAL = {_LOOK_ALIKES, _CALIBRATION}
-_KNOWN = {"weights.safetensors", "detector.safetensors", "seen.json", *_OPTIONAL}
-"""Files of a bundle beside the main one; no other name is read, copied or written."""
-
-_MOST_BYTES = {_MAIN: 16 * 2**20, SIGNATURE: 64, "seen.json": 512 * 2**20}
-_MOST_OF_ARRAYS = 4 * 2**30
+__all__ = ["Bundle", "Calibrated", "read_bundle", "write_bundle"]
 
 
 @dataclass(frozen=True)
@@ -211,22 +171,6 @@ class Bundle:
         return self.calibrated
 
 
-def same_detector(folder: Path, other: Path) -> bool:
-    """Whether two bundles differ in nothing but what they were calibrated on.
-
-    Raises
-    ------
-    BundleError
-        If one of them is damaged.
-    """
-    first, second = (_read_main(path)[1] for path in (folder, other))
-    arrays = ("weights.safetensors", "detector.safetensors")
-    return bool(
-        all(first["files"][name] == second["files"][name] for name in arrays)
-        and first["config"] == second["config"]
-    )
-
-
 def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """Write a bundle. A full disk leaves the bundle that was there before.
 
@@ -240,17 +184,14 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
     BundleError
         If it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous().cpu() for k, v in bundle.network.state_dict().items()}
     detector = {f"detector.{k}": v for k, v in bundle.detector.arrays().items()}
     heatmap = {f"heatmap.{k}": v for k, v in bundle.heatmap.arrays().items()}
     reference = bundle.reference.cpu().numpy()
     files = {
-        "weights.safetensors": save_tensors(state),
-        "detector.safetensors": save_arrays(
-            _contiguous({**detector, **heatmap, "reference": reference})
-        ),
-        "seen.json": json.dumps(_seen_by(bundle)).encode(),
+        WEIGHTS: save_tensors(state),
+        DETECTOR: save_arrays(_contiguous({**detector, **heatmap, "reference": reference})),
+        SEEN: json.dumps(_seen_by(bundle)).encode(),
     }
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -265,10 +206,10 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "versions": {"anomaly": __version__, "torch": torch.__version__.split("+")[0]},
     }
     if bundle.look_alikes is not None:
-        files[_LOOK_ALIKES] = save_arrays({"images": bundle.look_alikes.images})
+        files[LOOK_ALIKES] = save_arrays({"images": bundle.look_alikes.images})
     if bundle.calibrated is not None:
         calibrated = bundle.calibrated
-        files[_CALIBRATION] = save_arrays(
+        files[CALIBRATION] = save_arrays(
             {
                 "scores": calibrated.scores.scores,
                 "peaks": calibrated.peaks.scores,
@@ -281,30 +222,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
             "under_nuisance": calibrated.under_nuisance,
             "scans": len(calibrated.scores.scores),
         }
-    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    main = _seal(record)
-    _write_all(folder, {**files, _MAIN: main})
-    # An earlier bundle's: a signature, and images that may no longer be shown.
-    for name in {SIGNATURE, *_OPTIONAL} - files.keys():
-        (folder / name).unlink(missing_ok=True)
-    return replace(bundle, hash=hashlib.sha256(main).hexdigest())
-
-
-def bundle_hash(folder: Path) -> str:
-    """SHA-256 of a bundle's ``bundle.json``, which names the hashes of all its other files.
-
-    Raises
-    ------
-    BundleError
-        If there is no readable one.
-    """
-    return hashlib.sha256(_read_main(folder)[0]).hexdigest()
-
-
-def find_bundle(name: Path) -> Path:
-    """Return the folder named, or the shipped bundle of that name where there is no such folder."""
-    shipped = SHIPPED / name
-    return shipped if not name.exists() and len(name.parts) == 1 and shipped.is_dir() else name
+    return replace(bundle, hash=write_files(folder, files, record))
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -315,27 +233,18 @@ def read_bundle(folder: Path) -> Bundle:
     BundleError
         If a file is missing or differs from its recorded hash, or the format is another.
     """
-    main, record = _read_main(folder)
-    problems = bundle_problems(folder)
-    if problems:
-        raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
+    digest, record, files = read_files(folder)
     try:
         config = parse_config(record["config"])
-        seen = json.loads(read_bundle_file(folder / "seen.json"))
+        seen = json.loads(files[SEEN])
         if isinstance(seen, list):  # before format 7
             seen = {"training": seen, "calibration": []}
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
-        state = load_tensors(read_bundle_file(folder / "weights.safetensors"))
-        arrays = load_arrays(read_bundle_file(folder / "detector.safetensors"))
-        base = None
-        if record["has_base"]:
-            base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
-        network = LevelClassifier(build_network(config.network, levels), base)
-        network.load_state_dict(state)
+        arrays = load_arrays(files[DETECTOR])
         return Bundle(
             config=config,
             levels=levels,
-            network=network.eval().requires_grad_(False),
+            network=_read_network(files[WEIGHTS], config, levels, has_base=record["has_base"]),
             detector=FeatureDetector.from_arrays(
                 record["feature_names"], record["detector_kind"], _under("detector.", arrays)
             ),
@@ -345,11 +254,11 @@ def read_bundle(folder: Path) -> Bundle:
             chosen=record["chosen"],
             margins=record["margins"],
             seen=frozenset(seen["training"]),
-            look_alikes=_read_look_alikes(folder, record["files"], config.preprocessing.size),
+            look_alikes=_read_look_alikes(folder, files, config.preprocessing.size),
             calibrated=_read_calibration(
-                folder, record.get("calibration"), config.alpha, seen["calibration"]
+                files, record.get("calibration"), config.alpha, seen["calibration"]
             ),
-            hash=hashlib.sha256(main).hexdigest(),
+            hash=digest,
         )
     except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
         raise BundleError(
@@ -358,123 +267,25 @@ def read_bundle(folder: Path) -> Bundle:
         ) from error
 
 
-def copy_bundle(source: Path, folder: Path) -> None:
-    """Copy a bundle in place of whatever bundle is there: all of it, or nothing changes.
-
-    Raises
-    ------
-    AnomalyError
-        If it cannot be written.
-    """
-    _, record = _read_main(source)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    with writing(folder):
-        try:
-            unfinished.mkdir(parents=True)
-            for name in (_MAIN, *record["files"]):
-                (unfinished / name).write_bytes(read_bundle_file(source / name))
-            if (source / SIGNATURE).is_file():
-                (unfinished / SIGNATURE).write_bytes(read_bundle_file(source / SIGNATURE))
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+def _read_network(
+    weights: bytes, config: Config, levels: NoiseLevels, *, has_base: bool
+) -> LevelClassifier:
+    state = load_tensors(weights)
+    base = None
+    if has_base:
+        base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
+    network = LevelClassifier(build_network(config.network, levels), base)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
 
 
-def read_bundle_file(path: Path) -> bytes:
-    """Read a file of a bundle, which may be somebody else's: a plain one, of bounded size.
-
-    A link would be followed to a file that is no part of it, and a pipe waited for.
-
-    Raises
-    ------
-    BundleError
-    OSError
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        handle = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise BundleError(
-                f"{path} is a link: expected the file itself; copy the bundle with its files"
-            ) from error
-        raise
-    with os.fdopen(handle, "rb") as file:
-        state = os.fstat(file.fileno())
-        most = _MOST_BYTES.get(path.name, _MOST_OF_ARRAYS)
-        if not stat.S_ISREG(state.st_mode) or state.st_size > most:
-            raise BundleError(
-                f"{path} is no plain file of at most {most:,} bytes: it is no file of a bundle"
-            )
-        return file.read()
-
-
-def bundle_problems(folder: Path) -> list[str]:
-    """Say what is wrong with a bundle's files; empty if it is intact.
-
-    Raises
-    ------
-    BundleError
-        If there is no readable ``bundle.json`` of this format.
-    """
-    _, record = _read_main(folder)
-    problems = []
-    for name, expected in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif (digest := hashlib.sha256(read_bundle_file(path)).hexdigest()) != expected:
-            problems.append(f"{name} has changed: SHA-256 {digest[:12]}, expected {expected[:12]}")
-    return problems
-
-
-def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    try:
-        main = read_bundle_file(folder / _MAIN)
-        record: dict[str, Any] = json.loads(main)
-        version = record["format"]
-        if not record["files"].keys() <= _KNOWN:
-            raise ValueError(f"it names files that no bundle has: {sorted(record['files'])!r:.200}")
-        sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
-    except (FileNotFoundError, NotADirectoryError) as error:
-        shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
-        raise BundleError(
-            f"{folder} is no bundle: it holds no {_MAIN}. Train one first, or name a shipped one "
-            f"({shipped})"
-        ) from error
-    except OSError as error:
-        raise BundleError(f"{folder / _MAIN} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(
-            f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
-        ) from error
-    if version not in READABLE:
-        raise BundleError(
-            f"bundle {folder} has format {version}: this version reads formats {READABLE}"
-        )
-    if main != sealed:
-        raise BundleError(f"{folder / _MAIN} has changed since it was written: copy it again")
-    if version == 5 and record["config"]["network"]["kind"] == "encoder":
-        record["config"]["network"]["normalize"] = False
-    return main, record
-
-
-def _seal(record: Mapping[str, Any]) -> bytes:
-    """Encode the record of a bundle with its own hash: a flipped byte in it shows too."""
-    plain = json.dumps(record, sort_keys=True, allow_nan=False).encode()
-    sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
-    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def _read_look_alikes(folder: Path, files: Mapping[str, str], size: int) -> LookAlikes | None:
-    if _LOOK_ALIKES not in files:
+def _read_look_alikes(folder: Path, files: Mapping[str, bytes], size: int) -> LookAlikes | None:
+    if LOOK_ALIKES not in files:
         return None
-    read = LookAlikes(load_arrays((folder / _LOOK_ALIKES).read_bytes())["images"])
+    read = LookAlikes(load_arrays(files[LOOK_ALIKES])["images"])
     if read.images.shape[1:] != (size, size):
         raise BundleError(
-            f"{folder / _LOOK_ALIKES} holds images of {read.images.shape[1:]}: this bundle's are "
+            f"{folder / LOOK_ALIKES} holds images of {read.images.shape[1:]}: this bundle's are "
             f"{(size, size)}"
         )
     return read
@@ -486,11 +297,14 @@ def _seen_by(bundle: Bundle) -> dict[str, list[str]]:
 
 
 def _read_calibration(
-    folder: Path, record: Mapping[str, Any] | None, configured: float, seen: list[str]
+    files: Mapping[str, bytes],
+    record: Mapping[str, Any] | None,
+    configured: float,
+    seen: list[str],
 ) -> Calibrated | None:
     if record is None:
         return None
-    arrays = load_arrays((folder / _CALIBRATION).read_bytes())
+    arrays = load_arrays(files[CALIBRATION])
     return Calibrated(
         Calibration(arrays["scores"]),
         Calibration(arrays["peaks"]),
@@ -500,26 +314,6 @@ def _read_calibration(
         bool(record["under_nuisance"]),
         frozenset(seen),
     )
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file under a temporary name first: what needs space comes before any change."""
-    temporary = {name: folder / f"{name}.tmp" for name in files}
-    try:
-        for name, data in files.items():
-            with temporary[name].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            temporary[name].replace(folder / name)
-    except OSError as error:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-        raise BundleError(
-            f"bundle {folder}: {name} could not be written ({error.strerror}). Free some space and "
-            "run again"
-        ) from error
 
 
 def _json_config(config: Config) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from anomaly.errors import AnomalyError, BundleError, ConfigError
 from anomaly.files import whole, writing
-from anomaly.store.bundle import SIGNATURE, bundle_hash, bundle_problems, read_bundle_file
+from anomaly.store.bundle_files import SIGNATURE, bundle_hash, bundle_problems, read_bundle_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (

@@ -29,7 +29,7 @@ _INSTEAD = {
 
 def bundle_at(bundle: Path | None) -> Path | None:
     """Return the folder of a bundle that an option names; None where it names none."""
-    from anomaly.store.bundle import find_bundle
+    from anomaly.store.bundle_files import find_bundle
 
     return None if bundle is None else find_bundle(bundle)
 

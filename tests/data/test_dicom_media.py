@@ -14,20 +14,14 @@ from pydicom.fileset import FileSet
 
 from anomaly.data.readers.dicom_media import listed_files
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import UnreadableScan, UnsupportedScan
 
 
 def build(root: Path) -> Manifest:
-    return build_manifest(
-        root,
-        labels={},
-        patient_pattern=None,
-        policy=IntensityPolicy(),
-        site_key=b"k" * 32,
-        workers=0,
-    )
+    return build_manifest(Inspection(root, IntensityPolicy(), b"k" * 32), PathNames())
 
 
 @pytest.fixture

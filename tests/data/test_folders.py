@@ -10,7 +10,8 @@ from PIL import Image
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.table.folders import list_files
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ManifestError
 from anomaly.files import holds_results, make_results_folder
@@ -24,13 +25,8 @@ def picture(path: Path, seed: int = 0) -> Path:
 
 
 def build(root: Path) -> Manifest:
-    return build_manifest(
-        root,
-        labels={"normal": ["*"]},
-        patient_pattern=None,
-        policy=IntensityPolicy(),
-        site_key=b"k" * 32,
-    )
+    inspection = Inspection(root, IntensityPolicy(), b"k" * 32)
+    return build_manifest(inspection, PathNames(labels={"normal": ["*"]}))
 
 
 @pytest.mark.parametrize("mark", ["made", "site.key", "bundle.json"])

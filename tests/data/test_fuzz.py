@@ -12,7 +12,9 @@ import pytest
 from dicom_family import KINDS, MEMBERS, TOP, write
 
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.readers.isolation import Workers
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 
 COUNT = 400
 
@@ -52,15 +54,9 @@ def test_every_damaged_file_is_a_row(contents: list[bytes], tmp_path: Path) -> N
     rng = random.Random(0)  # noqa: S311 - no secret
     for number in range(COUNT):
         (tmp_path / f"{number:04d}").write_bytes(damaged(rng.choice(contents), rng))
-    rows = build_manifest(
-        tmp_path,
-        labels={},
-        patient_pattern=None,
-        policy=IntensityPolicy(),
-        site_key=b"k" * 32,
-        workers=1,
-        seconds=10,
-    ).rows
+    inspection = Inspection(tmp_path, IntensityPolicy(), b"k" * 32)
+    with Workers(1, seconds=10) as processes:
+        rows = build_manifest(inspection, PathNames(), processes=processes).rows
     assert {row.path for row in rows} == {f"{number:04d}" for number in range(COUNT)}
     assert all((row.status == "ok") is (row.reason == "") for row in rows)
     assert len({row.reason for row in rows}) >= 5
@@ -74,13 +70,7 @@ def test_every_damaged_zip_is_accounted_for(contents: list[bytes], tmp_path: Pat
             archive.writestr(f"st/{number}", content)
     for number in range(100):
         (tmp_path / f"{number:03d}.zip").write_bytes(damaged(packed.getvalue(), rng))
-    rows = build_manifest(
-        tmp_path,
-        labels={},
-        patient_pattern=None,
-        policy=IntensityPolicy(),
-        site_key=b"k" * 32,
-        workers=1,
-        seconds=10,
-    ).rows
+    inspection = Inspection(tmp_path, IntensityPolicy(), b"k" * 32)
+    with Workers(1, seconds=10) as processes:
+        rows = build_manifest(inspection, PathNames(), processes=processes).rows
     assert {Path(row.path).parts[0] for row in rows} == {f"{n:03d}.zip" for n in range(100)}

@@ -9,7 +9,8 @@ from dicom_samples import write_sample
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.table.gate import Gate
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ConfigError
 
@@ -19,15 +20,8 @@ CHEST = Gate(("DX", "CR"), ("CHEST",), ("PA", "AP"))
 def row_of(root: Path, gate: Gate, **tags: str) -> ManifestRow:
     write_sample(root / "a", [[0, 1]], **tags)
     policy = IntensityPolicy()
-    (row,) = build_manifest(
-        root,
-        labels={},
-        patient_pattern=None,
-        policy=policy,
-        site_key=b"k" * 32,
-        gate=gate,
-        workers=0,
-    ).rows
+    inspection = Inspection(root, policy, b"k" * 32, gate=gate)
+    (row,) = build_manifest(inspection, PathNames()).rows
     return row
 
 
@@ -56,15 +50,9 @@ def test_a_file_of_too_many_frames_is_one_row(
     tmp_path: Path, most: int, reasons: list[str]
 ) -> None:
     write_sample(tmp_path / "a", [[[0, 1]], [[2, 3]], [[4, 5]]], kind="ECT")
-    manifest = build_manifest(
-        tmp_path,
-        labels={},
-        patient_pattern=None,
-        policy=IntensityPolicy(),
-        site_key=b"k" * 32,
-        gate=Gate(max_frames=most),
-        workers=0,
-    )
+    gate = Gate(max_frames=most)
+    inspection = Inspection(tmp_path, IntensityPolicy(), b"k" * 32, gate=gate)
+    manifest = build_manifest(inspection, PathNames())
     assert [row.reason for row in manifest.rows] == reasons
 
 

@@ -16,8 +16,9 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from anomaly.data.readers import frames
+from anomaly.data.readers.image_files import read_image
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.readers.raster import kind_by_name, read_image
+from anomaly.data.readers.raster import kind_by_name
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan
 

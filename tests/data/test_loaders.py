@@ -26,7 +26,8 @@ from anomaly.data.images.network_images import (
 )
 from anomaly.data.images.transforms import Augmentation, Preprocessing, network_image
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ScanError
 from anomaly.training.detector_fit import changed
@@ -149,9 +150,7 @@ def folder(root: Path, count: int = 4, rows: int = 20) -> tuple[ManifestRow, ...
 
 
 def rows_of(root: Path) -> tuple[ManifestRow, ...]:
-    manifest = build_manifest(
-        root, labels={}, patient_pattern=None, policy=IntensityPolicy(), site_key=b"k" * 32
-    )
+    manifest = build_manifest(Inspection(root, IntensityPolicy(), b"k" * 32), PathNames())
     return manifest.rows
 
 

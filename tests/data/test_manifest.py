@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from anomaly.data.images.transforms import Preprocessing
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.isolation import Lost, Workers, map_in_processes
 from anomaly.data.table import pseudonyms
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import (
     Manifest,
     ManifestRow,
@@ -56,15 +58,19 @@ LABELS = {"normal": ["normal/*"], "lesion": ["*/lesion*", "lesion/*"]}
 EVEN = {"train": 0.4, "validation": 0.2, "calibration": 0.2, "test": 0.2}
 
 
-def build(root: Path, **options: Any) -> Manifest:
-    defaults: dict[str, Any] = {
-        "labels": LABELS,
-        "patient_pattern": None,
-        "policy": IntensityPolicy(),
-        "site_key": KEY,
-        "workers": 0,
-    }
-    return build_manifest(root, **{**defaults, **options})
+def build(
+    root: Path,
+    *,
+    labels: Mapping[str, Sequence[str]] = LABELS,
+    workers: int = 0,
+    seconds: float = 120,
+    progress: Callable[[int, int], None] | None = None,
+    site_key: bytes = KEY,
+    **options: Any,
+) -> Manifest:
+    inspection = Inspection(root, IntensityPolicy(), site_key, **options)
+    with Workers(workers, seconds) as processes:
+        return build_manifest(inspection, PathNames(labels), processes=processes, progress=progress)
 
 
 def png(path: Path, seed: int = 0) -> Path:

@@ -20,9 +20,11 @@ from PIL import Image
 
 from anomaly.data.readers import zips
 from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.readers.isolation import Workers
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.readers.zips import file_of, list_members, on_disk
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 
@@ -30,9 +32,8 @@ FULL = IntensityPolicy()
 
 
 def build(root: Path, workers: int = 0) -> Manifest:
-    return build_manifest(
-        root, labels={}, patient_pattern=None, policy=FULL, site_key=b"k" * 32, workers=workers
-    )
+    with Workers(workers) as processes:
+        return build_manifest(Inspection(root, FULL, b"k" * 32), PathNames(), processes=processes)
 
 
 def dicom(seed: int) -> bytes:

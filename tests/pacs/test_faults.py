@@ -426,7 +426,7 @@ def test_an_answer_that_is_compressed_is_refused(coding: str) -> None:
 
 
 def test_pages_without_end_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly.pacs.client.dicomweb.MOST", 50)
+    monkeypatch.setattr("anomaly.pacs.client.dicomweb.search.MOST", 50)
     count = itertools.count()
 
     def answer(request: Request) -> Answer:
@@ -721,7 +721,7 @@ def test_what_is_not_confirmed_is_looked_for(tmp_path: Path) -> None:
 def test_a_refused_batch_is_sent_again_one_by_one(
     bad: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomaly.pacs.client.dicomweb.BATCH_BYTES", 3 * 3000)
+    monkeypatch.setattr("anomaly.pacs.client.dicomweb.store.BATCH_BYTES", 3 * 3000)
     paths = make_studies(tmp_path, 7, series=83)  # each has between 2,048 and 3,000 bytes
     assert all(2048 < path.stat().st_size < 3000 for path in paths)
     posts: list[int] = []

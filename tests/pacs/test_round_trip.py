@@ -15,8 +15,7 @@ from pydicom import dcmread
 from pydicom.uid import BasicTextSRStorage, RLELossless
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.client import dicomweb
-from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.dicomweb import DicomWeb, search, store
 from anomaly.pacs.client.instances import Instance
 from anomaly.pipelines.pacs import fetch_studies, store_results
 
@@ -50,7 +49,7 @@ def test_search_by_keys_of_each_level(web: DicomWeb, fifty: list[Path]) -> None:
 def test_search_goes_on_to_the_last_page(
     orthanc: Orthanc, fifty: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicomweb, "PAGE", 7)
+    monkeypatch.setattr(search, "PAGE", 7)
     counted = Killing()
     web = DicomWeb(orthanc.url, attempts=counted)
     listed = [instance.instance for instance in web.search({"PatientID": "P50"})]
@@ -140,7 +139,7 @@ def test_results_are_stored_in_the_same_studies_once(
 def test_only_what_is_missing_is_sent(
     orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicomweb, "BATCH", 2)
+    monkeypatch.setattr(store, "BATCH", 2)
     paths = make_studies(tmp_path, 5, series=54)
     counted = Killing()
     web = DicomWeb(orthanc.url, attempts=counted)
@@ -191,7 +190,7 @@ def test_killed_while_fetching(orthanc: Orthanc, fifty: list[Path], tmp_path: Pa
 def test_killed_while_storing(
     orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicomweb, "BATCH", 5)
+    monkeypatch.setattr(store, "BATCH", 5)
     paths = make_studies(tmp_path, 50, series=56)
     # One request asks of each instance that is not there; the fifth batch meets a dead archive.
     dying = DicomWeb(orthanc.url, attempts=Killing(kill=orthanc.kill, at=50 + 5))

@@ -28,9 +28,10 @@ from anomaly.data.images.network_images import Change, ImageReader
 from anomaly.data.synthetic.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import CalibrationError, ConfigError
+from anomaly.evaluation.benchmark.splits import published_labels, split_hash
 from anomaly.pipelines import benchmark as stage
 from anomaly.pipelines.__main__ import main
-from anomaly.pipelines.benchmark import benchmark, benchmark_config, published_labels, split_hash
+from anomaly.pipelines.benchmark import benchmark, benchmark_config
 from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.scorer import ScoredScan, Scorer
 from anomaly.store.bundle import read_bundle

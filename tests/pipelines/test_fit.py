@@ -21,7 +21,8 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config
 from anomaly.data.images.network_images import ImageReader, framed_images, network_images
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.table.listing import build_manifest
+from anomaly.data.table.inspection import Inspection
+from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
@@ -49,9 +50,7 @@ def archive(root: Path, count: int, start: int = 0) -> tuple[ManifestRow, ...]:
 
 
 def listed(root: Path) -> tuple[ManifestRow, ...]:
-    manifest = build_manifest(
-        root, labels={}, patient_pattern=None, policy=IntensityPolicy(), site_key=b"k" * 32
-    )
+    manifest = build_manifest(Inspection(root, IntensityPolicy(), b"k" * 32), PathNames())
     return manifest.rows
 
 

@@ -38,7 +38,8 @@ from anomaly.pipelines.node import (
     run_node,
 )
 from anomaly.pipelines.run import RunFolder
-from anomaly.store.bundle import find_bundle, read_bundle, write_bundle
+from anomaly.store.bundle import read_bundle, write_bundle
+from anomaly.store.bundle_files import find_bundle
 
 NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
 CPU = torch.device("cpu")

@@ -28,7 +28,8 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import read_scan
 from anomaly.errors import BundleError, UnreadableScan
 from anomaly.pipelines.run import RunFolder
-from anomaly.store.bundle import copy_bundle, read_bundle
+from anomaly.store.bundle import read_bundle
+from anomaly.store.bundle_files import copy_bundle
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,7 +29,7 @@ from typing import Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from anomaly.errors import AnomalyError, UnreadableScan
+from anomaly.errors import AnomalyError, ConfigError, UnreadableScan
 from anomaly.logs import log_what_is_allowed
 
 __all__ = ["SECONDS", "Lost", "Workers", "map_in_processes"]
@@ -75,9 +75,16 @@ class Workers:
         Number of processes. With 0, functions run in this process: nothing is isolated.
     seconds : float
         Time limit of an item.
+
+    Raises
+    ------
+    ConfigError
+        `count` is below 0.
     """
 
     def __init__(self, count: int, seconds: float = SECONDS) -> None:
+        if count < 0:
+            raise ConfigError(f"workers is {count}; expected 0 or more.")
         self.count = count
         self.seconds = seconds
         self._pool: ProcessPool | None = None

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from anomaly.data.readers.dicom import is_dicom, open_dicom
 from anomaly.data.readers.frames import Frames, decoding, refuse_special_file
+from anomaly.data.readers.image_files import open_image
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.data.readers.raster import IMAGE_KINDS, kind_by_name, open_image
+from anomaly.data.readers.raster import IMAGE_KINDS, kind_by_name
 from anomaly.data.readers.zips import file_of, on_disk
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.files import file_hash

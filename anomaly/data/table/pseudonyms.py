@@ -14,7 +14,7 @@ from anomaly.errors import ConfigError
 from anomaly.files import writing
 from anomaly.logs import Public
 
-__all__ = ["load_site_key", "pseudonym"]
+__all__ = ["load_site_key", "pseudonym", "scan_key"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,11 @@ _LINKS = "pseudonyms to patients: chmod 600"
 def pseudonym(site_key: bytes, name: str) -> str:
     """Name that only who has the site key can link to `name`: HMAC-SHA256, shortened."""
     return hmac.new(site_key, os.fsencode(name), hashlib.sha256).hexdigest()[:_DIGITS]
+
+
+def scan_key(site_key: bytes, instance: str, frame: int) -> str:
+    """Pseudonym of a frame of an instance, or of a file by its hash."""
+    return pseudonym(site_key, f"{instance}/{frame}")
 
 
 def load_site_key(path: Path) -> bytes:

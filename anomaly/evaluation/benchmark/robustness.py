@@ -17,7 +17,15 @@ from anomaly.data.synthetic.alterations import Alteration, alter
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.baselines import Baseline
 from anomaly.detection.calibration import false_alarm_interval
-from anomaly.errors import CalibrationError
+from anomaly.errors import CalibrationError, ConfigError
+from anomaly.evaluation.benchmark.scans import (
+    Array,
+    Bench,
+    EvaluationSet,
+    Evaluator,
+    Row,
+    ScoredSet,
+)
 from anomaly.evaluation.metrics import (
     auroc,
     exact_rate,
@@ -27,7 +35,6 @@ from anomaly.evaluation.metrics import (
     realised_false_alarms,
 )
 from anomaly.logs import Public
-from anomaly.pipelines.benchmark_scans import Array, Bench, EvaluationSet, Evaluator, Row, ScoredSet
 from anomaly.training.detector_fit import calibration_change
 
 __all__ = [
@@ -188,7 +195,8 @@ def _places(
     for index, row in enumerate(rows):
         scan, _, frame = reader.framed(row)  # it was read a moment ago
         mask = alter(scan.pixels, lesion, row.sha256, ALTERATION_SEED).mask
-        assert mask is not None, f"{lesion.name} draws no mask"
+        if mask is None:
+            raise ConfigError(f"{lesion.name} is called a lesion and draws no mask")
         step = max(1, max(mask.shape) // SHOWN_SIDE)
         full = {name: frame.to_source(map_[index]) for name, map_ in maps.items()}
         yield _Place(

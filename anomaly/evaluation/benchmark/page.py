@@ -16,7 +16,7 @@ def benchmark_page(result: Mapping[str, Any]) -> str:
     Parameters
     ----------
     result : mapping
-        As `anomaly.pipelines.benchmark.benchmark` makes it.
+        As ``benchmark.json`` holds it.
     """
     parts = _head(result)
     sets = list(result["detectors"][0]["sets"])

@@ -9,7 +9,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, TypeAlias
@@ -35,11 +35,12 @@ from anomaly.detection.kinds import (
 )
 from anomaly.detection.scoring import FeatureTable, fit_on, score_observation
 from anomaly.errors import AnomalyError
+from anomaly.evaluation.benchmark.normals import Normals
+from anomaly.evaluation.benchmark.scans import Array, Bench, Evaluator, Row
 from anomaly.evaluation.metrics import (
     auroc,
 )
 from anomaly.logs import Public
-from anomaly.pipelines.benchmark_scans import Array, Bench, Evaluator, Row
 
 __all__ = ["baseline_table", "cost", "detector_table", "feature_table"]
 
@@ -76,39 +77,28 @@ class _Rival:
     fit: Callable[[FeatureTable, NDArray[np.intp]], Scorer]
 
 
-def detector_table(
-    bench: Bench,
-    candidates: Sequence[KindSettings],
-    chosen: KindSettings,
-    margins: Mapping[str, float],
-    normals: FeatureTable,
-    scans: NDArray[np.intp],
-) -> list[Row]:
+def detector_table(bench: Bench, normals: Normals) -> list[Row]:
     """Compare the bundle's detector with others fitted on the same normals.
 
     Parameters
     ----------
     bench : Bench
-    candidates : sequence of KindSettings
-        Among which the bundle's was chosen.
-    chosen : KindSettings
-        The bundle's.
-    margins : mapping of str to float
-        By candidate; empty where there was one.
-    normals : FeatureTable
-    scans : ndarray of int
-        As in `anomaly.detection.scoring.normal_table`.
+    normals : Normals
 
     Returns
     -------
     list of dict
         ``name``, ``role``, ``margin`` and ``sets``, or ``problem`` where it cannot be fitted.
     """
+    chosen, margins = normals.chosen, normals.evaluator.bundle.margins
+    candidates = normals.evaluator.observer.config.detector.candidates
     first = {"name": f"bundle: {chosen}", "role": "default", "margin": margins.get(str(chosen))}
     rows = [{**first, "sets": bench.figures(lambda scored: scored.scores)}]
     for rival in _rivals(candidates, chosen):
         row: Row = {"name": rival.name, "role": rival.role, "margin": margins.get(rival.name)}
-        rows.append({**row, **_figures_or_problem(bench, partial(rival.fit, normals, scans))})
+        rows.append(
+            {**row, **_figures_or_problem(bench, partial(rival.fit, normals.table, normals.scans))}
+        )
     return rows
 
 
@@ -156,17 +146,17 @@ def _fit_outlier(
     return lambda table: -np.asarray(fitted.decision_function(table.use((main,)).values))
 
 
-def feature_table(bench: Bench, evaluator: Evaluator, normals: FeatureTable) -> list[Row]:
+def feature_table(bench: Bench, normals: Normals) -> list[Row]:
     """AUROC of every reported number by itself, higher = more anomalous.
 
     Parameters
     ----------
-    bench, evaluator
-    normals : FeatureTable
-        Of unaltered normals that detectors are fitted on, for the two-sided ``nll``.
+    bench : Bench
+    normals : Normals
+        Their unaltered ones are the middle of the two-sided ``nll``.
     """
-    names = reported_names(evaluator.observer.config.features)
-    typical = float(normals.use(("nll",)).values.mean())
+    names = reported_names(normals.evaluator.observer.config.features)
+    typical = float(normals.unaltered.use(("nll",)).values.mean())
     rows = [_feature_row(bench, name, lambda v: v, name) for name in names]
     rows.append(_feature_row(bench, "nll two-sided", lambda v: np.abs(v - typical), "nll"))
     return rows

@@ -1,0 +1,38 @@
+"""Seeded alterations of a real radiograph: nuisance, gross errors, inserted lesions.
+
+An alteration maps an image and a random generator to another image::
+
+    alter(image, alteration, key, seed) = alteration.apply(image, rng(seed, alteration, key))
+
+so that every scan has its own draw of every alteration, whatever else is altered before it. Three
+families ask a detector for two things without any abnormal image: `NUISANCES` should leave its
+score alone; `GROSS` and `LESIONS` should raise it. `random_nuisance` and `random_perturbation` are
+for *choosing* a detector. They are drawn by other parameters, and mostly by other means, than the
+families that measure it.
+
+Lengths "at 224" are pixels of an image whose longer side is 224, scaled to the image at hand.
+"""
+
+from anomaly.data.synthetic.alterations.alteration import Alteration, Altered, Family, Size, alter
+from anomaly.data.synthetic.alterations.gross_errors import GROSS
+from anomaly.data.synthetic.alterations.lesions import LESIONS
+from anomaly.data.synthetic.alterations.lungs import lung_fields
+from anomaly.data.synthetic.alterations.nuisances import NUISANCES, random_nuisance
+from anomaly.data.synthetic.alterations.perturbations import random_perturbation
+
+__all__ = [
+    "ALTERATIONS",
+    "GROSS",
+    "LESIONS",
+    "NUISANCES",
+    "Alteration",
+    "Altered",
+    "Family",
+    "Size",
+    "alter",
+    "lung_fields",
+    "random_nuisance",
+    "random_perturbation",
+]
+
+ALTERATIONS: tuple[Alteration, ...] = NUISANCES + GROSS + LESIONS

@@ -1,0 +1,71 @@
+"""Changes of the whole image, by strength: from mild ones to those that spoil it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
+
+from anomaly.data.synthetic.alterations.alteration import Rng
+from anomaly.data.synthetic.alterations.canvas import Array, at_224, resized, smoothed
+
+__all__ = ["blur", "contrast", "gamma", "jpeg", "moved", "noise", "resample", "sharpen"]
+
+
+def gamma(pixels: Array, _: Rng, *, exponent: float) -> Array:
+    """Raise to a power."""
+    return np.asarray(pixels ** np.float32(exponent), dtype=np.float32)
+
+
+def contrast(pixels: Array, _: Rng, *, factor: float) -> Array:
+    """Spread about the mean."""
+    mean = np.float32(pixels.mean(dtype=np.float64))
+    return np.asarray(mean + np.float32(factor) * (pixels - mean), dtype=np.float32)
+
+
+def blur(pixels: Array, _: Rng, *, sigma: float) -> Array:
+    """Blur by a Gaussian, sigma in pixels at 224."""
+    return smoothed(pixels, at_224(sigma, pixels))
+
+
+def sharpen(pixels: Array, rng: Rng, *, amount: float) -> Array:
+    """Unsharp mask of radius 0.5 px at 224."""
+    detail = pixels - blur(pixels, rng, sigma=0.5)
+    return np.asarray(pixels + np.float32(amount) * detail, dtype=np.float32)
+
+
+def jpeg(pixels: Array, _: Rng, *, quality: int) -> Array:
+    """Store as JPEG of 8 bits and read again."""
+    stored = io.BytesIO()
+    Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(stored, "JPEG", quality=quality)
+    with Image.open(stored) as read:
+        return np.asarray(np.asarray(read) / 255, dtype=np.float32)
+
+
+def resample(pixels: Array, _: Rng, *, side: int) -> Array:
+    """Reduce to a longer side of `side` pixels and back; an image no larger stays as it is."""
+    factor = side / max(pixels.shape)
+    if factor >= 1:
+        return pixels
+    height, width = pixels.shape
+    small = resized(
+        pixels, (max(1, round(factor * height)), max(1, round(factor * width))), sharp=True
+    )
+    return resized(small, (height, width), sharp=True)
+
+
+def moved(pixels: Array, zoom: float, shift: tuple[float, float]) -> Array:
+    """Magnify about the centre, then shift by (rows, columns) pixels; bilinear, border repeated."""
+    centre = (np.array(pixels.shape) - 1) / 2
+    offset = centre - (centre + np.array(shift)) / zoom
+    moved = ndimage.affine_transform(
+        pixels, np.full(2, 1 / zoom), offset, order=1, mode="nearest", output=np.float32
+    )
+    return np.asarray(moved)
+
+
+def noise(pixels: Array, rng: Rng, *, std: float) -> Array:
+    """Add white noise."""
+    return pixels + np.float32(std) * rng.standard_normal(pixels.shape, dtype=np.float32)

@@ -1,0 +1,87 @@
+"""Nuisances: acquisition and handling that a detector should not answer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.data.synthetic.alterations.alteration import Alteration, Change, Rng, whole_image
+from anomaly.data.synthetic.alterations.canvas import Array, at_224, checked, finished
+from anomaly.data.synthetic.alterations.image_changes import (
+    blur,
+    contrast,
+    gamma,
+    jpeg,
+    moved,
+    noise,
+    resample,
+    sharpen,
+)
+
+__all__ = ["NUISANCES", "random_nuisance"]
+
+
+def _zoom(pixels: Array, _: Rng, *, factor: float) -> Array:
+    return moved(pixels, factor, (0, 0))
+
+
+def _shift(pixels: Array, rng: Rng, *, share: float) -> Array:
+    """Shift by a share of the longer side, to whole pixels so that nothing is blurred."""
+    angle, distance = rng.uniform(0, 2 * np.pi), share * max(pixels.shape)
+    return moved(pixels, 1, (round(distance * np.sin(angle)), round(distance * np.cos(angle))))
+
+
+def _nuisance(name: str, change: Change) -> Alteration:
+    return Alteration(name, "nuisance", whole_image(change))
+
+
+NUISANCES: tuple[Alteration, ...] = (
+    _nuisance("gamma_0.8", partial(gamma, exponent=0.8)),
+    _nuisance("gamma_1.25", partial(gamma, exponent=1.25)),
+    _nuisance("contrast_-15", partial(contrast, factor=0.85)),
+    _nuisance("contrast_+15", partial(contrast, factor=1.15)),
+    _nuisance("blur_0.5", partial(blur, sigma=0.5)),
+    _nuisance("sharpen_0.5", partial(sharpen, amount=1.0)),
+    _nuisance("jpeg_50", partial(jpeg, quality=50)),
+    _nuisance("resample_128", partial(resample, side=128)),
+    _nuisance("zoom_+5", partial(_zoom, factor=1.05)),
+    _nuisance("zoom_-5", partial(_zoom, factor=0.95)),
+    _nuisance("shift_3", partial(_shift, share=0.03)),
+    _nuisance("noise_mild", partial(noise, std=0.01)),
+)
+"""Acquisition and handling that leaves the patient as he is; a detector should stay calm."""
+
+
+def random_nuisance(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a composition of mild changes, each about two thirds as strong as in `NUISANCES`.
+
+    In the order of an acquisition: position, optics, tone, resolution, noise, storage.
+
+    Parameters
+    ----------
+    pixels : ndarray (H, W) float32 in [0, 1]
+        At least 32 pixels a side; left as it is.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray (H, W) float32 in [0, 1]
+    """
+    height, width = checked(pixels).shape
+    shift = (height * rng.uniform(-0.02, 0.02), width * rng.uniform(-0.02, 0.02))
+    image = moved(pixels, 1 + rng.uniform(-0.03, 0.03), shift)
+    if rng.random() < 0.5:
+        image = blur(image, rng, sigma=rng.uniform(0, 0.4))
+    else:
+        image = sharpen(image, rng, amount=rng.uniform(0, 0.6))
+    limit = np.log(1.15)
+    image = gamma(finished(image), rng, exponent=np.exp(rng.uniform(-limit, limit)))
+    image = finished(contrast(image, rng, factor=rng.uniform(0.9, 1.1)))
+    if rng.random() < 0.5:
+        image = resample(image, rng, side=round(at_224(int(rng.integers(150, 225)), image)))
+    image = finished(noise(image, rng, std=rng.uniform(0, 0.006)))
+    if rng.random() < 0.5:
+        image = jpeg(image, rng, quality=int(rng.integers(60, 96)))
+    return finished(image)

@@ -1,0 +1,109 @@
+"""Perturbations: changes that matter, for choosing a detector."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.data.synthetic.alterations.alteration import Altered, Rng
+from anomaly.data.synthetic.alterations.canvas import Array, checked, finished
+from anomaly.data.synthetic.alterations.image_changes import blur, noise
+from anomaly.data.synthetic.alterations.lungs import lung_centre, lung_fields
+from anomaly.data.synthetic.alterations.opacities import opacified
+
+__all__ = ["random_perturbation"]
+
+
+def random_perturbation(pixels: NDArray[np.float32], rng: np.random.Generator) -> Altered:
+    """Draw one change that matters: in a patch, an opacity, or blur or noise of the whole image.
+
+    A patch is smoothed, moved, darkened or roughened. Blur and noise are several times as strong
+    as `random_nuisance` makes them.
+
+    Parameters
+    ----------
+    pixels : ndarray (H, W) float32 in [0, 1]
+        At least 32 pixels a side; left as it is.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Altered
+        With the mask of the place; None where the whole image is changed.
+    """
+    change = _PERTURBATIONS[rng.integers(len(_PERTURBATIONS))]
+    return change(checked(pixels), rng)
+
+
+def _soft_disc(shape: tuple[int, ...], rng: Rng) -> Array:
+    """Draw a disc with a cosine edge, (H, W) in [0, 1], 1 at a pixel well inside the image."""
+    row, column = (int(side * rng.uniform(0.12, 0.88)) for side in shape)
+    radius = rng.uniform(0.06, 0.2) * max(shape)
+    distance = np.hypot(np.arange(shape[0])[:, None] - row, np.arange(shape[1]) - column)
+    edge = np.clip((distance / radius - 0.5) / 0.5, 0, 1)
+    return (0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)
+
+
+def _blended(pixels: Array, other: Array, profile: Array) -> Altered:
+    return Altered(finished(pixels + profile * (other - pixels)), profile > 0.1)
+
+
+def _smooth_patch(pixels: Array, rng: Rng) -> Altered:
+    profile = _soft_disc(pixels.shape, rng)
+    return _blended(pixels, blur(pixels, rng, sigma=rng.uniform(1.5, 5)), profile)
+
+
+def _paste_patch(pixels: Array, rng: Rng) -> Altered:
+    """Move a patch by at least a tenth of either side, from within the same image."""
+    profile = _soft_disc(pixels.shape, rng)
+    signs = rng.choice((-1, 1), 2)
+    steps = [int(s * rng.uniform(0.1, 0.4) * n) for s, n in zip(signs, pixels.shape, strict=True)]
+    # Rolled rather than repeated at the border: streaks would give the patch away.
+    return _blended(pixels, np.roll(pixels, steps, (0, 1)), profile)
+
+
+def _add_opacity(pixels: Array, rng: Rng) -> Altered:
+    """Add a few overlapping soft balls, in the lungs but not confined to them."""
+    longer = max(pixels.shape)
+    row, column = lung_centre(lung_fields(pixels), rng)
+    radius = rng.uniform(0.08, 0.4) * longer / 2
+    rows, columns = np.arange(pixels.shape[0])[:, None], np.arange(pixels.shape[1])
+    clear = np.ones(pixels.shape, dtype=np.float32)
+    for _ in range(int(rng.integers(2, 7))):
+        angle, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0, 0.6)
+        y, x, width = row + away * np.sin(angle), column + away * np.cos(angle), radius - away
+        clear *= 1 - 0.8 * np.exp(-3 * ((rows - y) ** 2 + (columns - x) ** 2) / width**2)
+    profile = np.asarray((1 - clear) / (1 - clear.min()), dtype=np.float32)
+    return Altered(finished(opacified(pixels, profile, rng.uniform(0.25, 0.7))), profile > 0.1)
+
+
+def _darken_patch(pixels: Array, rng: Rng) -> Altered:
+    profile = _soft_disc(pixels.shape, rng)
+    return _blended(pixels, pixels * np.float32(rng.uniform(0.4, 0.8)), profile)
+
+
+def _roughen_patch(pixels: Array, rng: Rng) -> Altered:
+    profile = _soft_disc(pixels.shape, rng)
+    texture = rng.standard_normal(pixels.shape, dtype=np.float32)
+    texture = blur(texture, rng, sigma=rng.uniform(0.3, 2))
+    texture *= np.float32(rng.uniform(0.03, 0.12)) / texture.std()
+    return _blended(pixels, finished(pixels + texture), profile)
+
+
+def _blur_all(pixels: Array, rng: Rng) -> Altered:
+    return Altered(finished(blur(pixels, rng, sigma=rng.uniform(2, 5))), None)
+
+
+def _noise_all(pixels: Array, rng: Rng) -> Altered:
+    return Altered(finished(noise(pixels, rng, std=rng.uniform(0.06, 0.15))), None)
+
+
+_PERTURBATIONS = (
+    _smooth_patch,
+    _paste_patch,
+    _add_opacity,
+    _darken_patch,
+    _roughen_patch,
+    _blur_all,
+    _noise_all,
+)

@@ -1,0 +1,1 @@
+"""A benchmark: scans that are looked at once, and every figure that is computed from them."""

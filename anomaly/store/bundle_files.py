@@ -1,0 +1,287 @@
+"""The files of a bundle: which there are, and whether they are what was written.
+
+::
+
+    bundle.json                what it is: settings, versions, hashes of the other files
+    weights.safetensors        the averaged network, with its closed-form base and intercepts
+    detector.safetensors       density over features, heatmap statistics, mean normal image
+    look_alikes.safetensors    normal training images that may be shown (where the settings say so)
+    calibration.safetensors    what held-out normals scored and showed (once calibrated)
+    seen.json                  hashes of the scans that it was trained and calibrated on
+    bundle.sig                 who made it (`anomaly.store.signatures`); only where it was signed
+
+Tensors and JSON only: nothing is unpickled or executed. Every file is compared with its recorded
+hash, ``bundle.json`` with its own, and what differs is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly.errors import BundleError
+from anomaly.files import TEMPORARY, writing
+
+__all__ = [
+    "CALIBRATION",
+    "DETECTOR",
+    "FORMAT",
+    "LOOK_ALIKES",
+    "SEEN",
+    "SHIPPED",
+    "SIGNATURE",
+    "WEIGHTS",
+    "bundle_hash",
+    "bundle_problems",
+    "copy_bundle",
+    "find_bundle",
+    "read_bundle_file",
+    "read_files",
+    "same_detector",
+    "write_files",
+]
+
+SHIPPED = Path(__file__).parents[1] / "bundles"
+"""Bundles that are installed with the package, each with its model card."""
+
+FORMAT = 7
+
+READABLE = (5, 6, FORMAT)
+"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none. Before 7,
+the operating point was the configuration's, and calibration scans were not recorded."""
+
+SIGNATURE = "bundle.sig"
+WEIGHTS = "weights.safetensors"
+DETECTOR = "detector.safetensors"
+SEEN = "seen.json"
+LOOK_ALIKES = "look_alikes.safetensors"
+CALIBRATION = "calibration.safetensors"
+
+_MAIN = "bundle.json"
+_OPTIONAL = {LOOK_ALIKES, CALIBRATION}
+_KNOWN = {WEIGHTS, DETECTOR, SEEN, *_OPTIONAL}
+"""Files of a bundle beside the main one; no other name is read, copied or written."""
+
+_MOST_BYTES = {_MAIN: 16 * 2**20, SIGNATURE: 64, SEEN: 512 * 2**20}
+_MOST_OF_ARRAYS = 4 * 2**30
+
+
+def find_bundle(name: Path) -> Path:
+    """Return the folder named, or the shipped bundle of that name where there is no such folder."""
+    shipped = SHIPPED / name
+    return shipped if not name.exists() and len(name.parts) == 1 and shipped.is_dir() else name
+
+
+def bundle_hash(folder: Path) -> str:
+    """SHA-256 of a bundle's ``bundle.json``, which names the hashes of all its other files.
+
+    Raises
+    ------
+    BundleError
+        If there is no readable one.
+    """
+    return hashlib.sha256(_read_main(folder)[0]).hexdigest()
+
+
+def same_detector(folder: Path, other: Path) -> bool:
+    """Whether two bundles differ in nothing but what they were calibrated on.
+
+    Raises
+    ------
+    BundleError
+        If one of them is damaged.
+    """
+    first, second = (_read_main(path)[1] for path in (folder, other))
+    return bool(
+        all(first["files"][name] == second["files"][name] for name in (WEIGHTS, DETECTOR))
+        and first["config"] == second["config"]
+    )
+
+
+def bundle_problems(folder: Path) -> list[str]:
+    """Say what is wrong with a bundle's files; empty if it is intact.
+
+    Raises
+    ------
+    BundleError
+        If there is no readable ``bundle.json`` of this format.
+    """
+    return _compare(folder, _read_main(folder)[1])[1]
+
+
+def read_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    """Return the hash of a bundle, what its ``bundle.json`` says, and its other files by name.
+
+    Every file is read once: what was compared with its hash is what is used.
+
+    Raises
+    ------
+    BundleError
+        If a file is missing or differs from its recorded hash, or the format is another.
+    """
+    main, record = _read_main(folder)
+    files, problems = _compare(folder, record)
+    if problems:
+        raise BundleError(f"bundle {folder}: " + "; ".join(problems) + ". Copy or train it again")
+    return hashlib.sha256(main).hexdigest(), record, files
+
+
+def _compare(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+    """Files of a bundle, and what is wrong with them."""
+    files, problems = {}, []
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+            continue
+        files[name] = read_bundle_file(path)
+        digest = hashlib.sha256(files[name]).hexdigest()
+        if digest != expected:
+            problems.append(f"{name} has changed: SHA-256 {digest[:12]}, expected {expected[:12]}")
+    return files, problems
+
+
+def copy_bundle(source: Path, folder: Path) -> None:
+    """Copy a bundle in place of whatever bundle is there: all of it, or nothing changes.
+
+    Raises
+    ------
+    AnomalyError
+        If it cannot be written.
+    """
+    _, record = _read_main(source)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with writing(folder):
+        try:
+            unfinished.mkdir(parents=True)
+            for name in (_MAIN, *record["files"]):
+                (unfinished / name).write_bytes(read_bundle_file(source / name))
+            if (source / SIGNATURE).is_file():
+                (unfinished / SIGNATURE).write_bytes(read_bundle_file(source / SIGNATURE))
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_bundle_file(path: Path) -> bytes:
+    """Read a file of a bundle, which may be somebody else's: a plain one, of bounded size.
+
+    A link would be followed to a file that is no part of it, and a pipe waited for.
+
+    Raises
+    ------
+    BundleError
+    OSError
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(
+                f"{path} is a link: expected the file itself; copy the bundle with its files"
+            ) from error
+        raise
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(file.fileno())
+        most = _MOST_BYTES.get(path.name, _MOST_OF_ARRAYS)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > most:
+            raise BundleError(
+                f"{path} is no plain file of at most {most:,} bytes: it is no file of a bundle"
+            )
+        return file.read()
+
+
+def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        main = read_bundle_file(folder / _MAIN)
+        record: dict[str, Any] = json.loads(main)
+        version = record["format"]
+        if not record["files"].keys() <= _KNOWN:
+            raise ValueError(f"it names files that no bundle has: {sorted(record['files'])!r:.200}")
+        sealed = _seal({k: v for k, v in record.items() if k != "sha256"})
+    except (FileNotFoundError, NotADirectoryError) as error:
+        shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/"))) or "none"
+        raise BundleError(
+            f"{folder} is no bundle: it holds no {_MAIN}. Train one first, or name a shipped one "
+            f"({shipped})"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{folder / _MAIN} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"{folder / _MAIN} is damaged ({error}): copy the bundle again"
+        ) from error
+    if version not in READABLE:
+        raise BundleError(
+            f"bundle {folder} has format {version}: this version reads formats {READABLE}"
+        )
+    if main != sealed:
+        raise BundleError(f"{folder / _MAIN} has changed since it was written: copy it again")
+    if version == 5 and record["config"]["network"]["kind"] == "encoder":
+        record["config"]["network"]["normalize"] = False
+    return main, record
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> str:
+    """Write the files of a bundle in place of those that are there; return its hash.
+
+    A full disk leaves the bundle that was there before.
+
+    Parameters
+    ----------
+    folder : Path
+    files : mapping of str to bytes
+    record : mapping of str to object
+        What ``bundle.json`` says beside the hashes of the files.
+
+    Raises
+    ------
+    BundleError
+        If they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    main = _seal({**record, "files": hashes})
+    _write_all(folder, {**files, _MAIN: main})
+    # An earlier bundle's: a signature, and images that may no longer be shown.
+    for name in {SIGNATURE, *_OPTIONAL} - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    return hashlib.sha256(main).hexdigest()
+
+
+def _seal(record: Mapping[str, Any]) -> bytes:
+    """Encode the record of a bundle with its own hash: a flipped byte in it shows too."""
+    plain = json.dumps(record, sort_keys=True, allow_nan=False).encode()
+    sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
+    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file under a temporary name first: what needs space comes before any change."""
+    temporary = {name: folder / f"{name}.tmp" for name in files}
+    try:
+        for name, data in files.items():
+            with temporary[name].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            temporary[name].replace(folder / name)
+    except OSError as error:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise BundleError(
+            f"bundle {folder}: {name} could not be written ({error.strerror}). Free some space and "
+            "run again"
+        ) from error

@@ -1,0 +1,256 @@
+"""The state of a training: all that changes from step to step, and how it takes a step.
+
+Randomness is a function of (seed, step), never of what ran before; so an interrupted and resumed
+run equals an uninterrupted one, and several processes together draw the noise that one process
+would draw.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from anomaly.cdm.density import dequantize
+from anomaly.cdm.health import HasParts, network_health
+from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
+from anomaly.errors import CheckpointError, NonFiniteLoss
+from anomaly.logs import Public
+from anomaly.training.processes import rank_and_world
+from anomaly.training.settings import TrainingSettings
+
+__all__ = ["Batch", "TrainingState", "refuse_non_finite"]
+
+log = logging.getLogger(__name__)
+
+EXAMINED = 4
+"""Images of a batch that the network's health is judged by while it trains."""
+
+
+class Batch(NamedTuple):
+    """What one process sees of a training step.
+
+    Attributes
+    ----------
+    images : Tensor (B, C, H, W) float32 in [-1, 1], on the grid of `grey_levels` values
+    keys : sequence of B str
+        Names of the scans, for messages.
+    """
+
+    images: Tensor
+    keys: Sequence[str]
+
+
+class TrainingState:
+    """Everything that changes while training, and how to put it on disk and back."""
+
+    def __init__(self, loss: CDMLoss, settings: TrainingSettings) -> None:
+        self.loss = loss
+        self.settings = settings
+        self.device = next(loss.parameters()).device
+        self.step = 0
+        self.averaged = copy.deepcopy(loss.network).requires_grad_(False).eval()
+        # DDP keeps gradients equal over processes. Never static_graph: it is silently wrong for a
+        # loss that differentiates through a gradient.
+        self.module = DistributedDataParallel(loss) if rank_and_world()[1] > 1 else loss
+        self.parameters = [p for p in loss.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
+        network = loss.network
+        self.parts = network.parts if isinstance(network, HasParts) else {}
+        self.dead: set[str] = set()  # what was warned of
+        self.update_to_weight: dict[str, float] = {}
+
+    def train_on(
+        self, batch: Batch, rank: int, world: int, grey_levels: int | None
+    ) -> tuple[LossTerms, Tensor, Tensor]:
+        """Take one step; return its loss, the levels drawn and the norm of the gradient."""
+        share = self.settings.batch_size // world
+        images = batch.images.to(self.device, non_blocking=True)
+        uniform, t, eps = self._draw(images.shape[1:], rank * share, share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        joined = self.step >= self.settings.ce_from * self.settings.steps
+        self.loss.ce_weight = self.settings.ce_weight if joined else 0.0
+        if grey_levels is not None:
+            images = dequantize(images, grey_levels, uniform)
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(forked), _autocast(self.settings.precision, self.device):
+            # Dropout draws from the global stream: it too is a function of the step alone.
+            torch.manual_seed(self._stream() * world + rank)
+            terms: LossTerms = self.module(images, t, eps)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        # Processes share the gradient, not the loss: its norm lets them stop together.
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if _is_finite(terms, norm):  # else the caller raises; the weights stay usable
+            self._update()
+        self.step += 1
+        self._average()
+        return terms, t, norm
+
+    def _update(self) -> None:
+        """Take the optimiser's step; where it will be recorded, measure how far it moves a part."""
+        after, every = self.step + 1, self.settings.validate_every
+        if after % every and after != self.settings.steps:
+            self.optimizer.step()
+            return
+        before = {
+            name: [p.detach().clone() for p in part.parameters()]
+            for name, part in self.parts.items()
+        }
+        self.optimizer.step()
+        self.update_to_weight = {
+            name: _distance(before[name], list(part.parameters()))
+            for name, part in self.parts.items()
+        }
+
+    def examine(self, batch: Batch) -> None:
+        """Warn of parts of the network that are dead, once of each."""
+        if not self.parts:
+            return
+        images = batch.images[:EXAMINED].to(self.device)
+        health = network_health(self.loss.network, self.parts, self.loss.levels, images)
+        for part in health.parts:
+            if part.name in health.dead and part.name not in self.dead:
+                log.warning(
+                    "%s of the network is dead at step %d: at no noise level does it carry more "
+                    "than %.2g %% of gradient times activation, and the rest learns without it. "
+                    "Train anew with a lower training.learning_rate (%g); an encoder needs "
+                    "network.normalize: true",
+                    Public(part.name),
+                    self.step,
+                    100 * part.share,
+                    self.settings.learning_rate,
+                )
+        self.dead |= set(health.dead)
+
+    def _draw(self, shape: torch.Size, start: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise of this process's rows, drawn as one process would draw the whole batch."""
+        generator = torch.Generator().manual_seed(self._stream())
+        size = self.settings.batch_size
+        t = stratified_levels(size, len(self.loss.levels), generator)
+        uniform = torch.rand(size, *shape, generator=generator)
+        eps = torch.randn(size, *shape, generator=generator)
+        rows = slice(start, start + share)
+        return tuple(v[rows].to(self.device) for v in (uniform, t, eps))  # type: ignore[return-value]
+
+    def _stream(self) -> int:
+        # A plain function of (seed, step); a large odd factor keeps nearby seeds' streams apart.
+        return self.settings.seed * 1_000_003 + self.step
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / max(1, self.settings.warmup_steps))
+        decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / self.settings.steps))
+        return self.settings.learning_rate * warm * decay
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The decay grows from 0, so that a short run does not average its random start.
+        decay = min(self.settings.ema_decay, self.step / (self.step + 10))
+        for averaged, current in zip(
+            self.averaged.parameters(), self.loss.network.parameters(), strict=True
+        ):
+            averaged.lerp_(current.detach(), 1 - decay)
+
+    def is_due(self, every: int) -> bool:
+        """Whether something done every so many steps, and at the end, is to be done now."""
+        return self.step % every == 0 or self.step == self.settings.steps
+
+    def dump(self, conditions: Mapping[str, str]) -> dict[str, Any]:
+        """Return what `load` goes on from."""
+        return {
+            "conditions": dict(conditions),
+            "step": self.step,
+            "network": self.loss.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, saved: Mapping[str, Any], conditions: Mapping[str, str], path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            It is of another training.
+        """
+        self._check(saved, conditions, path)
+        self.loss.network.load_state_dict(saved["network"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = int(saved["step"])
+
+    def _check(self, saved: Mapping[str, Any], conditions: Mapping[str, str], path: Path) -> None:
+        before: Mapping[str, str] = saved["conditions"]
+        differ = {
+            name: (before.get(name, "absent"), conditions.get(name, "absent"))
+            for name in sorted(before.keys() | conditions.keys())
+            if before.get(name) != conditions.get(name) and not name.endswith("_every")
+        }
+        steps = differ.pop("training.steps", None)
+        if differ:
+            changes = [f"{name} was {was} and is {now}" for name, (was, now) in differ.items()]
+            raise CheckpointError(
+                f"{path} belongs to another training: {'; '.join(changes)}. Train into an empty "
+                "folder, or restore what was changed"
+            )
+        if self.settings.steps < int(saved["step"]):
+            raise CheckpointError(
+                f"training.steps is {self.settings.steps}, and {path} is at step {saved['step']} "
+                "already: ask for more steps, or train into an empty folder"
+            )
+        if steps is not None:
+            log.info(
+                "training.steps was %s and is %s: the learning rate goes on along the new length",
+                Public(steps[0]),
+                Public(steps[1]),
+            )
+
+
+def refuse_non_finite(
+    terms: LossTerms, norm: Tensor, levels: Tensor, batch: Batch, step: int
+) -> None:
+    """Refuse a step that gave no number.
+
+    Raises
+    ------
+    NonFiniteLoss
+        With step, levels and scan keys.
+    """
+    if _is_finite(terms, norm):
+        return
+    per_scan = terms.cross_entropy + terms.denoising
+    bad = (~torch.isfinite(per_scan)).nonzero().flatten().tolist() or list(range(len(levels)))
+    where = ", ".join(f"{batch.keys[i]} (level {int(levels[i])})" for i in bad[:8])
+    raise NonFiniteLoss(
+        f"the loss is {float(terms.total.detach())} and its gradient's norm {float(norm)} "
+        f"at step {step}, from scans {where}"
+        f"{' and others' if len(bad) > 8 else ''}. The last checkpoint is intact: lower "
+        "training.learning_rate or look at these scans, then run again"
+    )
+
+
+def _is_finite(terms: LossTerms, norm: Tensor) -> bool:
+    return bool(torch.isfinite(terms.total) & torch.isfinite(norm))
+
+
+def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Norm of the change over the norm of what was; 0 where there is nothing."""
+    change = sum(float((a.detach() - b).square().sum()) for a, b in zip(after, before, strict=True))
+    size = sum(float(b.square().sum()) for b in before)
+    return math.sqrt(change / size) if size else 0.0
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    enabled = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
