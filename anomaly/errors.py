@@ -1,24 +1,25 @@
-"""Every error this library raises on purpose.
+"""All errors that this library raises deliberately.
 
 ::
 
     AnomalyError
     ├── ConfigError                 a setting is unknown, contradictory or out of range
-    ├── ScanError                   one scan cannot be used; the run goes on, the scan gets a row
+    ├── ScanError                   one scan cannot be used; it gets a row and the run continues
     │   ├── UnreadableScan          the bytes cannot be decoded
-    │   └── UnsupportedScan         decoded, but not what the toolkit has been tested on
+    │   └── UnsupportedScan         decoded, but of a kind that the toolkit was not tested on
     ├── ManifestError               the table of scans is inconsistent (a patient in two splits)
-    ├── TrainingError               training cannot go on
-    │   └── NonFiniteLoss           the loss is NaN or infinite; says step, levels and scans
+    ├── TrainingError               training cannot continue
+    │   └── NonFiniteLoss           the loss is NaN or infinite; names step, levels and scans
     ├── CheckpointError             a training checkpoint is missing, damaged or of another run
-    ├── BundleError                 a bundle is damaged or does not fit what is asked of it
-    ├── ArchiveError                an archive refused, or answered what cannot be used
-    │   └── ArchiveUnreachable      it did not answer or is too busy; asking again may help
-    └── CalibrationError            a false-alarm rate cannot be promised
-        ├── NotCalibrated           flags were asked of an uncalibrated bundle
+    ├── BundleError                 a bundle is damaged or does not fit its use
+    ├── ArchiveError                a PACS refused a request, or its answer cannot be used
+    │   └── ArchiveUnreachable      it did not answer, or is too busy; a retry may help
+    │       └── ArchiveBusy         it answers, but cannot store all that was sent
+    └── CalibrationError            a false-alarm rate cannot be guaranteed
+        ├── NotCalibrated           flags were requested from an uncalibrated bundle
         └── TooFewCalibrationScans  n normals cannot support the stated alpha
 
-Pipelines catch `ScanError` per scan, record it and go on; everything else stops the run.
+Pipelines catch `ScanError` per scan, record it and continue; all other errors stop the run.
 """
 
 __all__ = [
@@ -41,11 +42,11 @@ __all__ = [
 
 
 class AnomalyError(Exception):
-    """Base of every error that the toolkit raises on purpose."""
+    """Base class of all errors that the toolkit raises deliberately."""
 
 
 class _ReasonedError(AnomalyError):
-    """An error with a short stable reason, which may be shared, and a sentence, which may not."""
+    """An error with a short stable reason, which may be shared, and a private sentence."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message)
@@ -68,7 +69,7 @@ class ScanError(_ReasonedError):
     reason : str
         Short stable word for tables and counts, such as ``"truncated"``.
     message : str
-        The sentence for a person: the value seen, what was expected, what to do. It may quote
+        Sentence for people: the actual value, the expected one, what to do. It may quote
         file contents, so it belongs in private tables only; `reason` may be shared.
     """
 
@@ -78,7 +79,7 @@ class UnreadableScan(ScanError):
 
 
 class UnsupportedScan(ScanError):
-    """The scan decodes, but it is not a kind that the toolkit has been tested on."""
+    """The scan decodes, but is of a kind that the toolkit was not tested on."""
 
 
 class ManifestError(AnomalyError):
@@ -86,7 +87,7 @@ class ManifestError(AnomalyError):
 
 
 class TrainingError(AnomalyError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteLoss(TrainingError):
@@ -98,43 +99,43 @@ class CheckpointError(AnomalyError):
 
 
 class BundleError(AnomalyError):
-    """A bundle is damaged, or does not fit what is asked of it."""
+    """A bundle is damaged, or does not fit its use."""
 
 
 class ArchiveError(_ReasonedError):
-    """An archive refused what was asked, or answered what cannot be used.
+    """A PACS refused a request, or its answer cannot be used.
 
     Parameters
     ----------
     reason : str
         Short stable word for logs and counts, such as ``"HTTP 404"``.
     message : str
-        The sentence for a person. It names the archive, so `reason` alone may be shared.
+        Sentence for people. It names the PACS, so only `reason` may be shared.
     """
 
 
 class ArchiveUnreachable(ArchiveError):
-    """An archive did not answer or is too busy; asking again may help.
+    """A PACS did not answer or is too busy; a retry may help.
 
     Attributes
     ----------
     wait : float
-        Seconds for which the archive asks to be left alone.
+        Seconds that the PACS requests before a retry.
     """
 
     wait: float = 0.0
 
 
 class ArchiveBusy(ArchiveUnreachable):
-    """An archive answers, and has no room for some of what it was sent."""
+    """A PACS answers, but has no room for some of the instances sent."""
 
 
 class CalibrationError(AnomalyError):
-    """A false-alarm rate cannot be promised."""
+    """A false-alarm rate cannot be guaranteed."""
 
 
 class NotCalibrated(CalibrationError):
-    """Flags were asked of a bundle that has not been calibrated."""
+    """Flags were requested from a bundle that is not calibrated."""
 
 
 class TooFewCalibrationScans(CalibrationError):

@@ -1,10 +1,10 @@
-"""What crosses from one part of the toolkit to the next: `Scan`, `Region`, `Verdict`, and others.
+"""Types exchanged between packages: `Scan`, `Region`, `Verdict`, and others.
 
 ::
 
     shown image = Orientation.show(stored image)
 
-One sign everywhere: a higher score is more anomalous. Image arrays are ``(H, W)``, row first, row
+A higher score is always more anomalous. Image arrays are ``(H, W)``, row first, row
 0 at the top as displayed.
 """
 
@@ -41,26 +41,26 @@ SpacingSource = Literal[
 ]
 
 NOTICE = "Research use only. Not a diagnosis."
-"""Said wherever a result is shown."""
+"""Notice shown with every result."""
 
 DETECTOR_MODEL = "anomaly detector"
 """ManufacturerModelName of every DICOM object that the toolkit writes: results, never scans."""
 
 DRAWN_PNG = {"Source": "synthetic; drawn by a classification diffusion model"}
 FIGURE_PNG = {"Software": "anomaly"}
-"""Text in the PNG files of drawn images, and of figures: results, never scans."""
+"""Text in the PNG files of sampled images, and of figures: results, never scans."""
 
 _Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How the stored pixels of an image are turned to show it upright.
+    """Transposition and flips that show the stored pixels of an image upright.
 
     Attributes
     ----------
     transposed : bool
-        Rows and columns change places, first.
+        Rows and columns are exchanged, first.
     upside_down, mirrored : bool
         Then the order of the rows, or of the columns, is reversed.
     """
@@ -70,35 +70,35 @@ class Orientation:
     mirrored: bool = False
 
     def show(self, stored: NDArray[_Value]) -> NDArray[_Value]:
-        """Turn an image as stored into one as shown; `store` is the way back."""
+        """Convert a stored image to a shown one; `store` is the inverse."""
         shown = stored.T if self.transposed else stored
         return shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
     def __str__(self) -> str:
-        """One letter for each turn, ``"tum"`` for all three; `parse` reads it."""
-        turns = (("t", self.transposed), ("u", self.upside_down), ("m", self.mirrored))
-        return "".join(letter for letter, turned in turns if turned)
+        """One letter for each operation, ``"tum"`` for all three; `parse` reads it."""
+        operations = (("t", self.transposed), ("u", self.upside_down), ("m", self.mirrored))
+        return "".join(letter for letter, applied in operations if applied)
 
     @classmethod
     def parse(cls, text: str) -> Orientation:
-        """Read what ``str`` of an orientation says."""
+        """Parse the ``str`` of an orientation."""
         return cls("t" in text, "u" in text, "m" in text)
 
     def store(self, shown: NDArray[_Value]) -> NDArray[_Value]:
-        """Turn an image as shown back into one as stored."""
+        """Convert a shown image back to a stored one."""
         stored = shown[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
         return stored.T if self.transposed else stored
 
 
 @dataclass(frozen=True)
 class ScanIdentity:
-    """Who and what a scan is. Identifying: never written to a shared output.
+    """Identity of a scan. It is identifying and never written to a shared output.
 
     Attributes
     ----------
     patient, study, series, instance : str
-        The DICOM PatientID and Study, Series and SOP Instance UIDs, or stand-ins for formats that
-        have none. Empty where the source says nothing.
+        The DICOM PatientID and Study, Series and SOP Instance UIDs, or substitutes for formats that
+        have none. Empty if unknown.
     frame : int
         Index of the frame or slice within the file, from 0.
     """
@@ -112,40 +112,40 @@ class ScanIdentity:
 
 @dataclass(frozen=True)
 class Scan:
-    """One two-dimensional monochrome image, as a reader should see it.
+    """One two-dimensional monochrome image, as displayed to a reader.
 
     Attributes
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
         0 displays black, 1 white: MONOCHROME1 is already inverted.
     levels : int
-        Number of grey values that the source can hold, such as 4096 for 12 bits stored.
+        Number of grey values that the source can represent, such as 4096 for 12 bits stored.
     identity : ScanIdentity
     modality : str
         DICOM Modality (``"DX"``, ``"CR"``, ...) or the file format, in capitals.
     spacing : tuple of float or None
-        Height and width of a pixel in mm, or None where unknown.
+        Height and width of a pixel in mm, or None if unknown.
     spacing_source : str
-        Where `spacing` comes from; detector-plane spacing is not patient-plane spacing.
+        Source of `spacing`; detector-plane spacing is not patient-plane spacing.
     intensity : str
-        How stored values became [0, 1], in one sentence, for the record.
+        Conversion of stored values to [0, 1], described in one sentence.
     view, laterality, body_part : str
         DICOM ViewPosition, (Image)Laterality and BodyPartExamined, or empty.
     burned_in : bool
-        The source says that identifying text is burned into the pixels.
+        Whether the source states that identifying text is burned into the pixels.
     synthetic : bool
-        The source says that a computer made the image (DICOM SyntheticData).
+        Whether the source states that a computer made the image (DICOM SyntheticData).
     orientation : Orientation
-        How the stored pixels were turned into `pixels`; `spacing` is that of `pixels`.
+        Conversion of the stored pixels to `pixels`; `spacing` is that of `pixels`.
     voi : GreyCurve or None
-        Display of `pixels` that the source or the configuration asks for; None where neither says.
+        Display of `pixels` defined by the source or the configuration; None if neither does.
     visible : GreyCurve or None
-        Display by the percentiles of what a shutter or padding leaves visible; None where nothing
-        is hidden.
+        Display by the percentiles of the pixels not hidden by a shutter or padding; None if none
+        are hidden.
     frame_count : int
-        Frames, pages or slices in the file that it is one of.
+        Number of frames, pages or slices in its file.
     notes : tuple of str
-        What the source says beside its pixels and could not be used.
+        Remarks on attributes of the source that could not be used.
     """
 
     pixels: NDArray[np.float32]
@@ -168,13 +168,13 @@ class Scan:
 
     @property
     def display(self) -> GreyCurve:
-        """How `pixels` are shown to people: by `voi`, or else by the image's own percentiles."""
+        """Display of `pixels` for people: `voi`, or else the image's own percentiles."""
         return self.voi or self.visible or percentile_curve(self.pixels)
 
 
 @dataclass(frozen=True)
 class ScanScore:
-    """What the detector says of one scan, before any decision.
+    """Detector output for one scan, before any decision.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class ScanScore:
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Per-pixel evidence in source geometry: 0 where the place looks like any normal scan.
+        Per-pixel evidence in source geometry: 0 if the place looks like any normal scan.
     """
 
     key: str
@@ -196,7 +196,7 @@ class ScanScore:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected place whose evidence is above the pixel threshold.
+    """A connected area whose evidence is above the pixel threshold.
 
     Attributes
     ----------
@@ -205,7 +205,7 @@ class Region:
     area : int
         Number of source pixels.
     area_mm2 : float or None
-        Area in square millimetres where the spacing is known.
+        Area in square millimetres if the spacing is known.
     peak : float
         Largest evidence inside.
     """
@@ -219,7 +219,7 @@ class Region:
 
 @dataclass(frozen=True)
 class JudgedScan:
-    """A score, and what it means against held-out normal scans.
+    """A score compared with held-out normal scans.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ class JudgedScan:
     flagged : bool
         ``p_value <= alpha``.
     regions : tuple of Region
-        Largest peak first; empty where nothing stands out.
+        Largest peak first; empty if there are none.
     """
 
     scan: ScanScore
@@ -246,36 +246,36 @@ class JudgedScan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a detector says of one scan, or why it says nothing.
+    """Result of a detector for one scan, or the reason why there is none.
 
     Attributes
     ----------
     path : str
-        The file, as the caller named it; empty for an array.
+        The file, as given by the caller; empty for an array.
     frame : int
         Index of the frame within the file, from 0.
     alpha : float in (0, 1)
         Stated false-alarm rate.
     score : float or None
-        Higher = more anomalous, no unit; None where the scan was not scored.
+        Higher = more anomalous, no unit; None if the scan was not scored.
     p_value : float in (0, 1], or None
-        Share of normal scans expected to look at least this unusual (split conformal); None where
+        Share of normal scans expected to look at least this unusual (split conformal); None if
         the scan was not scored or the detector is not calibrated.
     flag : bool or None
-        ``p_value <= alpha``, or None likewise. `flagged` raises where this is None.
+        ``p_value <= alpha``; None if there is no p-value, and then `flagged` raises.
     regions : tuple of Region
-        Largest peak first, in the scan's own pixels; empty where nothing stands out.
+        Largest peak first, in the scan's own pixels; empty if there are none.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Evidence at each of the scan's own pixels: 1 as normal scans show in the middle, 0 on
+        Evidence at each of the scan's own pixels, relative to the scan's median; 0 on
         blank places.
     evidence_peak : float or None
         Largest evidence.
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
     seen : bool
-        The scan took part in training or calibration: its score says nothing of other scans.
+        Whether the scan was used in training or calibration; then its p-value is not valid.
     reason, detail : str
-        Why there is no score, in a word and in a sentence; empty where there is one.
+        Why there is no score, as a short reason and as a sentence; empty if there is one.
     """
 
     path: str
@@ -299,7 +299,7 @@ class Verdict:
         Raises
         ------
         UnsupportedScan
-            If it was not scored: that is neither normal nor abnormal.
+            If it was not scored: it is neither normal nor abnormal.
         NotCalibrated
             If the detector is not calibrated.
         """
@@ -310,23 +310,23 @@ class Verdict:
         return self.flag
 
     def calibrated(self, *, p_value: float, flag: bool, regions: tuple[Region, ...]) -> Verdict:
-        """Return the verdict with what a calibration adds to it."""
+        """Return the verdict with the results of a calibration."""
         return replace(self, p_value=p_value, flag=flag, regions=regions)
 
 
 @dataclass(frozen=True)
 class StudyVerdict:
-    """What a detector says of the scans of one study together.
+    """Result of a detector for the scans of one study together.
 
     Attributes
     ----------
     alpha : float in (0, 1)
         Stated false-alarm rate, of studies.
     p_value : float in (0, 1], or None
-        The smallest p-value of the scans, times their number (Bonferroni): valid whatever the scans
-        have to do with each other. None where no scan has one.
+        The smallest p-value of the scans, times their number (Bonferroni): valid for any dependence
+        between the scans. None if no scan has one.
     flag : bool or None
-        ``p_value <= alpha``. `flagged` raises where this is None.
+        ``p_value <= alpha``. `flagged` raises if this is None.
     scans : tuple of Verdict
     """
 
@@ -342,7 +342,7 @@ class StudyVerdict:
         Raises
         ------
         NotCalibrated
-            If no scan of it has a p-value: not scored is not normal.
+            If no scan of it has a p-value, which does not mean that it is normal.
         """
         if self.flag is None:
             raise NotCalibrated("no scan of the study has a p-value: it is not judged")

@@ -1,6 +1,6 @@
-r"""Density, score and denoiser of a noise-level classifier: each identity once.
+r"""Density, score and denoiser of a noise-level classifier: one definition of each identity.
 
-A network :math:`f(x) \to` logits ``(B, T + 2)`` classifies the noise level of ``x``; it sees
+A network :math:`f(x) \to` logits ``(B, T + 2)`` classifies the noise level of ``x``; its input is
 ``x_t``, never ``t``. With levels drawn uniformly in training,
 
 .. math::
@@ -9,8 +9,8 @@ A network :math:`f(x) \to` logits ``(B, T + 2)`` classifies the noise level of `
     \log p_t(x) &= \log N(x; 0, I) + f(x)_t - f(x)_{T+1}            \quad\text{(eq. 10)} \\
     \text{bits/dim} &= -\frac{\log p_0(x)}{d \ln 2} + \log_2 \frac{n - 1}{2}
 
-for ``n`` grey values spread over ``[-1, 1]``. All levels come out of one forward pass; the
-denoiser costs one backward pass more.
+for ``n`` grey values spread over ``[-1, 1]``. One forward pass gives all levels; the
+denoiser needs one backward pass in addition.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Network = Callable[[Tensor], Tensor]
 
 def log_reference(x: Tensor) -> Tensor:
     """Log density of pure noise, ``log N(x; 0, I)``: (B,) nats."""
-    flat = x.flatten(1).to(torch.float64)  # d * log(2 pi) / 2 in float32 would eat 1e-3 nats
+    flat = x.flatten(1).to(torch.float64)  # d * log(2 pi) / 2 in float32 would lose 1e-3 nats
     return -0.5 * (flat.square() + math.log(2 * math.pi)).sum(1)
 
 
@@ -64,7 +64,7 @@ def log_density(logits: Tensor, x: Tensor) -> Tensor:
     Parameters
     ----------
     logits : Tensor (B, T + 2)
-        What the network says of `x`.
+        Output of the network for `x`.
     x : Tensor (B, C, H, W)
     """
     wide = logits.to(torch.float64)
@@ -126,7 +126,7 @@ def grey_step(grey_levels: int) -> float:
 def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
     """Code length in bits per pixel value, from nats of a density on [-1, 1].
 
-    A code length only for dequantised images (see `dequantize`).
+    This is a code length only for dequantised images (see `dequantize`).
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
     dims : int
         Pixel values per image, ``C * H * W``.
     grey_levels : int
-        Grey values spread over [-1, 1]; say it wherever the figure is said.
+        Grey values spread over [-1, 1]; state it with every figure.
     """
     return -log_p / (dims * math.log(2)) - math.log2(grey_step(grey_levels))
 
@@ -143,7 +143,7 @@ def bits_per_dim(log_p: Tensor, dims: int, grey_levels: int) -> Tensor:
 def denoising_bits_per_dim(
     errors: Tensor, t: Tensor, levels: NoiseLevels, grey_levels: int
 ) -> float:
-    r"""Upper bound on the code length, bits per pixel value, from denoising errors alone.
+    r"""Upper bound on the code length, bits per pixel value, computed only from denoising errors.
 
     By the relation of mutual information and denoising error (Guo, Shamai and Verdu 2005, IEEE
     Trans. Inf. Theory 51; for diffusion models Kong et al. 2023, arXiv 2302.03792) the entropy of
@@ -154,10 +154,10 @@ def denoising_bits_per_dim(
               \Big( \frac{\gamma}{1 + \gamma} - \frac{E \|\varepsilon -
               \hat\varepsilon\|^2}{d} \Big) \, d \ln \gamma .
 
-    Any other denoiser has a larger error, and for images in [-1, 1] what lies beyond the ladder
-    only lowers it: an upper bound, up to the draw of images and noise and to the trapezoids
-    between levels. `bits_per_dim` of a trained network is an estimate:
-    nothing normalises its density but the cross-entropy, and it can err to either side.
+    Any other denoiser has a larger error, and for images in [-1, 1] noise beyond the first and
+    last level only lowers the integral. So this is an upper bound, up to sampling of images and
+    noise and the trapezoids between levels. `bits_per_dim` of a trained network is an estimate:
+    only the cross-entropy normalises its density, and it can err to either side.
 
     Parameters
     ----------

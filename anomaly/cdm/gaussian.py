@@ -9,12 +9,12 @@ For :math:`x_0 \sim N(m, \Sigma)` every noisy density is Gaussian too, and with 
              + \log 2 \pi v_{tk} \right],
     \qquad v_{tk} = \alpha_t^2 \lambda_k + \sigma_t^2,
 
-where :math:`z, m` are coordinates in the eigenbasis. Two bases are offered:
+where :math:`z, m` are coordinates in the eigenbasis. There are two bases:
 
-- `GaussianCDM`: any covariance, full eigenbasis. The oracle of the tests.
+- `GaussianCDM`: any covariance, full eigenbasis. The tests use it as the exact reference.
 - `CosineGaussianCDM`: a mean image and a covariance that is diagonal in the 2-D discrete cosine
-  transform, fitted to images. It knows the mean and the power spectrum of the data and nothing
-  else; `anomaly.cdm.network.LevelClassifier` lets a network learn the rest.
+  transform, fitted to images. It models only the mean and the power spectrum of the data;
+  `anomaly.cdm.network.LevelClassifier` trains a network for the rest.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class _DiagonalGaussianCDM(nn.Module):
         # The square is expanded into matrix products: (T + 2) x d work, not (T + 2) x B x d memory.
         constant = -0.5 * (alpha**2 * m**2 / v + torch.log(2 * math.pi * v)).sum(1)
         self.register_buffer("noise_variance", levels.sigma**2, persistent=False)
-        # Derived, and T times as large as what they derive from: never saved.
+        # Derived, and T times as large as their source: never saved.
         self.register_buffer("quadratic", (-0.5 / v).to(dtype), persistent=False)
         self.register_buffer("linear", (alpha * m / v).to(dtype), persistent=False)
         self.register_buffer("constant", constant.to(dtype), persistent=False)
 
     def denoising_error(self) -> Tensor:
-        """Mean squared error of eps that the best denoiser leaves: (T + 2,), 1 at the clean end.
+        """Mean squared error of eps of the best denoiser: (T + 2,), 1 at the clean end.
 
         For every coordinate ``alpha^2 lambda / v = 1 - sigma^2 / v``.
         """
@@ -97,7 +97,7 @@ class CosineGaussianCDM(_DiagonalGaussianCDM):
         Variance of every cosine coefficient.
     levels : NoiseLevels
 
-    Mean and spectrum are its whole state; the rest is rebuilt from them.
+    Mean and spectrum are the whole state; the rest is recomputed from them.
     """
 
     mean: Tensor
@@ -124,7 +124,7 @@ class CosineGaussianCDM(_DiagonalGaussianCDM):
         levels : NoiseLevels
         floor : float
             Smallest variance of a coefficient: that of dequantisation noise,
-            ``grey_step(n)**2 / 12``. It keeps constant pixels (borders) from an infinite density.
+            ``grey_step(n)**2 / 12``. It keeps the density finite at constant pixels (borders).
         """
         wide = images.to(torch.float64)
         mean = wide.mean(0)

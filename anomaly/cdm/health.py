@@ -1,18 +1,18 @@
-r"""The health of a network: whether every part of it takes part in what it says.
+r"""Health of a network: whether every part of it contributes to the output.
 
-For a number :math:`F` that the network computes, such as the log ratio of pure noise to a noise
-level, and the features :math:`h` that a part of it gives, gradient times activation
+For an output :math:`F` of the network, such as the log ratio of pure noise to a noise
+level, and the features :math:`h` that a part of it computes, gradient times activation
 
 .. math:: A = \sum | h \cdot \partial F / \partial h |
 
-says how much of :math:`F` goes through the part. Its *share* is :math:`A` over the sum of all
-parts'. A unit (one feature at one place of one image) is *live* where its own
+measures how much of :math:`F` passes through the part. Its *share* is :math:`A` over the sum for
+all parts. A unit (one feature at one place of one image) is *live* if its own
 :math:`| h \cdot \partial F / \partial h |` is more than a millionth of the mean over all units of
-all parts. A gradient counts as zero where it is smaller than the smallest normal number. A part is
-*dead* where its share stays below `DEAD` times an even one at every noise level: it is computed for
-nothing.
+all parts. A gradient counts as zero if it is smaller than the smallest normal number. A part is
+*dead* if its share is below `DEAD` times an even share at every noise level: computing it is
+useless.
 
-A dead part does not show in the loss: the parts that live learn what they can.
+The loss does not show a dead part, because the live parts learn what they can.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ __all__ = [
 ]
 
 DEAD = 0.04
-"""A part with less than this much of an even share, at every level, is dead: 1 % of four parts."""
+"""Fraction of an even share below which, at every level, a part is dead: 1 % for four parts."""
 
 LIVE_UNIT = 1e-6
 
 RUNGS = 10
-"""Levels looked at: the middles of so many equal pieces of the ladder."""
+"""Number of levels examined: the middles of equal intervals between clean and pure noise."""
 
 
 @runtime_checkable
 class HasParts(Protocol):
-    """A network that says where its parts are."""
+    """A network that names its parts."""
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -62,18 +62,18 @@ class HasParts(Protocol):
 
 @dataclass(frozen=True)
 class Use:
-    """How one number of a network uses one of its parts.
+    """Contribution of one part to one output of a network.
 
     Attributes
     ----------
     activation : float
         Mean absolute feature.
     share : float in [0, 1]
-        Of gradient times activation, over all parts.
+        Share of gradient times activation, over all parts.
     live : float in [0, 1]
-        Share of its units that are live.
+        Share of the part's units that are live.
     zero_gradient : float in [0, 1]
-        Share of its gradient that is zero, or smaller than the smallest normal number.
+        Share of the part's gradient that is zero, or smaller than the smallest normal number.
     """
 
     activation: float
@@ -84,7 +84,7 @@ class Use:
 
 @dataclass(frozen=True)
 class PartHealth:
-    """One part of a network over the ladder of noise levels.
+    """One part of a network at several noise levels.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class PartHealth:
     weight_rms : float
         Root mean square of its weights.
     by_level : tuple of Use
-        One a level of `NetworkHealth.noise_to_signal`.
+        One for each level of `NetworkHealth.noise_to_signal`.
     """
 
     name: str
@@ -101,7 +101,7 @@ class PartHealth:
 
     @property
     def share(self) -> float:
-        """Largest share over the levels; NaN where one is not finite."""
+        """Largest share over the levels; NaN if one is not finite."""
         shares = [use.share for use in self.by_level]
         return math.nan if any(map(math.isnan, shares)) else max(shares)
 
@@ -113,7 +113,7 @@ class NetworkHealth:
     Attributes
     ----------
     noise_to_signal : tuple of float
-        ``sigma / alpha`` of the levels that were looked at.
+        ``sigma / alpha`` of the examined levels.
     parts : tuple of PartHealth
     """
 
@@ -126,7 +126,7 @@ class NetworkHealth:
         return dead_parts({part.name: part.share for part in self.parts})
 
     def record(self) -> dict[str, Any]:
-        """Return plain numbers for JSON: a list a level, by part."""
+        """Return plain numbers for JSON: lists over the levels, by part."""
         return {
             "noise_to_signal": list(self.noise_to_signal),
             "dead": list(self.dead),
@@ -143,7 +143,7 @@ class NetworkHealth:
         }
 
     def lines(self) -> list[str]:
-        """Return a table for a person, a line a part."""
+        """Return a readable table with one line per part."""
         head = f"{'part':<10} {'share':>7} {'at sigma/alpha':>15} {'live':>6} {'activation':>11} "
         rows = [head + f"{'weights':>8} {'zero gradient':>14}"]
         for part in self.parts:
@@ -160,14 +160,15 @@ class NetworkHealth:
 def network_health(
     network: nn.Module, parts: Mapping[str, nn.Module], levels: NoiseLevels, x_0: Tensor
 ) -> NetworkHealth:
-    """Look at every part of a noise-level classifier, over the ladder.
+    """Examine every part of a noise-level classifier at several noise levels.
 
     Parameters
     ----------
     network : Module
-        ``(B, C, H, W) -> logits (B, T + 2)``; looked at in evaluation mode, left in its own.
+        ``(B, C, H, W) -> logits (B, T + 2)``; examined in evaluation mode, then restored to its
+        own mode.
     parts : mapping of str to Module
-        Modules within it whose outputs are looked at, by name.
+        Modules within it whose outputs are examined, by name.
     levels : NoiseLevels
     x_0 : Tensor (B, C, H, W) in [-1, 1]
         Some clean images, on the network's device; their noise is the same every time.
@@ -199,18 +200,18 @@ def network_health(
 
 
 def dead_parts(shares: Mapping[str, float]) -> tuple[str, ...]:
-    """Names of the parts whose share is below `DEAD` times an even one, or not finite."""
+    """Names of the parts whose share is below `DEAD` times an even share, or not finite."""
     return tuple(name for name, share in shares.items() if not share * len(shares) >= DEAD)
 
 
 def rung_levels(levels: NoiseLevels) -> Sequence[int]:
-    """Return the middles of `RUNGS` equal pieces of the levels between clean and pure noise."""
+    """Return the middles of `RUNGS` equal intervals of levels between clean and pure noise."""
     inner = levels.last - 1
     return sorted({1 + int(inner * (k + 0.5) / RUNGS) for k in range(RUNGS)})
 
 
 def measure_use(parts: Mapping[str, nn.Module], compute: Callable[[], Tensor]) -> dict[str, Use]:
-    """Say how a number that is computed through parts uses each of them, called once each.
+    """Measure the contribution of each part to an output; each part must be called once.
 
     Parameters
     ----------

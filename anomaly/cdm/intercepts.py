@@ -1,13 +1,14 @@
-r"""The constants of the log densities, fitted in closed convex form.
+r"""Constants of the log densities, fitted by convex optimisation.
 
-The denoising loss fixes every gradient of :math:`\log p_t`, but not its constant; cross-entropy
-does, slowly, because one step of the optimiser moves a sum over thousands of pixels by many nats.
-With the network held still, the constants :math:`b_t` that minimise the cross-entropy
+The denoising loss determines every gradient of :math:`\log p_t`, but not its constant.
+Cross-entropy does, but slowly, because one optimiser step changes a sum over thousands of pixels by
+many nats.
+With the network fixed, the constants :math:`b_t` that minimise the cross-entropy
 
 .. math:: \min_b \; -\sum_n \log \mathrm{softmax}(f(x_n) + b)_{t_n}
 
-solve a convex problem with ``T + 1`` unknowns. It is multinomial logistic regression on
-intercepts alone, and the same equation as the multistate Bennett acceptance ratio (Shirts &
+solve a convex problem with ``T + 1`` unknowns. This is multinomial logistic regression with
+intercepts only, and the same equation as the multistate Bennett acceptance ratio (Shirts &
 Chodera 2008, eq. 11), which estimates ratios of normalising constants from samples of all levels.
 """
 
@@ -49,13 +50,13 @@ def fit_intercepts(
         Training images.
     levels : NoiseLevels
     grey_levels : int or None
-        For dequantisation; None where the images are continuous.
+        For dequantisation; None if the images are continuous.
     draws : int
-        Noised images in all; some 20 a level give constants to a fraction of a nat.
+        Total number of noised images; about 20 per level give constants to a fraction of a nat.
     seed : int
     batch : int
     on_draws : callable, optional
-        Told the number of draws after each batch.
+        Called with the number of draws after each batch.
     """
     generator = torch.Generator().manual_seed(seed)
     device = classifier.intercept.device
@@ -80,7 +81,7 @@ def solve_intercepts(logits: Tensor, t: Tensor) -> Tensor:
     ----------
     logits : Tensor (N, L)
     t : Tensor (N,) int64
-        True levels; every level occurs.
+        True levels; every level must occur.
 
     Returns
     -------
@@ -94,19 +95,19 @@ def solve_intercepts(logits: Tensor, t: Tensor) -> Tensor:
     """
     wide = logits.to(torch.float64)
     count = wide.shape[1]
-    seen = torch.bincount(t, minlength=count).to(torch.float64)
-    if bool((seen == 0).any()):
+    samples = torch.bincount(t, minlength=count).to(torch.float64)
+    if bool((samples == 0).any()):
         raise TrainingError(
-            f"{int((seen == 0).sum())} of {count} noise levels have no sample among {len(t)}: use "
-            "more draws than levels"
+            f"{int((samples == 0).sum())} of {count} noise levels have no sample among {len(t)}: "
+            "use more draws than levels"
         )
     b = torch.zeros(count, dtype=torch.float64)
     loss = functional.cross_entropy(wide, t, reduction="sum")
     for _ in range(200):
         p = torch.softmax(wide + b, 1)
-        gradient = (p.sum(0) - seen)[:-1]
+        gradient = (p.sum(0) - samples)[:-1]
         hessian = (torch.diag(p.sum(0)) - p.T @ p)[:-1, :-1]
-        # Levels that the network tells apart without doubt leave the Hessian singular.
+        # If the network separates levels perfectly, the Hessian is singular.
         ridge = 1e-3 * torch.eye(count - 1, dtype=torch.float64)
         step = functional.pad(torch.linalg.solve(hessian + ridge, gradient), (0, 1))
         scale = 1.0
@@ -117,8 +118,8 @@ def solve_intercepts(logits: Tensor, t: Tensor) -> Tensor:
             scale /= 2
         else:
             break
-        gained = float(loss - trial)
+        decrease = float(loss - trial)
         b, loss = b - scale * step, trial
-        if gained < 1e-7 * len(t):
+        if decrease < 1e-7 * len(t):
             break
     return b

@@ -1,4 +1,4 @@
-r"""Noise levels: the ladder from a clean image to pure noise.
+r"""Noise levels from a clean image to pure noise.
 
 .. math:: x_t = \alpha_t x_0 + \sigma_t \varepsilon, \quad \varepsilon \sim N(0, I),
           \quad t = 0, 1, \dots, T + 1
@@ -89,7 +89,7 @@ class NoiseLevels:
         return self.alpha_at(t, x_0) * x_0 + self.sigma_at(t, x_0) * eps
 
     def nearest(self, noise_to_signal: float) -> int:
-        """Return the level whose ``sigma / alpha`` is nearest in logarithm to the one given."""
+        """Return the level whose ``sigma / alpha`` is nearest to the given ratio, in logarithm."""
         ratio = torch.log(self.sigma[1:-1] / self.alpha[1:-1])
         return 1 + int(torch.argmin((ratio - math.log(noise_to_signal)).abs()))
 

@@ -3,12 +3,12 @@ r"""The training loss: classify the level, and denoise through the input gradien
 .. math:: L = w_{ce} \, \mathrm{CE}(f(x_t), t)
           + w_t \, \| \varepsilon - \hat\varepsilon(x_t, t) \|^2 / d
 
-with :math:`w_t = 1` in the paper. The error of the noise shrinks by orders of magnitude up the
-ladder, and with it the share that anatomy, seen at high noise, has in the loss;
-`inverse_error_weights` make up for it, wholly or in part.
+with :math:`w_t = 1` in the paper. The error of eps shrinks by orders of magnitude towards high
+noise, and so does the contribution of anatomy, which is visible at high noise, to the loss.
+`inverse_error_weights` compensate for this, wholly or in part.
 
-Both terms are needed: cross-entropy alone denoises badly, denoising alone leaves the constant of
-each level's log density free (Table 1).
+Both terms are needed: with cross-entropy alone the network denoises badly, and denoising alone
+does not determine the constant of each level's log density (Table 1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anomaly.cdm.levels import NoiseLevels
 __all__ = ["POWERS", "CDMLoss", "LossTerms", "inverse_error_weights", "stratified_levels"]
 
 POWERS = {"uniform": 0.0, "balanced": 0.7, "relative": 1.0}
-"""Power of the inverse error of a reference denoiser by which a level counts, by name."""
+"""Exponent of a level's weight, which is a power of a reference denoiser's inverse error."""
 
 
 class LossTerms(NamedTuple):
@@ -44,10 +44,10 @@ class LossTerms(NamedTuple):
 
 
 class CDMLoss(nn.Module):
-    """Network and levels in, loss out.
+    """Training loss of a network on given noise levels.
 
-    The input gradient is taken inside ``forward``, so that a distributed wrapper around this
-    module sees one forward and one backward.
+    The input gradient is computed inside ``forward``, so that a distributed wrapper around this
+    module runs one forward and one backward pass.
     """
 
     def __init__(
@@ -88,27 +88,27 @@ def inverse_error_weights(errors: Tensor, power: float) -> Tensor:
     Parameters
     ----------
     errors : Tensor (T + 2,)
-        Mean squared error of eps that a simple denoiser leaves, such as the best linear one
+        Mean squared error of eps of a simple denoiser, such as the best linear one
         (`anomaly.cdm.gaussian.CosineGaussianCDM.denoising_error`).
     power : float
-        One of `POWERS`. With 0 every level counts alike, as in the paper and, on a schedule
-        uniform in log-SNR, in a likelihood. With 1 it is relative errors that count alike.
+        One of `POWERS`. With 0 all levels have equal weight, as in the paper and, on a schedule
+        uniform in log-SNR, in a likelihood. With 1 relative errors have equal weight.
 
     Returns
     -------
     Tensor (T + 2,)
     """
-    # Below a hundredth of the noise's variance nothing is left but the image's mean brightness.
+    # Below a hundredth of the noise's variance only the image's mean brightness is visible.
     weights = errors.clamp_min(0.01) ** -power
     return weights / weights.mean()
 
 
 def stratified_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` levels, each uniform on ``0 .. levels - 1``, evenly spread as a batch.
+    """Draw ``count`` levels, each uniform on ``0 .. levels - 1``, evenly spread over the batch.
 
-    One common offset moves a regular grid (Kingma et al. 2021, "Variational diffusion models",
-    App. I.1): every level stays exactly uniform, and the batch covers the ladder, which lowers the
-    variance of the loss.
+    A common random offset shifts a regular grid (Kingma et al. 2021, "Variational diffusion
+    models", App. I.1): each level is still exactly uniform, and the batch covers all levels, which
+    lowers the variance of the loss.
 
     Returns
     -------

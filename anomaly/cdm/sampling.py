@@ -1,4 +1,4 @@
-r"""Draw images from a CDM: DDPM and DDIM in one step rule.
+r"""Sampling images from a CDM: DDPM and DDIM with one step rule.
 
 From level ``t`` to a cleaner level ``s``, with :math:`\hat\varepsilon` from eq. (8) and
 :math:`\hat x_0 = (x_t - \sigma_t \hat\varepsilon) / \alpha_t`,
@@ -11,7 +11,7 @@ From level ``t`` to a cleaner level ``s``, with :math:`\hat\varepsilon` from eq.
 ``eta = 0`` is DDIM (Song et al. 2021, eq. 12), ``eta = 1`` is DDPM's ancestral step (Ho et al.
 2020) for any alpha and sigma.
 
-Images drawn here are synthetic: whoever writes one to disk marks it so.
+Sampled images are synthetic: code that writes one to disk must mark it as such.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["sample", "step_ladder"]
 
 
 def step_ladder(levels: NoiseLevels, steps: int) -> list[int]:
-    """Levels visited by ``steps`` network evaluations, evenly spread from ``T`` down to clean.
+    """Levels of ``steps`` network evaluations, evenly spread from ``T`` down to clean.
 
-    Starts at ``T``, not ``T + 1``: pure noise holds nothing to estimate, and level ``T`` of
-    every schedule is noise but for a vanishing alpha.
+    It starts at ``T``, not ``T + 1``: pure noise contains no image to estimate, and level ``T`` of
+    every schedule is almost pure noise.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def sample(
     generator: torch.Generator | None = None,
     clip: bool = True,
 ) -> Tensor:
-    """Turn noise into images.
+    """Generate images from noise.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def sample(
     generator : torch.Generator, optional
         For the noise of ``eta > 0``; on the CPU.
     clip : bool
-        Hold the estimate of the clean image within [-1, 1].
+        Clamp the estimate of the clean image to [-1, 1].
 
     Returns
     -------

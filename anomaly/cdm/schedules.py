@@ -1,8 +1,9 @@
 r"""Noise schedules: formulas for signal and noise amplitude at T levels between clean and noise.
 
-A schedule is a function of T alone, which gives ``alpha`` and ``sigma``, each (T,) float64, with
-``alpha`` falling and ``sigma`` rising; `anomaly.cdm.levels` adds the two ends. Its parameters are
-in its formula: a schedule of other ones is another schedule, with a name of its own.
+A schedule is a function of T that returns ``alpha`` and ``sigma``, each (T,) float64, with
+``alpha`` falling and ``sigma`` rising; `anomaly.cdm.levels` adds the two ends. A schedule's
+parameters are constants in its formula: with other values it is a different schedule, with its own
+name.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def _variance_preserving(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
 
 def linear(steps: int) -> tuple[Tensor, Tensor]:
     """DDPM (Ho et al. 2020): beta from 1e-4 to 0.02 over 1000 steps, rescaled to ``steps``."""
-    # Ho et al. fix beta for T = 1000; the same total noise in fewer steps needs larger ones.
+    # Ho et al. define beta for T = 1000; the same total noise in fewer steps needs larger betas.
     scale = 1000 / steps
     beta = torch.linspace(1e-4 * scale, min(0.02 * scale, 0.999), steps, dtype=torch.float64)
     return _variance_preserving(torch.cumprod(1 - beta, 0))
 
 
 def cosine(steps: int) -> tuple[Tensor, Tensor]:
-    """Squared-cosine alpha_bar (Nichol & Dhariwal 2021), their offset 0.008."""
+    """Squared-cosine alpha_bar (Nichol & Dhariwal 2021) with their offset 0.008."""
     s = 0.008
     t = torch.arange(0, steps + 1, dtype=torch.float64) / (steps + 1)
     f = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
@@ -77,16 +78,16 @@ SCHEDULES: dict[str, Schedule] = {
     "log_snr": log_snr,
     "flow": flow,
 }
-"""Schedules by the name that settings and bundles carry."""
+"""Schedules by their names in settings and bundles."""
 
 
 def register_schedule(name: str, schedule: Schedule) -> None:
-    """Add a schedule, so that settings may name it.
+    """Register a schedule under a name that settings can use.
 
     Raises
     ------
     ConfigError
-        If there is one of that name.
+        If the name exists already.
     """
     if name in SCHEDULES:
         raise ConfigError(f"there is a schedule {name!r} already: give it another name")

@@ -1,5 +1,5 @@
-"""The vocabulary of DICOM that reading and writing share: tags, geometry, grey values.
+"""Meaning of DICOM tags, shared by reading and writing: tags, geometry, grey values.
 
-Every rule of the standard that both need is written here once, so that what is written shows what
-was read.
+Every rule of the standard that both need is implemented here once, so that written objects agree
+with what was read.
 """

@@ -1,7 +1,7 @@
-"""What a compressed frame says of itself: the header of its JPEG, JPEG-LS or JPEG 2000 codestream.
+"""Headers of compressed frames: JPEG, JPEG-LS and JPEG 2000 codestreams.
 
-A decoder believes the codestream, and whoever lays its bytes out as pixels believes the DICOM
-header. Where the two differ the picture is garbage, or another picture, and nothing raises.
+A decoder uses the codestream header, and code that arranges the decoded bytes as pixels uses the
+DICOM header. If the two differ, the picture is garbage or a different one, without any error.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ class CodestreamHeader:
         ``"JPEG"``, ``"JPEG-LS"`` or ``"JPEG 2000"``.
     rows, columns : int
     components : int
-        Samples a pixel.
+        Samples per pixel.
     bits : int
-        Bits of a sample.
+        Bits per sample.
     colours : {"", "RGB", "YBR_FULL"}
-        Colour space that its samples decode to, whatever the DICOM header calls it; empty where
-        the codestream does not say. JPEG 2000 whose components are mixed decodes to RGB; JPEG says
-        it by the Adobe marker, JFIF is YBR (T.871), and so is what has fewer samples of some
-        component.
+        Colour space of the decoded samples, whatever the DICOM header states; empty if the
+        codestream does not define it. JPEG 2000 with a component transform decodes to RGB. In JPEG
+        the Adobe marker defines it; JFIF is YBR (T.871), and so is subsampled colour.
     signed : bool
-        Its samples are signed; JPEG 2000 alone knows such.
+        Whether samples are signed; only JPEG 2000 supports this.
     """
 
     coding: str
@@ -58,13 +57,13 @@ class CodestreamHeader:
     signed: bool = False
 
     def conflict(self, header: Dataset) -> str:
-        """Say where the codestream contradicts the DICOM header; empty where it does not."""
+        """Describe how the codestream contradicts the DICOM header; empty if it does not."""
         stated = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
         allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
-        # Writers give a coding more bits than are stored, which changes no value. One that cannot
-        # hold the values that the header promises changes their range.
+        # Some writers use more bits in the codestream than are stored, which changes no value. A
+        # codestream with too few bits for the stated values changes their range.
         fits = self.bits <= allocated and not self.bits <= 8 < stored
-        # The reverse occurs, and decoders set it right.
+        # Unsigned samples under a signed header occur, and decoders correct them.
         fits = fits and not (self.signed and int(header.get("PixelRepresentation", 0)) == 0)
         if stated == (self.rows, self.columns, self.components) and fits:
             return ""
@@ -77,26 +76,26 @@ class CodestreamHeader:
 
 
 def coding_of(transfer_syntax: str) -> str:
-    """Coding that a transfer syntax names, as `CodestreamHeader.coding`; empty for the others."""
+    """Coding of a transfer syntax, as in `CodestreamHeader.coding`; empty for other syntaxes."""
     return _CODINGS.get(uids.UID(transfer_syntax), "")
 
 
 def read_codestream_header(frame: bytes) -> CodestreamHeader | None:
-    """Read the header of a compressed frame; None where there is none, as in run-length coding."""
+    """Read the header of a compressed frame; None if it has none, as with run-length coding."""
     try:
         if frame.startswith(_SOC):
             return _jpeg_2000(frame)
         if frame.startswith(b"\xff\xd8"):
             return _jpeg(frame)
-    except (struct.error, IndexError):  # it ends early: the decoder will say so
+    except (struct.error, IndexError):  # truncated: the decoder will report it
         return None
-    # A JP2 file in a frame is against the standard (PS3.5 A.4.4), and decoders take it.
+    # A JP2 file in a frame violates the standard (PS3.5 A.4.4), but decoders accept it.
     start = _contiguous_codestream(frame) if frame[4:8] == b"jP  " else 0
     return read_codestream_header(frame[start:]) if start else None
 
 
 def _contiguous_codestream(frame: bytes) -> int:
-    """Where the codestream of a JP2 file begins (ITU-T T.800 I.4, I.5.4); 0 where there is none."""
+    """Offset of the codestream in a JP2 file (ITU-T T.800 I.4, I.5.4); 0 if there is none."""
     place = 0
     while place + 8 <= len(frame):
         length, kind = int.from_bytes(frame[place : place + 4], "big"), frame[place + 4 : place + 8]
@@ -105,17 +104,17 @@ def _contiguous_codestream(frame: bytes) -> int:
             length, header = int.from_bytes(frame[place + 8 : place + 16], "big"), 16
         if kind == b"jp2c":
             return place + header
-        if length < header:  # to the end of the file, or nonsense
+        if length < header:  # 0 (to the end of the file), or invalid
             return 0
         place += length
     return 0
 
 
 def run_length_conflict(frame: bytes, header: Dataset) -> str:
-    """Say where a run-length coded frame contradicts the DICOM header; empty where it does not.
+    """Describe how a run-length coded frame contradicts the DICOM header; empty if it does not.
 
-    It says no size of its own: a segment holds one byte of every pixel (PS3.5 annex G), and a
-    decoder cuts what is too much.
+    Run-length coding does not state a size: a segment contains one byte of every pixel (PS3.5 annex
+    G), and a decoder drops surplus bytes.
     """
     if len(frame) < 64:
         return f"the run-length coding has no header: it ends after {len(frame)} bytes"
@@ -135,7 +134,7 @@ def run_length_conflict(frame: bytes, header: Dataset) -> str:
 
 
 def _unpacked_length(segment: bytes, expected: int) -> int:
-    """Bytes that a PackBits segment unpacks to (PS3.5 G.3.2), less zeros that only fill it up."""
+    """Unpacked size of a PackBits segment in bytes (PS3.5 G.3.2), without zero padding."""
     place = length = 0
     content = len(segment.rstrip(b"\0"))
     while place + 1 < len(segment) and (place < content or length < expected):
@@ -152,7 +151,7 @@ def _unpacked_length(segment: bytes, expected: int) -> int:
 def _jpeg(frame: bytes) -> CodestreamHeader | None:
     place, colours = 2, ""
     while True:
-        # Fill bytes (T.81 B.1.1.2), and strays between segments, which decoders pass over.
+        # Fill bytes (T.81 B.1.1.2), and stray bytes between segments, which decoders skip.
         while frame[place] != 0xFF or frame[place + 1] in (0x00, 0xFF):
             place += 1
         if frame[place + 1] in _END_OR_SCAN:
@@ -173,7 +172,7 @@ def _jpeg(frame: bytes) -> CodestreamHeader | None:
                 colours = "RGB"
             elif not colours and len(set(body[7::3][:components])) > 1:  # sampling factors
                 colours = "YBR_FULL"
-            # Lossless processes and JPEG-LS transform no colours.
+            # Lossless processes and JPEG-LS do not transform colours.
             lossy = marker in (0xC0, 0xC1, 0xC2)
             coding = "JPEG-LS" if marker == 0xF7 else "JPEG"
             return CodestreamHeader(

@@ -1,4 +1,4 @@
-"""How many frames an object holds: what its header says, and what is there."""
+"""Number of frames of an object: stated in its header, and present in its pixel data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MULTI_FRAME = frozenset(
 
 
 def stated_frames(header: Dataset) -> int | None:
-    """NumberOfFrames; None where it is absent, empty, no number or below 1."""
+    """NumberOfFrames; None if it is absent, empty, not a number or below 1."""
     try:
         number = int(text(header, "NumberOfFrames"))
     except ValueError:
@@ -59,20 +59,20 @@ def holds_many(header: Dataset) -> bool:
 
 
 def is_multiframe(header: Dataset) -> bool:
-    """Whether an image is one of several in its object, so that references have to name its frame.
+    """Whether references to an image must name its frame, because its object is multi-frame.
 
-    A NumberOfFrames of 1 in a class of single images says nothing, and neither does one in a class
-    that may hold several. Functional groups do: an enhanced image of one frame is laid out as one
-    of many (PS3.3 C.7.6.16).
+    A NumberOfFrames of 1 does not make an object multi-frame, in any SOP class. Functional groups
+    do: an enhanced image with one frame has the layout of many (PS3.3 C.7.6.16).
     """
     return (stated_frames(header) or 1) > 1 or "SharedFunctionalGroupsSequence" in header
 
 
 def frames_present(dataset: FileDataset) -> int | None:
-    """Whole frames in the pixel data; None where coded data do not tell.
+    """Return the number of complete frames in the pixel data; None if it cannot be determined.
 
-    Coded frames are counted by the fragments that begin one, whatever an offset table says; only
-    where none is known by its beginning, by the table. Zeros that fill native data up are no frame.
+    Encapsulated frames are counted by the fragments that begin a frame, whatever an offset table
+    states; the table is used only if no beginning is recognised. Zero padding of native data does
+    not count as a frame.
     """
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         fragments = _fragments(dataset)
@@ -82,24 +82,24 @@ def frames_present(dataset: FileDataset) -> int | None:
     frame = expected // (stated_frames(dataset) or 1)
     if not frame:
         return None
-    # The last frame may end in black, and the next one be nothing but filling.
+    # The last frame may end in black, and the next one be only padding.
     content = max(expected, len(dataset.PixelData.rstrip(b"\0")))
     return min(len(dataset.PixelData) // frame, -(-content // frame))
 
 
 def native_length(dataset: Dataset) -> int:
-    """Bytes of native pixel data that a header asks for."""
+    """Size in bytes of native pixel data according to a header."""
     if text(dataset, "PhotometricInterpretation") == "YBR_PARTIAL_422":
-        # As YBR_FULL_422, two samples a pixel; pydicom takes it for three.
+        # Two samples per pixel, like YBR_FULL_422; pydicom assumes three.
         return 2 * int(dataset.Rows) * int(dataset.Columns) * (stated_frames(dataset) or 1)
     return get_expected_length(dataset)
 
 
 def lay_out_frames(dataset: FileDataset) -> None:
-    """Lay coded frames out so that a decoder finds each of them, in memory only.
+    """Rearrange encapsulated frames, in memory only, so that a decoder finds each of them.
 
-    It believes offset tables, and would lay several frames end to end as one, or give one for
-    another, where they are wrong; without one it counts fragments.
+    The decoder uses offset tables; with a wrong one it would join several frames into one, or
+    return the wrong frame. Without a table it counts fragments.
     """
     fragments = _fragments(dataset)
     if not any(fragment.begins for fragment in fragments):
@@ -141,11 +141,11 @@ class _Fragment(NamedTuple):
     Attributes
     ----------
     place : int
-        Of the item, from that of the first fragment: what an offset table holds.
+        Offset of the item from the first fragment, as in an offset table.
     start, length : int
-        Of its content, in the pixel data.
+        Offset and size of its content in the pixel data.
     begins : bool
-        A frame begins with it.
+        Whether a frame begins with it.
     """
 
     place: int
@@ -166,7 +166,7 @@ def _fragments(dataset: FileDataset) -> list[_Fragment]:
         fragments.append(_Fragment(place - first, start, length, begins))
         place = start + length
     if len(fragments) == stated_frames(dataset) and any(item.begins for item in fragments):
-        # One each: a damaged or empty one is a frame that cannot be read.
+        # One fragment per frame: a damaged or empty one is a frame that cannot be read.
         fragments = [item._replace(begins=True) for item in fragments]
     return fragments
 
@@ -176,16 +176,17 @@ def _begins(head: bytes) -> bool:
 
 
 def _extended_is_right(dataset: FileDataset, fragments: list[_Fragment]) -> bool:
-    """Whether an extended offset table names every frame, each of one fragment (C.7.6.3.1.8)."""
-    offsets, lengths = (value_of(dataset, keyword) for keyword in _EXTENDED)
+    """Whether an extended offset table lists every frame, with one fragment each (C.7.6.3.1.8)."""
+    offsets = value_of(dataset, "ExtendedOffsetTable")
+    lengths = value_of(dataset, "ExtendedOffsetTableLengths")
     if not (isinstance(offsets, bytes) and isinstance(lengths, bytes)):
         return False
     extents = list(zip(_numbers(offsets), _numbers(lengths), strict=False))
-    # A length leaves out the zero that makes a fragment even.
-    there = [(f.place, f.length) for f in fragments if f.begins]
-    return len(extents) == len(there) == len(fragments) and all(
+    # A length excludes the zero that pads a fragment to even size.
+    present = [(f.place, f.length) for f in fragments if f.begins]
+    return len(extents) == len(present) == len(fragments) and all(
         place == offset and length in (size, size - 1)
-        for (offset, length), (place, size) in zip(extents, there, strict=True)
+        for (offset, length), (place, size) in zip(extents, present, strict=True)
     )
 
 

@@ -1,8 +1,8 @@
-"""Where the pixels of a DICOM image lie: their size, which way up they are, what a shutter hides.
+"""Geometry of a DICOM image: pixel size, orientation, display shutter.
 
-An image is shown as radiologists look at it: of a frontal or axial image the patient's left is on
-the right, the feet or the back are below. Where the tags say that pixels are stored another way
-round, `Orientation` turns them; what the tags leave open stays as it is stored.
+Images are displayed by the radiological convention: in a frontal or axial image the patient's left
+is on the right, and the feet or the back are below. If the tags state that pixels are stored
+otherwise, `Orientation` rotates them; without tags they stay as stored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "unreadable_tags",
 ]
 
-# Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis that each lies on.
+# Letters of PatientOrientation (PS3.3 C.7.6.1.1.1), and the axis of each.
 _AXES = {"L": "x", "R": "x", "P": "y", "A": "y", "H": "z", "F": "z"}
 # Of ImageOrientationPatient (PS3.3 C.7.6.2.1.1): x grows to the left, y to the back, z to the head.
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))
@@ -47,8 +47,8 @@ def spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, S
     Returns
     -------
     (height, width), source
-        ``None, "none"`` where the object does not say. ImagerPixelSpacing lies in the plane of the
-        detector; where EstimatedRadiographicMagnificationFactor is given it is divided by it.
+        ``None, "none"`` if the object does not state it. ImagerPixelSpacing refers to the detector
+        plane; it is divided by EstimatedRadiographicMagnificationFactor if that is given.
     """
     measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
     if pair := _positive_pair(measures, "PixelSpacing"):
@@ -80,12 +80,12 @@ def _positive_pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None
 
 
 def orientation(dataset: Dataset, index: int) -> Orientation:
-    """How the stored pixels of a frame have to be turned to be shown upright.
+    """Rotation and mirroring that show the stored pixels of a frame upright.
 
-    ImageOrientationPatient decides, and PatientOrientation where there is none. Nothing is turned
-    where they are absent or contradict themselves, nor in mammography, whose own convention goes by
-    laterality. A lateral radiograph is set upright and never mirrored: whether the front is on the
-    left depends on the side it was taken from.
+    ImageOrientationPatient decides, or PatientOrientation if it is absent. Pixels stay as stored if
+    both are absent or contradictory, and in mammography, whose convention depends on
+    laterality. A lateral radiograph is set upright but never mirrored: whether the front is on the
+    left depends on the side from which it was taken.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def orientation(dataset: Dataset, index: int) -> Orientation:
 
 
 def _directions(dataset: Dataset) -> tuple[str, str]:
-    """First letters of PatientOrientation: where a row leads to, and where a column does."""
+    """First letters of PatientOrientation: direction of the rows, and of the columns."""
     value = value_of(dataset, "PatientOrientation")
     if value is None or isinstance(value, str) or len(value) != 2:
         return "", ""
@@ -143,9 +143,9 @@ def direction_letters(cosines: Sequence[float]) -> str:
 
 
 def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:
-    """Remarks on tags of size and direction whose values are not of their type, or out of range.
+    """Remarks on geometry tags with values of the wrong type or out of range.
 
-    Such a tag counts as absent: pixels need no spacing to be judged.
+    Such a tag is treated as absent, because pixels can be scored without spacing.
     """
     measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
     plane = functional_group(dataset, index, "PlaneOrientationSequence") or dataset
@@ -162,34 +162,34 @@ def unreadable_tags(dataset: Dataset, index: int) -> tuple[str, ...]:
 
 
 def open_to_view(dataset: Dataset, index: int) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Pixels ``(Rows, Columns)`` of a frame that no display shutter covers, and remarks.
+    """Mask ``(Rows, Columns)`` of the pixels that no display shutter covers, and remarks.
 
-    None where there is no shutter. One of unknown shape, without the edges that belong to it
-    (PS3.3 C.7.6.11) or with edges that leave nothing open covers nothing, and a remark says so.
+    The mask is None if there is no shutter. A shutter of unknown shape, without its edges
+    (PS3.3 C.7.6.11) or with edges that would cover everything is ignored, with a remark.
     """
     shutter = functional_group(dataset, index, "FrameDisplayShutterSequence") or dataset
     shapes = value_of(shutter, "ShutterShape")
     if not shapes:
         return None, ()
     size = int(dataset.Rows), int(dataset.Columns)
-    seen: NDArray[np.bool_] | None = None
+    visible: NDArray[np.bool_] | None = None
     remarks = []
     for shape in [shapes] if isinstance(shapes, str) else shapes:
         hole = _hole(shutter, str(shape), size)
         if hole is None:
-            remarks.append(f"display shutter {shape!r} not used: {_why_not(str(shape))}")
+            remarks.append(f"display shutter {shape!r} not used: {_shutter_fault(str(shape))}")
         elif not hole.any():
             remarks.append(f"display shutter {shape!r} not used: it leaves nothing open")
         else:
-            seen = hole if seen is None else seen & hole
-    if seen is not None and not seen.any():
+            visible = hole if visible is None else visible & hole
+    if visible is not None and not visible.any():
         return None, (*remarks, "display shutters not used: together they leave nothing open")
-    return seen, tuple(remarks)
+    return visible, tuple(remarks)
 
 
 def shutter_tags(header: Dataset) -> Dataset:
-    """Elements of the display shutters of a single image that are used, covered black."""
-    made = Dataset()
+    """Elements of the usable display shutters of a single-frame image, with black as cover."""
+    elements = Dataset()
     shapes = value_of(header, "ShutterShape") or []
     size = int(header.Rows), int(header.Columns)
     used = []
@@ -198,11 +198,11 @@ def shutter_tags(header: Dataset) -> Dataset:
         if hole is not None and hole.any():
             used.append(shape)
             for keyword in _SHUTTERS[shape]:
-                made.add(header[keyword])
+                elements.add(header[keyword])
     if used:
-        made.ShutterShape = used
-        made.ShutterPresentationValue = 0
-    return made
+        elements.ShutterShape = used
+        elements.ShutterPresentationValue = 0
+    return elements
 
 
 _SHUTTERS = {
@@ -213,38 +213,36 @@ _SHUTTERS = {
     "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
     "POLYGONAL": ("VerticesOfThePolygonalShutter",),
 }
-"""Elements of a shutter, by its shape (PS3.3 C.7.6.11)."""
+"""Keywords of a shutter's elements, by shape (PS3.3 C.7.6.11)."""
 
 
-def _why_not(shape: str) -> str:
-    missing = shape in _SHUTTERS
-    return "its edges are missing" if missing else f"expected {', '.join(_SHUTTERS)}"
+def _shutter_fault(shape: str) -> str:
+    known = shape in _SHUTTERS
+    return "its edges are missing" if known else f"expected {', '.join(_SHUTTERS)}"
 
 
 def _hole(dataset: Dataset, shape: str, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Return what one shutter leaves open; its positions count from 1 (PS3.3 C.7.6.11)."""
+    """Mask of the pixels that one shutter leaves open; positions start at 1 (PS3.3 C.7.6.11)."""
     rows, columns = np.ogrid[1 : size[0] + 1, 1 : size[1] + 1]
     if shape == "RECTANGULAR":
-        edges = [
-            numbers(dataset, f"Shutter{edge}Edge", 1)
-            for edge in ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-        ]
-        if any(edge is None for edge in edges):
+        top = numbers(dataset, "ShutterUpperHorizontalEdge", 1)
+        bottom = numbers(dataset, "ShutterLowerHorizontalEdge", 1)
+        left = numbers(dataset, "ShutterLeftVerticalEdge", 1)
+        right = numbers(dataset, "ShutterRightVerticalEdge", 1)
+        if top is None or bottom is None or left is None or right is None:
             return None
-        top, bottom, left, right = (edge[0] for edge in edges if edge is not None)
-        open_: NDArray[np.bool_] = (
-            (rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right)
+        rectangle: NDArray[np.bool_] = (
+            (rows >= top[0]) & (rows <= bottom[0]) & (columns >= left[0]) & (columns <= right[0])
         )
-        return open_
+        return rectangle
     if shape == "CIRCULAR":
         centre = numbers(dataset, "CenterOfCircularShutter", 2)
         radius = numbers(dataset, "RadiusOfCircularShutter", 1)
         if centre is None or radius is None:
             return None
-        round_: NDArray[np.bool_] = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius[
-            0
-        ] ** 2
-        return round_
+        squares = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
+        circle: NDArray[np.bool_] = squares <= radius[0] ** 2
+        return circle
     corners = numbers(dataset, "VerticesOfThePolygonalShutter")
     if shape != "POLYGONAL" or corners is None or len(corners) < 6 or len(corners) % 2:
         return None

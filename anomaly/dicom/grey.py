@@ -1,12 +1,12 @@
-"""From stored values to grey in [0, 1], in the order of the standard (PS3.4 N.2).
+"""Conversion of stored values to grey in [0, 1], in the order of the standard (PS3.4 N.2).
 
 ::
 
     stored values -> modality LUT or rescale -> window or VOI LUT -> [0, 1] -> inversion
 
 Each arrow maps a *range* as well as the values (`GradedValues`); scaling and inversion use the
-range, never the extremes of one image. What a file says of its display is decided here alone, for
-what is read, what is shown and what is written: `is_inverted`, `modality_lut`, `file_voi`.
+range, never the extremes of one image. Only this module interprets a file's display attributes, for
+reading, display and writing: `is_inverted`, `modality_lut`, `file_voi`.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ _FLUOROSCOPY = frozenset(
 
 
 class GradedValues(NamedTuple):
-    """Values on their way to grey, the range they may span, and how they came here.
+    """Values during conversion to grey, with their possible range and the steps so far.
 
     Attributes
     ----------
     values : ndarray
     low, high : float
-        Least and greatest value that the source can hold.
+        Smallest and largest value that the source can represent.
     grades : int
-        Evenly spaced values that it can hold between the two.
+        Number of evenly spaced values that it can represent between the two.
     steps : tuple of str
+        Descriptions of the conversions so far.
     """
 
     values: NDArray[Any]
@@ -67,19 +68,19 @@ class GradedValues(NamedTuple):
 
 
 def is_inverted(header: Dataset) -> bool:
-    """Whether the least value of an image is displayed white.
+    """Whether the smallest value of an image is displayed white.
 
-    MONOCHROME1 says so, and a Presentation LUT Shape of INVERSE does; a shape of IDENTITY beside
-    MONOCHROME1, which contradicts itself (PS3.3 C.8.11.3.1.2), leaves it inverted.
+    This is so for MONOCHROME1 and for a Presentation LUT Shape of INVERSE. MONOCHROME1 with a shape
+    of IDENTITY is contradictory (PS3.3 C.8.11.3.1.2) and treated as inverted.
     """
     inverse = text(header, "PresentationLUTShape").upper() == "INVERSE"
     return inverse or text(header, "PhotometricInterpretation") == "MONOCHROME1"
 
 
 def modality_lut(header: Dataset) -> Dataset | None:
-    """Item of the modality LUT that an image is displayed through; None where there is none.
+    """Item of the modality LUT used to display an image; None if there is none.
 
-    In X-ray angiography and fluoroscopy whose pixels are LOG or DISP the table leads back to linear
+    In X-ray angiography and fluoroscopy with LOG or DISP pixels the table maps back to linear
     intensity and is not for display (PS3.3 C.8.7.1.1.2).
     """
     tables = value_of(header, "ModalityLUTSequence")
@@ -95,12 +96,12 @@ def modality_lut(header: Dataset) -> Dataset | None:
 def apply_modality(
     path: Path, dataset: FileDataset, index: int, stored: GradedValues
 ) -> GradedValues:
-    """Modality LUT or rescale (PS3.3 C.11.1), for values and range alike.
+    """Apply modality LUT or rescale (PS3.3 C.11.1) to values and range.
 
     Raises
     ------
     UnsupportedScan
-        ``"lut"``, ``"rescale"``: what turns stored values into the modality's own is broken.
+        ``"lut"``, ``"rescale"``: the conversion to modality values is broken.
     """
     table = modality_lut(dataset)
     if table is not None:
@@ -114,8 +115,8 @@ def apply_modality(
     rescale = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
     if not (is_there(rescale, "RescaleSlope") and is_there(rescale, "RescaleIntercept")):
         return stored
-    pairs = [numbers(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
-    slope, intercept = (math.nan if pair is None else pair[0] for pair in pairs)
+    (slope,) = numbers(rescale, "RescaleSlope", 1) or (math.nan,)
+    (intercept,) = numbers(rescale, "RescaleIntercept", 1) or (math.nan,)
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise UnsupportedScan(
             "rescale",
@@ -130,20 +131,20 @@ def apply_modality(
 
 @dataclass(frozen=True)
 class FileVOI:
-    """What a file says of the display of its values (PS3.3 C.11.2): a window or a VOI LUT.
+    """Window or VOI LUT of a file (PS3.3 C.11.2), which defines the display of its values.
 
     Attributes
     ----------
     name : str
-        For the record, such as ``"window 40 / 400 of the file, LINEAR"``.
+        Description for records, such as ``"window 40 / 400 of the file, LINEAR"``.
     dataset : FileDataset
-        The file that it is of.
+        Its file.
     table : Dataset or None
         Item of the VOI LUT; None for a window.
     window : tuple
         Function, centre and width.
     bits : int
-        Of the entries of the table.
+        Bits of the table's entries.
     """
 
     name: str
@@ -155,8 +156,8 @@ class FileVOI:
     def apply(self, graded: GradedValues, *, inverted: bool) -> NDArray[np.float32]:
         """Grey in [0, 1] of rescaled values."""
         if self.table is not None:
-            seen = _look_up(self.dataset, graded, self.table, self.name)
-            return to_unit(seen.values, 0, 2**self.bits - 1, inverted=inverted)
+            mapped = _look_up(self.dataset, graded, self.table, self.name)
+            return to_unit(mapped.values, 0, 2**self.bits - 1, inverted=inverted)
         function, centre, width = self.window
         if function == "SIGMOID":
             # tanh form of 1 / (1 + exp(-4 (x - c) / w)), which cannot overflow
@@ -169,10 +170,10 @@ class FileVOI:
 
 
 def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[str, ...]]:
-    """Window or VOI LUT of a frame, the first where there are several, and remarks.
+    """First usable window or VOI LUT of a frame, or None, and remarks.
 
-    None where there is none. One that is broken counts as absent, and a remark says why: behind a
-    broken table a window may stand that is not.
+    A broken one is treated as absent, with a remark that gives the reason, since a usable window
+    may follow a broken table.
     """
     remarks: tuple[str, ...] = ()
     tables = value_of(dataset, "VOILUTSequence")
@@ -211,9 +212,9 @@ def _window_fault(function: str, centre: float, width: float) -> str:
 
 
 def _bits_in_use(dataset: FileDataset, table: Dataset) -> tuple[int, str]:
-    """Bits of the entries of a VOI LUT, and a remark where they are fewer than it declares.
+    """Bits used by the entries of a VOI LUT, and a remark if these are fewer than declared.
 
-    Its output is displayed from black to white; entries of 10 bits that are declared as 16 would
+    The output range is displayed from black to white, so 10-bit entries declared as 16 bits would
     all be black.
     """
     count, _, declared = _lut_descriptor(table)
@@ -225,9 +226,9 @@ def _bits_in_use(dataset: FileDataset, table: Dataset) -> tuple[int, str]:
 
 
 def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> GreyCurve:
-    """Display as the file asks for it, of the grey that spans the whole range of `graded`.
+    """Curve from grey over the whole range of `graded` to the display that the file defines.
 
-    Exact at every value that the source can hold.
+    It is exact at every value that the source can represent.
     """
     values = np.linspace(graded.low, graded.high, graded.grades)
     grey = to_unit(values, graded.low, graded.high, inverted=inverted)
@@ -237,17 +238,17 @@ def display_curve(voi: FileVOI, graded: GradedValues, *, inverted: bool) -> Grey
 
 
 def presentation_grey(header: FileDataset, spread: tuple[float, float] | None = None) -> Dataset:
-    """Elements by which a presentation state shows an image as its own header does (PS3.3 A.33.1).
+    """Elements with which a presentation state shows an image as its header does (PS3.3 A.33.1).
 
-    Modality LUT or rescale and window or VOI LUT, the first usable one where there are several; a
-    state replaces all of them, also where it says nothing.
+    These are the modality LUT or rescale, and the first usable window or VOI LUT. A presentation
+    state replaces all of them, even with elements that it omits.
 
     Parameters
     ----------
     header : FileDataset
     spread : (float, float), optional
-        Grey, in the whole range of the image, that is displayed black and white here, because the
-        header has no window or table, or none that is used: it becomes a window.
+        Grey values, in the whole range of the image, that are displayed black and white if the
+        header has no usable window or table; they are written as a window.
     """
     state = Dataset()
     bits = int(header.BitsStored)
@@ -286,7 +287,7 @@ def presentation_grey(header: FileDataset, spread: tuple[float, float] | None = 
 def _values_at(
     grey: tuple[float, float], rescaled: GradedValues, *, inverted: bool
 ) -> tuple[float, float]:
-    """Rescaled values of two greys in the whole range of an image."""
+    """Rescaled values of two grey values in the whole range of an image."""
     ends = [1 - one if inverted else one for one in grey]
     span = rescaled.high - rescaled.low
     return rescaled.low + ends[0] * span, rescaled.low + ends[1] * span
@@ -295,7 +296,7 @@ def _values_at(
 def _portable_lut(
     header: FileDataset, item: Dataset, values: GradedValues, bits: int | None = None
 ) -> Dataset:
-    """Copy of a table with entries of 16 bits, little endian, that says how many of them count."""
+    """Copy of a table with 16-bit little-endian entries and the number of bits in use."""
     count, first, declared = _lut_descriptor(item, values)
     bits = declared if bits is None else bits
     copy = Dataset()
@@ -308,10 +309,10 @@ def _portable_lut(
 
 
 def _look_up(dataset: FileDataset, graded: GradedValues, item: Dataset, name: str) -> GradedValues:
-    """Values through a modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1).
+    """Values mapped by a modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1).
 
-    Not by pydicom's own, which indexes in the type of the input or output and so wraps, for
-    example in a table of 4096 entries of 8 bits.
+    pydicom's function is not used: it indexes in the type of the input or output and so wraps, for
+    example with a table of 4096 8-bit entries.
     """
     count, first, bits = _lut_descriptor(item, graded)
     table = _lut_entries(dataset, item, count)
@@ -321,9 +322,9 @@ def _look_up(dataset: FileDataset, graded: GradedValues, item: Dataset, name: st
 
 def _lut_descriptor(item: Dataset, values: GradedValues | None = None) -> tuple[int, int, int]:
     """Return the number of entries, the first value mapped and the bits of an entry."""
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    count, first, bits = map(int, item.LUTDescriptor)
     if values is not None:
-        # Its VR depends on tags that it may stand before: only the range of the values can say
+        # Its VR depends on tags that may follow it, so only the range of the values tells
         # whether the first of them is below zero.
         if values.low < 0 and first >= 2**15:
             first -= 2**16
@@ -333,7 +334,7 @@ def _lut_descriptor(item: Dataset, values: GradedValues | None = None) -> tuple[
 
 
 def _lut_fault(dataset: FileDataset, item: Dataset) -> str:
-    """Say what is wrong with a table, as ``"4 entries up to 300; ..."``; empty: nothing."""
+    """Describe the fault of a table, as ``"4 entries up to 300; ..."``; empty if it is valid."""
     try:
         count, _, bits = _lut_descriptor(item)
         table = _lut_entries(dataset, item, count)

@@ -1,4 +1,4 @@
-"""Tags of a dataset, or of the functional group that holds them for one of its frames."""
+"""Access to tags of a dataset, or of the functional group that applies to one of its frames."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["functional_group", "is_there", "numbers", "text", "value_of", "whole
 
 
 def value_of(dataset: Dataset, keyword: str) -> Any:
-    """Value of a tag; None where it is absent, or where its text is not of its type.
+    """Value of a tag; None if it is absent or its text is not of its type.
 
-    pydicom converts a value when it is asked for, and raises what it likes on a decimal comma or
-    on letters in a number, or gives the text. Only for tags that an image can do without;
-    `is_there` tells the two apart.
+    pydicom converts a value on access; for a decimal comma or letters in a number it raises one of
+    several exceptions or returns the text. Use this only for optional tags; `is_there` tells
+    absent tags from invalid ones.
     """
     try:
         return dataset.get(keyword, None)
@@ -26,7 +26,7 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
 
 
 def is_there(dataset: Dataset, keyword: str) -> bool:
-    """Whether a tag is there with some value, be it of its type or not."""
+    """Whether a tag has a value, valid or not."""
     if keyword not in dataset:
         return False
     try:
@@ -36,13 +36,13 @@ def is_there(dataset: Dataset, keyword: str) -> bool:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """Value of a tag as text without padding; empty where it is absent, empty or broken."""
+    """Value of a tag as text without padding; empty if it is absent, empty or broken."""
     value = value_of(dataset, keyword)
     return "" if value is None else str(value).strip()
 
 
 def whole_number(dataset: Dataset, tag: str | tuple[int, int]) -> int | None:
-    """Whole number of a tag; None where it is absent, empty, several or none."""
+    """Whole number of a tag; None if it is absent, empty, multi-valued or not a number."""
     try:
         stored: Any = dataset.get(tag, None)
         value = stored if isinstance(tag, str) or stored is None else stored.value
@@ -52,7 +52,7 @@ def whole_number(dataset: Dataset, tag: str | tuple[int, int]) -> int | None:
 
 
 def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-    """Numbers of a tag; None where it is absent or broken, or does not hold `count` of them."""
+    """Numbers of a tag; None if it is absent or broken, or does not contain `count` numbers."""
     value = value_of(dataset, keyword)
     if value is None or isinstance(value, str):
         return None
@@ -64,7 +64,7 @@ def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[f
 
 
 def functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset | None:
-    """Item of an enhanced multi-frame object that applies to one frame, or None."""
+    """Item of a functional group sequence that applies to one frame, or None."""
     per_frame = _items(dataset, "PerFrameFunctionalGroupsSequence")
     shared = _items(dataset, "SharedFunctionalGroupsSequence")
     for group in (*per_frame[index : index + 1], *shared[:1]):
@@ -75,6 +75,6 @@ def functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset | No
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Items of a sequence; none where it is absent, or no sequence."""
+    """Items of a sequence; empty if it is absent or not a sequence."""
     value = value_of(dataset, keyword)
     return list(value) if isinstance(value, DicomSequence) else []

@@ -1,1 +1,1 @@
-"""Scores against labels: figures with intervals, and ROC curves."""
+"""Evaluation of scores against labels: metrics with intervals, and ROC curves."""

@@ -1,8 +1,8 @@
-r"""How good a detector is, with intervals: image metrics and pixel metrics.
+r"""Image metrics and pixel metrics of a detector, with intervals.
 
-AUROC is the chance that an abnormal scan scores higher than a normal one (ties count half). Every
-interval is a 95 % percentile bootstrap over *patients*: scans of one patient are not independent.
-Labels evaluate here; they choose nothing.
+AUROC is the probability that an abnormal scan scores higher than a normal one (ties count half).
+Every interval is a 95 % percentile bootstrap over *patients*: scans of one patient are not
+independent. Labels are used only for evaluation, never for a choice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 CONFIDENCE = 0.95
 
 BINS = 4096
-"""Different values that a bootstrap of the average precision tells apart; quantiles beyond."""
+"""Most distinct values in a bootstrap of the average precision; more are binned by quantile."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Rate:
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """How well evidence finds the lesion's pixels, over all pixels of scans that have a mask.
+    """Agreement of evidence with lesion masks, over all pixels of scans that have a mask.
 
     Attributes
     ----------
     average_precision : float
     prevalence : float
-        Share of lesion pixels: the average precision of a map that knows nothing.
+        Share of lesion pixels: the average precision of an uninformative map.
     ratio : float
         ``average_precision / prevalence``.
     scans : int
@@ -104,9 +104,9 @@ class RealisedRates:
     Attributes
     ----------
     rates : ndarray (S,) float64
-        Share of the counted scans that is flagged.
+        Share of the evaluation scans that is flagged.
     calibration, counted : ndarray (S,) int
-        Scans that set the threshold, and scans over which the rate is counted.
+        Number of scans that set the threshold, and of scans over which the rate is counted.
     """
 
     rates: NDArray[np.float64]
@@ -136,14 +136,14 @@ def auroc(
     Raises
     ------
     CalibrationError
-        If one of the two kinds is missing.
+        If there are no normal or no abnormal scans.
     """
     if not abnormal.any() or abnormal.all():
         raise CalibrationError(
             f"{int(abnormal.sum())} of {len(abnormal)} scans are abnormal: AUROC needs both kinds"
         )
-    # wins[i, j] = 1 if abnormal i scores above normal j, 1/2 at a tie: then every bootstrap sample
-    # is one weighted mean of this table.
+    # wins[i, j] = 1 if abnormal i scores above normal j, 1/2 at a tie; so every bootstrap sample
+    # is a weighted mean of this table.
     difference = scores[abnormal][:, None] - scores[~abnormal][None]
     wins = (difference > 0) + 0.5 * (difference == 0)
     weights, index = patient_weights(patients, draws, seed)
@@ -163,9 +163,9 @@ def average_precision(
     draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Average precision, scikit-learn's, with a patient-level bootstrap interval.
+    """Average precision (as in scikit-learn) with a patient-level bootstrap interval.
 
-    A detector that knows nothing has the prevalence. Parameters and errors as in `auroc`.
+    An uninformative detector reaches the prevalence. Parameters and errors as in `auroc`.
     """
     if not abnormal.any() or abnormal.all():
         raise CalibrationError(
@@ -198,7 +198,7 @@ def patient_mean(
 
 
 def exact_rate(flags: NDArray[np.bool_]) -> Rate:
-    """Share of True with its Clopper-Pearson interval; NaN-free: no scans is refused.
+    """Share of True with its Clopper-Pearson interval.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def image_metrics(
     abnormal: NDArray[np.bool_],
     patients: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """AUROC, average precision, and rates at the preset threshold, ready for JSON."""
+    """AUROC, average precision, and rates at the preset threshold, as plain data for JSON."""
     return {
         "auroc": asdict(auroc(scores, abnormal, patients)),
         "average_precision": {
@@ -266,7 +266,7 @@ def pixel_average_precision(
 def pointing_hits(
     evidence: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
 ) -> NDArray[np.bool_]:
-    """Pointing game: whether the largest evidence of each of N maps lies within its mask.
+    """Pointing game: whether the largest evidence of each of N maps is within its mask.
 
     Parameters
     ----------
@@ -301,17 +301,17 @@ def realised_false_alarms(
     splits: int = 200,
     seed: int = 0,
 ) -> RealisedRates:
-    """False-alarm rates where random halves of the patients calibrate and the others are counted.
+    """False-alarm rates with random halves of the patients for calibration and for evaluation.
 
     Parameters
     ----------
     scores : ndarray (N,)
-        Of normal scans, for calibration.
+        Scores of normal scans, for calibration.
     counted : ndarray (N,)
-        Scores of the same scans for counting: equal to `scores`, or of altered copies; NaN where a
+        Scores of the same scans for counting: equal to `scores`, or of altered copies; NaN if a
         scan is not to be counted.
     patients : sequence of N str
-        A patient is in one half with all scans.
+        All scans of a patient are in the same half.
     flag : callable
         ``flag(calibration scores (n,), scores (m,))`` -> flags (m,).
     splits, seed : int
@@ -319,35 +319,35 @@ def realised_false_alarms(
     Returns
     -------
     RealisedRates
-        Of the splits that leave something to calibrate on and something to count.
+        Rates of the splits with scans in both halves.
 
     Raises
     ------
     CalibrationError
-        If no split does.
+        If there is no such split.
     """
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    realised = []
+    rates, calibration, totals = [], [], []
     for _ in range(splits):
         calibrates = (rng.permutation(len(names)) < len(names) // 2)[index]
-        judged = counted[~calibrates & ~np.isnan(counted)]
-        if calibrates.any() and len(judged):
-            rate = float(flag(scores[calibrates], judged).mean())
-            realised.append((rate, int(calibrates.sum()), len(judged)))
-    if not realised:
+        evaluated = counted[~calibrates & ~np.isnan(counted)]
+        if calibrates.any() and len(evaluated):
+            rates.append(float(flag(scores[calibrates], evaluated).mean()))
+            calibration.append(int(calibrates.sum()))
+            totals.append(len(evaluated))
+    if not rates:
         raise CalibrationError(
             f"{len(names)} patients with normal scans cannot be split into two halves: expected at "
             "least 2, some with scans to count"
         )
-    rates, calibration, totals = (np.array(column) for column in zip(*realised, strict=True))
-    return RealisedRates(rates, calibration, totals)
+    return RealisedRates(np.array(rates), np.array(calibration), np.array(totals))
 
 
 def patient_weights(
     patients: Sequence[str], draws: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """How often each of P patients is drawn, (draws, P), and the patient of every scan, (N,)."""
+    """Bootstrap counts of P patients, (draws, P), and the index of each scan's patient, (N,)."""
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
@@ -366,16 +366,19 @@ def _precision_estimate(
     index: NDArray[np.intp],
 ) -> Estimate:
     """Average precision; every bootstrap sample is a weighted sum of the patients' histograms."""
+
+    def cumulative(counted: NDArray[np.generic]) -> NDArray[np.float64]:
+        """Weighted counts down to each rank, (ranks, draws)."""
+        histograms = sparse.csr_array((counted.astype(np.float64), (index, rank)), shape)
+        return np.asarray((histograms.T @ weights.T).cumsum(0))
+
     edges = np.unique(scores)
     if len(edges) > BINS:
         edges = np.unique(np.quantile(edges, np.linspace(0, 1, BINS)))
     rank = len(edges) - np.searchsorted(edges, scores, side="right")  # 0 is the highest
     shape = (weights.shape[1], len(edges) + 1)
-    positives, every = (
-        (sparse.csr_array((keep.astype(np.float64), (index, rank)), shape).T @ weights.T).cumsum(0)
-        for keep in (truth, np.ones(len(truth)))
-    )
-    # A sample without one of the kinds has none.
+    positives, every = cumulative(truth), cumulative(np.ones(len(truth)))
+    # A sample without positives or without negatives has no average precision.
     kept = (positives[-1] > 0) & (positives[-1] < every[-1])
     positives, every = positives[:, kept], np.maximum(every[:, kept], 1)
     areas = (np.diff(positives, axis=0, prepend=0) * positives / every).sum(0) / positives[-1]

@@ -1,4 +1,4 @@
-r"""The ROC curve of a detector, with a band: what every threshold costs and gains.
+r"""ROC curve of a detector with a confidence band.
 
 For threshold ``s`` and weights ``w`` of the scans,
 
@@ -6,7 +6,7 @@ For threshold ``s`` and weights ``w`` of the scans,
           h(s) = \frac{\sum_{abnormal} w_i [s_i \ge s]}{\sum_{abnormal} w_i} ,
 
 false alarms and sensitivity, joined by straight lines from (0, 0) to (1, 1). All weights are 1 for
-the curve; for the band they are how often each scan's patient is drawn
+the curve; for the band they are the bootstrap counts of each scan's patient
 (`anomaly.evaluation.metrics`). The area under the curve is `anomaly.evaluation.metrics.auroc`.
 """
 
@@ -35,7 +35,7 @@ class Roc:
     false_alarms, sensitivity : ndarray (k,) float64 in [0, 1]
         Corners of the curve, from (0, 0) to (1, 1).
     rates, low, high : ndarray (g,) float64 in [0, 1]
-        False-alarm rates, and between which sensitivities 95 % of the bootstrap curves lie there.
+        False-alarm rates, and the bounds of 95 % of the bootstrap sensitivities at each.
     """
 
     false_alarms: NDArray[np.float64]
@@ -61,13 +61,13 @@ def roc(
     abnormal : ndarray (N,) of bool
     patients : sequence of N str
     draws : int
-        Bootstrap samples; one without both kinds has no curve and does not count.
+        Bootstrap samples; one without normal or without abnormal scans is left out.
     seed : int
 
     Raises
     ------
     CalibrationError
-        If one of the two kinds is missing.
+        If there are no normal or no abnormal scans.
     """
     if not abnormal.any() or abnormal.all():
         raise CalibrationError(
@@ -89,8 +89,8 @@ def roc(
 def _corners(
     rank: NDArray[np.intp], abnormal: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    false_alarms, sensitivity = (
-        np.concatenate([[0.0], counts.cumsum() / counts.sum()])
-        for counts in (np.bincount(rank, weights * kind) for kind in (~abnormal, abnormal))
-    )
+    normal_counts = np.bincount(rank, weights * ~abnormal)
+    abnormal_counts = np.bincount(rank, weights * abnormal)
+    false_alarms = np.concatenate([[0.0], normal_counts.cumsum() / normal_counts.sum()])
+    sensitivity = np.concatenate([[0.0], abnormal_counts.cumsum() / abnormal_counts.sum()])
     return false_alarms, sensitivity
