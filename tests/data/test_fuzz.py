@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_family import KINDS, MEMBERS, TOP, write
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.table.listing import build_manifest
+from tests.data.dicom_family import KINDS, MEMBERS, TOP, write
 
 COUNT = 400
 

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_dicom, write_sample
-from node_senders import store
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -39,6 +37,8 @@ from anomaly.pacs.node.incoming import MAX_REQUEST
 from anomaly.pacs.node.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
 from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import destination_context, listener_context
+from tests.data.dicom_samples import make_dataset, write_dicom, write_sample
+from tests.pipelines.node_senders import store
 
 pytestmark = pytest.mark.skipif(
     shutil.which("storescu") is None or shutil.which("echoscu") is None,

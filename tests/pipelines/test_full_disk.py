@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from road import Road, anomaly, copy, done
+
+from tests.pipelines.road import Road, anomaly, copy, done
 
 
 @contextmanager

@@ -15,11 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from dicom_samples import write_sample
-from node_here import Dying, Folder, one_object_a_row
-from node_senders import Node, store, storm, uid_of, write_studies
 from pydicom import dcmread
-from road import Road, anomaly, refused
 
 from anomaly.config import Config
 from anomaly.data.readers.isolation import Workers
@@ -39,6 +35,10 @@ from anomaly.pipelines.node import (
 )
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import find_bundle, read_bundle, write_bundle
+from tests.data.dicom_samples import write_sample
+from tests.pipelines.node_here import Dying, Folder, one_object_a_row
+from tests.pipelines.node_senders import Node, store, storm, uid_of, write_studies
+from tests.pipelines.road import Road, anomaly, refused
 
 NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
 CPU = torch.device("cpu")
