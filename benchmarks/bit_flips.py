@@ -21,9 +21,9 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "tests" / "pipelines")]
+sys.path.insert(0, str(ROOT))
 
-from flips import flipped, look  # noqa: E402
+from tests.pipelines.flips import flipped, look  # noqa: E402
 
 
 def main() -> None:

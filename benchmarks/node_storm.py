@@ -21,9 +21,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "tests" / "pipelines"), str(ROOT / "tests" / "data")]
+sys.path.insert(0, str(ROOT))
 
-from node_senders import Node, storm, uid_of, write_studies  # noqa: E402
+from tests.pipelines.node_senders import Node, storm, uid_of, write_studies  # noqa: E402
 
 
 @contextmanager

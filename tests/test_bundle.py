@@ -18,7 +18,7 @@ import torch
 
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
 from anomaly.config import parse_config
 from anomaly.data.images.transforms import quantize
 from anomaly.detection.calibration import Calibration, Spread
@@ -250,7 +250,9 @@ def test_a_bundle_of_format_5_has_the_network_of_its_time(tmp_path: Path) -> Non
     write_bundle(found, tmp_path / "again")
     assert torch.equal(read_bundle(tmp_path / "again").network(pictures), old.network(pictures))
     # The network of today says something else with these weights.
-    new = LevelClassifier(build_network(replace(old.config.network, normalize=True), old.levels))
+    settings = old.config.network
+    assert isinstance(settings, EncoderSettings)
+    new = LevelClassifier(build_network(replace(settings, normalize=True), old.levels))
     new.load_state_dict(old.network.state_dict(), strict=False)
     assert not torch.allclose(new.network(pictures), old.network.network(pictures))
 

@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from road import done, refused
 
 from anomaly.errors import AnomalyError
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.readings import Feedback
 from anomaly.store.results import Provenance, Results, ScoreRow
+from tests.pipelines.road import done, refused
 
 
 def test_what_is_said_comes_back_in_order(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def saved(path: Path, entries: object) -> Path:
     return path
 
 
-def verdict(key: str = "0a", opinion: str = "agree", **more: object) -> dict[str, object]:
+def verdict(key: str = "0a", opinion: object = "agree", **more: object) -> dict[str, object]:
     return {"key": key, "opinion": opinion, "comment": "", "reader": "r1", **more}
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from road import anomaly
 
 from anomaly.logs import AllowList, Public, printable
+from tests.pipelines.road import anomaly
 
 CANARY = "CANARY^PATIENT"
 

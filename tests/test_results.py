@@ -87,7 +87,8 @@ def test_a_missing_part_is_said_and_not_passed_over(store: Results) -> None:
 
 @pytest.mark.parametrize("change", ["bundle", "manifest", "inputs", "settings"])
 def test_a_part_of_something_else_does_not_count(store: Results, change: str) -> None:
-    other = replace(MADE_OF, **{change: "another"})
+    changes: dict[str, Any] = {change: "another"}
+    other = replace(MADE_OF, **changes)
     assert store.is_done(0, MADE_OF)
     assert not store.is_done(0, other)
     store.begin(other)
@@ -430,7 +431,8 @@ def test_a_map_that_is_gone_is_missing(store: Results) -> None:
     "content", [np.zeros(4), np.full((4, 4), np.nan), np.full((4, 4), np.inf), np.array("text")]
 )
 def test_what_is_no_map_is_refused(store: Results, content: np.ndarray) -> None:
-    np.savez(store.maps(0), **{"0a": content})
+    maps: dict[str, Any] = {"0a": content}
+    np.savez(store.maps(0), **maps)
     with pytest.raises(UnreadableScan) as caught:
         store.evidence(FIRST[0])
     assert caught.value.reason == "map damaged"

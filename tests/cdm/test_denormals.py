@@ -63,8 +63,8 @@ def test_results_agree_with_those_of_a_process_that_does_not_flush() -> None:
     levels = NoiseLevels.from_name("log_snr", 20)
     torch.manual_seed(0)
     network = build_network(EncoderSettings(widths=(8, 12), features=8, normalize=False), levels)
-    torch.nn.init.zeros_(network.reads[1].weight)
-    torch.nn.init.constant_(network.reads[1].bias, -87.0)
+    torch.nn.init.zeros_(network.get_parameter("reads.1.weight"))
+    torch.nn.init.constant_(network.get_parameter("reads.1.bias"), -87.0)
     x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([1, 5, 10, 20])
 

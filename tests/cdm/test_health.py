@@ -111,7 +111,7 @@ def test_rungs_are_the_middles_of_equal_pieces() -> None:
     assert rung_levels(NoiseLevels.from_name("log_snr", 3)) == [1, 2, 3]
 
 
-SETTINGS = [
+SETTINGS: list[NetworkSettings] = [
     EncoderSettings(widths=(8, 12, 16), features=8),
     EncoderSettings(widths=(8, 12, 16), features=8, normalize=False),
     UNetSettings(widths=(64, 64), blocks=1),
@@ -145,7 +145,7 @@ def test_looking_changes_nothing_and_is_the_same_each_time() -> None:
 def test_looking_leaves_a_network_in_training_as_it_is() -> None:
     torch.manual_seed(0)
     network = build_network(UNetSettings(widths=(64, 64), blocks=1, dropout=0.5), LEVELS)
-    network.middle.eval()  # a part may be in another mode than the whole
+    network.get_submodule("middle").eval()  # a part may be in another mode than the whole
     modes = [module.training for module in network.modules()]
     x_0 = torch.rand(2, 1, 16, 16) * 2 - 1
     state = torch.random.get_rng_state()
@@ -177,7 +177,7 @@ def test_dead_is_relative_to_an_even_share() -> None:
 def test_a_dead_part_is_named_in_record_and_table() -> None:
     torch.manual_seed(0)
     network = build_network(EncoderSettings(widths=(8, 12), features=8, normalize=False), LEVELS)
-    nn.init.constant_(network.reads[1].bias, -200.0)  # SiLU is flat there
+    nn.init.constant_(network.get_parameter("reads.1.bias"), -200.0)  # SiLU is flat there
     x_0 = torch.rand(2, 1, 16, 16) * 2 - 1
     health = network_health(network, network.parts, LEVELS, x_0)
     assert health.dead == ("scale 2",)
@@ -192,6 +192,6 @@ def test_a_dead_part_is_named_in_record_and_table() -> None:
 def test_the_slope_keeps_alive_what_a_bias_would_kill() -> None:
     torch.manual_seed(0)
     network = build_network(EncoderSettings(widths=(8, 12), features=8), LEVELS)
-    nn.init.constant_(network.reads[1].bias, -200.0)
+    nn.init.constant_(network.get_parameter("reads.1.bias"), -200.0)
     x_0 = torch.rand(2, 1, 16, 16) * 2 - 1
     assert network_health(network, network.parts, LEVELS, x_0).dead == ()

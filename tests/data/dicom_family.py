@@ -10,7 +10,6 @@ from typing import Any
 import gdcm
 import numpy as np
 import pydicom
-from dicom_samples import lut_item, make_dataset
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileDataset
@@ -26,6 +25,8 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+
+from tests.data.dicom_samples import lut_item, make_dataset
 
 BITS = 12
 TOP = 2**BITS - 1

@@ -53,7 +53,7 @@ def make_dataset(
     array = np.asarray(values)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = SOP_CLASSES[kind]
     dataset.SOPInstanceUID = tags.pop("SOPInstanceUID", generate_uid())
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_it_turns_with_the_image(quarters: int, mirrored: bool, seed: int) -> No
     rng = np.random.default_rng(seed)
     image = np.where(rng.random((12, 12)) < 0.6, 0.0, 0.7)
 
-    def turn(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def turn(array: NDArray[Any]) -> NDArray[Any]:
         return np.rot90(array[:, ::-1] if mirrored else array, quarters).copy()
 
     np.testing.assert_array_equal(
@@ -71,7 +73,7 @@ def test_it_turns_with_the_image(quarters: int, mirrored: bool, seed: int) -> No
 
 def test_padding_to_a_square_is_empty() -> None:
     pixels = np.random.default_rng(0).uniform(0.2, 1.0, (40, 20)).astype(np.float32)
-    scan = Scan(pixels, 256, ScanIdentity("", "", "", ""), "PNG", None, "unknown", "")
+    scan = Scan(pixels, 256, ScanIdentity("", "", "", ""), "PNG", None, "none", "")
     image, frame = frame_scan(scan, Preprocessing(size=16, intensity="full"))
     assert frame.offset == (0, 10)
     expected = np.zeros((16, 16), bool)
@@ -129,7 +131,7 @@ def test_what_is_soft_or_large_or_a_line_is_no_mark() -> None:
 
 
 def blank_of(pixels: NDArray[np.float32], how: Preprocessing) -> NDArray[np.bool_]:
-    scan = Scan(pixels, 256, ScanIdentity("", "", "", ""), "PNG", None, "unknown", "")
+    scan = Scan(pixels, 256, ScanIdentity("", "", "", ""), "PNG", None, "none", "")
     image, frame = frame_scan(scan, how)
     return blank_pixels(pixels, image, frame)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_samples import lut_item, make_dataset, write_dicom, write_sample
 from numpy.testing import assert_allclose, assert_array_equal
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
@@ -27,6 +26,7 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import to_unit
 from anomaly.types import DETECTOR_MODEL, Scan
+from tests.data.dicom_samples import lut_item, make_dataset, write_dicom, write_sample
 
 FULL = IntensityPolicy()
 FILE = IntensityPolicy(voi="file")
@@ -131,7 +131,7 @@ def test_file_window_linear(file: Path) -> None:
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_file_window_agrees_with_pydicom(file: Path, function: str) -> None:
     values = np.arange(4096).reshape(64, 64)
-    tags = {"WindowCenter": 1000.5, "WindowWidth": 777, "VOILUTFunction": function}
+    tags: dict[str, Any] = {"WindowCenter": 1000.5, "WindowWidth": 777, "VOILUTFunction": function}
     dataset = make_dataset(values, **tags)
     expected = apply_windowing(values.astype(np.uint16), dataset) / 4095
     assert_allclose(read_one(write_dicom(file, dataset), FILE).pixels, expected, atol=1e-6)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_dicom
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,6 +31,7 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ScanError
 from anomaly.grey import to_unit
 from anomaly.types import Scan
+from tests.data.dicom_samples import make_dataset, write_dicom
 
 GREY = IntensityPolicy()
 COLOUR = IntensityPolicy(colour="luminance")
@@ -97,7 +97,8 @@ def test_a_header_that_is_not_the_codestreams_is_refused_with_both(
 ) -> None:
     dataset = coded(syntax)
     only(write_dicom(tmp_path / "good", dataset))
-    dataset.update(change)
+    for name, value in change.items():
+        setattr(dataset, name, value)
     error = fault(write_dicom(tmp_path / "bad", dataset))
     assert error.reason == "codestream"
     assert "48 x 80 pixels" in error.message
@@ -297,7 +298,8 @@ def test_run_lengths_of_another_size_are_refused(
     options = {"bits": bits, "allocated": 8 if bits == 8 else 16}
     dataset = coded(RLELossless, PICTURE % 2**bits, **options)
     only(write_dicom(tmp_path / "good", dataset))
-    dataset.update(change)
+    for name, value in change.items():
+        setattr(dataset, name, value)
     error = fault(write_dicom(tmp_path / "bad", dataset))
     assert error.reason == "codestream"
     assert f"{dataset.Rows} x {dataset.Columns}" in error.message

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import read_scan
 from anomaly.types import Orientation
+from tests.data.dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
 
 FULL = IntensityPolicy()
 

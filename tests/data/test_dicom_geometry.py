@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_dicom, write_sample
 from numpy.testing import assert_allclose, assert_array_equal
 from pydicom import Dataset
 
@@ -17,6 +16,7 @@ from anomaly.data.readers.registry import read_scan
 from anomaly.dicom.geometry import orientation, spacing
 from anomaly.errors import UnsupportedScan
 from anomaly.types import Orientation, Scan
+from tests.data.dicom_samples import make_dataset, write_dicom, write_sample
 
 FULL = IntensityPolicy()
 
@@ -29,14 +29,18 @@ def read(path: Path, values: Any, **tags: Any) -> Scan:
 
 
 def test_magnification_divides_the_spacing_of_the_detector() -> None:
-    tags = {"ImagerPixelSpacing": [0.3, 0.2], "EstimatedRadiographicMagnificationFactor": 1.25}
+    tags: dict[str, Any] = {
+        "ImagerPixelSpacing": [0.3, 0.2],
+        "EstimatedRadiographicMagnificationFactor": 1.25,
+    }
     found, source = spacing(make_dataset([[0, 1]], **tags), 0)
+    assert found is not None
     assert_allclose(found, (0.24, 0.16))
     assert source == "ImagerPixelSpacing / magnification"
 
 
 def test_pixel_spacing_needs_no_magnification() -> None:
-    tags = {
+    tags: dict[str, Any] = {
         "PixelSpacing": [0.5, 0.4],
         "ImagerPixelSpacing": [0.3, 0.2],
         "EstimatedRadiographicMagnificationFactor": 1.25,

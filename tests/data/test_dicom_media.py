@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from dicom_samples import make_dataset
 from pydicom.fileset import FileSet
+from pydicom.uid import UID
 
 from anomaly.data.readers.dicom_media import listed_files
 from anomaly.data.readers.intensity import IntensityPolicy
@@ -18,6 +18,7 @@ from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import UnreadableScan, UnsupportedScan
+from tests.data.dicom_samples import make_dataset
 
 
 def build(root: Path) -> Manifest:
@@ -125,7 +126,7 @@ def test_names_that_the_standard_does_not_know_are_missed_too(
 def test_another_instance_in_the_place_of_a_listed_one_is_not_it(disc: Path) -> None:
     path = disc / listed_files(disc / "DICOMDIR")[0].name
     other = pydicom.dcmread(path)
-    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
     other.save_as(path)
     rows = build(disc).rows
     assert {row.reason for row in rows} == {"", "media directory", "other instance"}

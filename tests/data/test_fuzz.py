@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_family import KINDS, MEMBERS, TOP, write
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.isolation import Workers
 from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
+from tests.data.dicom_family import KINDS, MEMBERS, TOP, write
 
 COUNT = 400
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dicom_samples import write_sample
 
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.table.gate import Gate
@@ -13,6 +12,7 @@ from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ConfigError
+from tests.data.dicom_samples import write_sample
 
 CHEST = Gate(("DX", "CR"), ("CHEST",), ("PA", "AP"))
 

@@ -337,7 +337,7 @@ def test_nifti_units(tmp_path: Path) -> None:
 def test_a_16_bit_png_with_a_transparent_grey_is_refused_as_one_of_8_bits_is(
     tmp_path: Path,
 ) -> None:
-    values = np.uint16([[0, 1000], [2000, 65535]])
+    values = np.array([[0, 1000], [2000, 65535]], dtype=np.uint16)
     assert refusal(save(tmp_path / "a.png", values, transparency=1000)).reason == "alpha"
     # A transparent grey that no pixel has hides nothing.
     scan = read_one(save(tmp_path / "b.png", values, transparency=7))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dicom_samples import write_sample
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,6 +30,7 @@ from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ScanError
 from anomaly.training.detector_fit import changed
+from tests.data.dicom_samples import write_sample
 
 HOW = Preprocessing(8)
 COUNT = 10

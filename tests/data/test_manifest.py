@@ -21,15 +21,6 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 import pytest
-from dicom_samples import (
-    Trap,
-    leave_behind,
-    make_dataset,
-    misbehave,
-    tell_pid,
-    write_dicom,
-    write_sample,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,6 +42,15 @@ from anomaly.data.table.manifest import (
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.data.table.splits import SPLITS, assign_splits
 from anomaly.errors import ConfigError, ManifestError
+from tests.data.dicom_samples import (
+    Trap,
+    leave_behind,
+    make_dataset,
+    misbehave,
+    tell_pid,
+    write_dicom,
+    write_sample,
+)
 
 ROOT = Path(__file__).parents[2]
 KEY = b"k" * 32
@@ -113,7 +113,7 @@ def test_a_dicom_row(tmp_path: Path) -> None:
         spacing_row=0.2,
         spacing_column=0.1,
         spacing_source="PixelSpacing",
-        pixels=pixel_hash(np.float32([[0, 1, 2]]) / 4095),
+        pixels=pixel_hash(np.array([[0, 1, 2]], dtype=np.float32) / np.float32(4095)),
         label="normal",
     )
     assert manifest.rows == (expected,)
@@ -367,7 +367,7 @@ def test_hash_depends_on_content_and_splits_only(tmp_path: Path) -> None:
     moved = Manifest(Path("elsewhere"), (replace(b, path="x", key="y"), a))
     assert moved.hash == one
     for change in ({"split": "test"}, {"label": "other"}, {"sha256": "other"}, {"frame": 1}):
-        assert Manifest(tmp_path, (replace(a, **change), b)).hash != one  # type: ignore[arg-type]
+        assert Manifest(tmp_path, (replace(a, **change), b)).hash != one
 
 
 def test_select_and_counts(tmp_path: Path) -> None:

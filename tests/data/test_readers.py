@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_samples import write_sample
 from numpy.testing import assert_allclose
 from PIL import Image
 from pydicom import Dataset
@@ -21,6 +20,7 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.registry import kind_of, open_frames, read_frames, read_scan
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import Scan
+from tests.data.dicom_samples import write_sample
 
 FULL = IntensityPolicy()
 

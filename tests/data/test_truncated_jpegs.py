@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from dicom_samples import make_dataset, write_dicom
 from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
@@ -23,6 +22,7 @@ from anomaly.data.readers.jpeg import jpeg_warnings
 from anomaly.data.readers.registry import read_frames
 from anomaly.errors import ScanError
 from anomaly.types import Scan
+from tests.data.dicom_samples import make_dataset, write_dicom
 
 GREY = IntensityPolicy()
 END = b"\xff\xd9"
@@ -127,7 +127,7 @@ def test_a_lossless_frame_that_ends_early_is_truncated(
     values = np.random.default_rng(1).integers(0, 2**bits, (64, 80))
     native = write_dicom(tmp_path / "native.dcm", make_dataset(values, bits=bits))
     coded = tmp_path / "coded.dcm"
-    command = [Path(sys.executable).with_name("gdcmconv"), "--jpeg", native, coded]
+    command = [str(Path(sys.executable).with_name("gdcmconv")), "--jpeg", str(native), str(coded)]
     subprocess.run(command, check=True, capture_output=True)
     assert isinstance(read(coded), Scan)
     dataset = dcmread(coded)

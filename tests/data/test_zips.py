@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_sample
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -27,6 +26,7 @@ from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from tests.data.dicom_samples import make_dataset, write_sample
 
 FULL = IntensityPolicy()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,7 +277,7 @@ def test_suspect_pixels_by_hand() -> None:
         ({"batch": 0}, "counterfactual.batch is 0: expected 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(values: dict[str, float], said: str) -> None:
+def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         CounterfactualSettings(**values)
 

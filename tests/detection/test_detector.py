@@ -138,10 +138,10 @@ def test_more_features_than_scans_still_give_a_finite_score() -> None:
     score = fit(normal, [str(i) for i in range(40)]).score(rng.normal(size=(5, 40)))
     assert np.isfinite(score).all()
     assert (score > 0.5).all()
+    own: dict[str, dict[str, Any]] = {"guarded": {"guard": ("y",)}, "mixture": {"clusters": 2}}
     for kind in SHIPPED:
         names, groups = [str(i) for i in range(40)], ["x", "y"] * 20
-        own = {"guarded": {"guard": ("y",)}, "mixture": {"clusters": 2}}.get(kind, {})
-        detector = fit(normal, names, groups, kind=kind, **own)
+        detector = fit(normal, names, groups, kind=kind, **own.get(kind, {}))
         assert np.isfinite(detector.score(rng.normal(size=(5, 40)))).all(), kind
 
 
@@ -269,7 +269,7 @@ def test_a_feature_that_follows_from_others_adds_nothing(kind: str) -> None:
     normal, new = features(200, 0), features(20, 1)
     weights = np.array([1, 0.1, 10, 1e-3, 0.5])
     both = [np.column_stack([x, x @ weights]) for x in (normal, new)]
-    own = {"clusters": 1} if kind == "mixture" else {}
+    own: dict[str, Any] = {"clusters": 1} if kind == "mixture" else {}
     expected = fit(normal, kind=kind, **own).score(new)
     score = fit(both[0], [*NAMES, "sum"], kind=kind, **own).score(both[1])
     assert_allclose(score, expected, rtol=1e-6)
@@ -297,7 +297,7 @@ def test_conformal_p_values_by_hand() -> None:
 @pytest.mark.parametrize("group", ["x", "y"])
 @pytest.mark.parametrize("kind", ["conformal", "guarded"])
 def test_any_group_that_is_far_raises_the_score(kind: str, group: str) -> None:
-    guard = {"guard": ("y",)} if kind == "guarded" else {}
+    guard: dict[str, Any] = {"guard": ("y",)} if kind == "guarded" else {}
     detector = fit(independent(200, 0), groups=GROUPS, kind=kind, **guard)
     new = independent(30, 1)
     far = new + 50 * (np.array(GROUPS) == group)

@@ -42,8 +42,8 @@ def test_noise_and_another_patient_leave_the_shift_of_what_is_shared() -> None:
     reference = scene()
     rng = np.random.default_rng(1)
     images = np.stack([np.roll(reference, (-6, 5), (0, 1)) for _ in range(20)])
-    images = images + scene(seed=2) * 0.7 + rng.normal(size=images.shape) * 0.3
-    found = displacements(images.astype(np.float32), reference)
+    others = images + scene(seed=2) * 0.7 + rng.normal(size=images.shape) * 0.3
+    found = displacements(others.astype(np.float32), reference)
     assert_array_equal(found, [[-6, 5]] * 20)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from anomaly.detection.plausibility import NEGATIVE, are_negatives
 
@@ -15,7 +18,7 @@ def test_the_limit_is_a_correlation() -> None:
     other -= reference * (other * reference).sum() / (reference**2).sum()  # orthogonal
     reference, other = (a / np.linalg.norm(a) for a in (reference, other))
 
-    def of_correlation(r: float) -> np.ndarray:  # type: ignore[type-arg, unused-ignore]
+    def of_correlation(r: float) -> NDArray[Any]:
         return r * reference + np.sqrt(1 - r**2) * other
 
     wanted = (1, 0.3, 0, NEGATIVE + 1e-6, NEGATIVE - 1e-6, -1)
@@ -28,7 +31,8 @@ def test_the_limit_is_a_correlation() -> None:
 
 @pytest.mark.parametrize("constant", ["image", "reference"])
 def test_a_constant_is_no_negative(constant: str) -> None:
-    image, reference = np.zeros((1, 1, 4, 4)), np.arange(16.0).reshape(1, 4, 4)
+    image: NDArray[Any] = np.zeros((1, 1, 4, 4))
+    reference: NDArray[Any] = np.arange(16.0).reshape(1, 4, 4)
     if constant == "reference":
         image, reference = reference[None], image[0]
     assert are_negatives(image, reference).tolist() == [False]

@@ -19,9 +19,9 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_dicom
 
 from anomaly.pacs.client.retries import Attempts
+from tests.data.dicom_samples import make_dataset, write_dicom
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 ROOT = "1.2.826.0.1.3680043.10.511"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from archives import IMPATIENT, Orthanc, make_studies
 
 from anomaly.pacs.client.dicomweb import DicomWeb
+from tests.pacs.archives import IMPATIENT, Orthanc, make_studies
 
 
 @pytest.fixture(scope="session")

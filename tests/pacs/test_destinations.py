@@ -6,12 +6,12 @@ import stat
 from pathlib import Path
 
 import pytest
-from archives import make_studies
 
 from anomaly.errors import AnomalyError, ConfigError
 from anomaly.pacs.client.destinations import Folder, destination
 from anomaly.pacs.client.dicomweb import DicomWeb
 from anomaly.pacs.client.dimse import Dimse
+from tests.pacs.archives import make_studies
 
 
 @pytest.mark.parametrize(

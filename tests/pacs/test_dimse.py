@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import IMPATIENT, ROOT, Orthanc, free_port, make_studies, uid
-from dicom_samples import make_dataset, write_dicom
 from pydicom import dcmread
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -32,6 +31,8 @@ from anomaly.pacs.associations import end_alone
 from anomaly.pacs.client.destinations import destination
 from anomaly.pacs.client.dicomweb import DicomWeb
 from anomaly.pacs.client.dimse import Dimse
+from tests.data.dicom_samples import make_dataset, write_dicom
+from tests.pacs.archives import IMPATIENT, ROOT, Orthanc, free_port, make_studies, uid
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_class_that_is_not_accepted_is_counted_and_the_rest_is_sent(
 ) -> None:
     paths = make_studies(tmp_path, 2, series=58)
     strange = dcmread(paths[0])
-    strange.SOPClassUID = strange.file_meta.MediaStorageSOPClassUID = f"{ROOT}.77"
+    strange.SOPClassUID = strange.file_meta.MediaStorageSOPClassUID = UID(f"{ROOT}.77")
     write_dicom(paths[0], strange)
     with pytest.raises(ArchiveError, match=r"refused 1 of 2 instances \(1 x SOP class"):
         dimse.store(paths)
@@ -96,6 +97,7 @@ def listener(
     server = entity.start_server(
         ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store), *handlers]
     )
+    assert server is not None  # as it does not block
     try:
         yield Dimse("LISTENER", "127.0.0.1", server.server_address[1], attempts=IMPATIENT)
     finally:
@@ -358,6 +360,7 @@ def test_an_archive_that_takes_implicit_vr_alone_gets_it(tmp_path: Path) -> None
     server = entity.start_server(
         ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]
     )
+    assert server is not None  # as it does not block
     try:
         Dimse("LISTENER", "127.0.0.1", server.server_address[1], attempts=IMPATIENT).store(paths)
     finally:

@@ -24,7 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import (
+from pydicom import dcmread
+
+from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
+from anomaly.pacs.client.bounded import ANSWER, Bounds
+from anomaly.pacs.client.dicomweb import DicomWeb
+from anomaly.pacs.client.dimse import Dimse
+from anomaly.pacs.client.instances import Instance, is_uid
+from anomaly.pacs.client.retries import Attempts
+from anomaly.pipelines.pacs import fetch_studies
+from tests.pacs.archives import (
     IMPATIENT,
     ROOT,
     Answer,
@@ -35,15 +44,6 @@ from archives import (
     uid,
     web_server,
 )
-from pydicom import dcmread
-
-from anomaly.errors import AnomalyError, ArchiveBusy, ArchiveError, ArchiveUnreachable, ConfigError
-from anomaly.pacs.client.bounded import ANSWER, Bounds
-from anomaly.pacs.client.dicomweb import DicomWeb
-from anomaly.pacs.client.dimse import Dimse
-from anomaly.pacs.client.instances import Instance, is_uid
-from anomaly.pacs.client.retries import Attempts
-from anomaly.pipelines.pacs import fetch_studies
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SECRET = "open-sesame"  # noqa: S105

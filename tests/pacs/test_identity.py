@@ -13,7 +13,6 @@ from pathlib import Path
 import pydicom
 import pydicom.data
 import pytest
-from dicom_samples import make_dataset
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -24,6 +23,7 @@ from anomaly.pacs.identity import (
     read_identity,
     read_syntax,
 )
+from tests.data.dicom_samples import make_dataset
 
 STUDY, INSTANCE = "1.2.826.1", "1.2.826.2"
 SHORT = ("MR_truncated.dcm", "rtplan_truncated.dcm")

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_samples import make_dataset, write_dicom, write_sample
-from node_senders import store
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -34,11 +32,13 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from anomaly.errors import ArchiveError, ConfigError
 from anomaly.pacs.client.dimse import Dimse
 from anomaly.pacs.client.retries import Attempts
-from anomaly.pacs.node.batches import Received
+from anomaly.pacs.node.batches import Received, State
 from anomaly.pacs.node.incoming import MAX_REQUEST
 from anomaly.pacs.node.listener import MAX_ASSOCIATIONS, MAX_SILENT, Listener
 from anomaly.pacs.node.spool import Spool
 from anomaly.pacs.tls import destination_context, listener_context
+from tests.data.dicom_samples import make_dataset, write_dicom, write_sample
+from tests.pipelines.node_senders import store
 
 pytestmark = pytest.mark.skipif(
     shutil.which("storescu") is None or shutil.which("echoscu") is None,
@@ -158,7 +158,7 @@ def test_what_another_try_may_score_is_taken_again(start: Start, tmp_path: Path)
     passing, final = (image(tmp_path / f"{i}.dcm", i, StudyInstanceUID="1.2") for i in range(2))
     assert set(store(port, [passing, final]).values()) == {"Success"}
     assert spool.close_quiet(0) == 1
-    (batch,) = spool.batches("closed")
+    (batch,) = spool.batches(State.CLOSED)
     spool.begin(batch)
     uid = dcmread(passing).SOPInstanceUID
     names = {dcmread(path).SOPInstanceUID: path.name for path in batch.scans.iterdir()}

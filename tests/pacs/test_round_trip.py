@@ -9,15 +9,15 @@ from shutil import which
 
 import numpy as np
 import pytest
-from archives import ROOT, Killing, Orthanc, make_studies, uid
-from dicom_samples import make_dataset, write_dicom
 from pydicom import dcmread
-from pydicom.uid import BasicTextSRStorage, RLELossless
+from pydicom.uid import UID, BasicTextSRStorage, RLELossless
 
 from anomaly.errors import ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.client.dicomweb import DicomWeb, search, store
 from anomaly.pacs.client.instances import Instance
 from anomaly.pipelines.pacs import fetch_studies, store_results
+from tests.data.dicom_samples import make_dataset, write_dicom
+from tests.pacs.archives import ROOT, Killing, Orthanc, make_studies, uid
 
 
 def found(web: DicomWeb, **query: str) -> set[str]:
@@ -109,7 +109,7 @@ def test_what_holds_no_image_is_left_out(web: DicomWeb, tmp_path: Path) -> None:
     report = dcmread(image)
     del report.PixelData
     report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
-    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = f"{ROOT}.52.0.2.1"
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = UID(f"{ROOT}.52.0.2.1")
     report.SeriesInstanceUID, report.Modality = f"{ROOT}.52.0.2", "SR"
     web.store([image, write_dicom(tmp_path / "sent" / "report", report)])
     assert len(found(web, PatientID="P52")) == 2

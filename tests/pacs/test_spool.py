@@ -384,7 +384,9 @@ def test_a_file_under_another_instances_name_is_set_aside(tmp_path: Path) -> Non
     with open_spool(tmp_path / "node"):
         pass
     stray = tmp_path / "node/spool" / file_name("1.2")
-    stray.write_bytes(instance("1.1").content)
+    content = instance("1.1").content
+    assert isinstance(content, bytes)
+    stray.write_bytes(content)
     with open_spool(tmp_path / "node") as spool:
         assert spool.waiting == 0
     assert (tmp_path / "node/unknown" / stray.name).exists()

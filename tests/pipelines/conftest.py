@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from road import CONFIG, Road, copy, done
 
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 from anomaly.pipelines.run import RunFolder
+from tests.pipelines.road import CONFIG, Road, copy, done
 
 
 @pytest.fixture(scope="session")

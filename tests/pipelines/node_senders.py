@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from dicom_samples import write_sample
 from pydicom.uid import generate_uid
 
 from anomaly.data.table.pseudonyms import load_site_key, pseudonym
 from anomaly.pipelines.run import RunFolder
+from tests.data.dicom_samples import write_sample
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from archives import Orthanc, free_port
 from pydicom import Dataset, dcmread
-from road import Road, done, refused
 
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import ConfigError
@@ -25,6 +23,8 @@ from anomaly.pacs.client.instances import Instance
 from anomaly.pipelines.pacs import query_of
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import choose_scans
+from tests.pacs.archives import Orthanc, free_port
+from tests.pipelines.road import Road, done, refused
 
 ROOT = Path(__file__).parents[2]
 COUNT = 50
@@ -112,8 +112,8 @@ def test_an_archive_that_is_killed_meanwhile_costs_nothing(
 ) -> None:
     push(road, orthanc)
     run = RunFolder(tmp_path / "run")
-    command = [sys.executable, "-m", "anomaly", "score", run.path]
-    command += ["--dicomweb", orthanc.url, *QUERY, "--bundle", road.run.bundle]
+    command = [sys.executable, "-m", "anomaly", "score", str(run.path)]
+    command += ["--dicomweb", orthanc.url, *QUERY, "--bundle", str(road.run.bundle)]
     log = tmp_path / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(

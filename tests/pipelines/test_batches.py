@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
-from road import Road
 
 from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Workers
@@ -20,6 +18,8 @@ from anomaly.data.table.manifest import ManifestRow
 from anomaly.scoring import scorer as module
 from anomaly.scoring.scorer import Outcome, ScoredScan, Scorer
 from anomaly.store.bundle import read_bundle
+from tests.data.dicom_family import KINDS, MEMBERS, TOP, TURNED, member, write
+from tests.pipelines.road import Road
 
 CPU = torch.device("cpu")
 
@@ -105,6 +105,7 @@ def test_rows_are_taken_a_bounded_number_ahead(
         next(outcomes)
     # five given out of the second batch, of which the third is being looked at
     assert taken <= 3 * 4 + 1
+    assert isinstance(outcomes, Generator)
     outcomes.close()
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from flips import Outcome, flipped, look
-from road import Road, anomaly, done, refused
 
 from anomaly.config import load_config
 from anomaly.data.table.manifest import NOT_LISTED, Manifest
 from anomaly.errors import AnomalyError
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.sums import SUMS
+from tests.pipelines.flips import Outcome, flipped, look
+from tests.pipelines.road import Road, anomaly, done, refused
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
-from road import Road, copy, done, refused
 
 from anomaly.config import load_config, write_config
 from anomaly.data.table.manifest import Manifest, ManifestRow
@@ -23,6 +22,7 @@ from anomaly.pipelines.report import SEEN
 from anomaly.pipelines.run import RunFolder
 from anomaly.reporting.dicom.case import SEEN as MEANS_SEEN
 from anomaly.store.bundle import read_bundle
+from tests.pipelines.road import Road, copy, done, refused
 
 
 @pytest.fixture(autouse=True)

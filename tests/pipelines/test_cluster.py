@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from road import Road, copy, done
 
 from anomaly.pipelines.run import RunFolder
+from tests.pipelines.road import Road, copy, done
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.testing import assert_array_equal
-from road import Road
 
 from anomaly.config import load_config
 from anomaly.data.images.transforms import Frame, frame_scan, grey_range, network_image, stretch
@@ -16,6 +15,7 @@ from anomaly.detection.look_alikes import LookAlikes
 from anomaly.pipelines.train import look_alikes
 from anomaly.scoring.companions import Companions
 from anomaly.store.bundle import read_bundle
+from tests.pipelines.road import Road
 
 
 def test_only_the_neighbourhood_of_regions_changes(road: Road) -> None:

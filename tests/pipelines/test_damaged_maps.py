@@ -11,12 +11,12 @@ from typing import Any
 
 import pydicom
 import pytest
-from road import damage_map, done
 
 from anomaly.config import load_config, write_config
 from anomaly.data.table.manifest import Manifest
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
+from tests.pipelines.road import damage_map, done
 
 
 def page_rows(run: RunFolder) -> dict[str, dict[str, Any]]:

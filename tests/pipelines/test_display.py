@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import generate_uid
-from road import Road, done
 
 from anomaly.config import load_config
 from anomaly.data.readers.intensity import IntensityPolicy
@@ -24,6 +23,7 @@ from anomaly.grey import GreyCurve, percentile_curve
 from anomaly.pipelines.dicom import write_dicom
 from anomaly.pipelines.figures import _case, _Source
 from anomaly.pipelines.run import RunFolder
+from tests.pipelines.road import Road, done
 
 NAMES = ("wide", "narrow", "windowed")
 
@@ -131,5 +131,7 @@ def test_percentiles_spread_the_middle_of_an_image() -> None:
 
 
 def test_a_curve_is_exact_at_its_points_and_flat_beyond() -> None:
-    curve = GreyCurve(np.float32([0.25, 0.5]), np.float32([0, 1]), "a test")
-    assert curve(np.float32([0, 0.25, 0.375, 0.5, 1])).tolist() == [0, 0, 0.5, 1, 1]
+    curve = GreyCurve(
+        np.array([0.25, 0.5], dtype=np.float32), np.array([0, 1], dtype=np.float32), "a test"
+    )
+    assert curve(np.array([0, 0.25, 0.375, 0.5, 1], dtype=np.float32)).tolist() == [0, 0, 0.5, 1, 1]

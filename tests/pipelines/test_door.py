@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_samples import write_sample
 from PIL import Image
-from road import Road, done
 
 import anomaly
 from anomaly.data.table.manifest import Manifest
 from anomaly.errors import TooFewCalibrationScans, UnsupportedScan
 from anomaly.pipelines.run import RunFolder
+from tests.data.dicom_samples import write_sample
+from tests.pipelines.road import Road, done
 
 EXPORTED = {
     *("load", "read_scan", "Detector", "Verdict", "StudyVerdict", "Region", "Scan"),
@@ -29,7 +29,7 @@ def test_exactly_these_names_are_exported() -> None:
     assert set(dir(anomaly)) == EXPORTED
     assert all(getattr(anomaly, name) is not None for name in EXPORTED)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
-        anomaly.lode  # type: ignore[attr-defined]  # noqa: B018
+        anomaly.lode  # noqa: B018
 
 
 def test_importing_loads_no_torch() -> None:
@@ -79,7 +79,7 @@ def test_the_door_says_what_the_command_says_to_the_last_bit(
         assert verdict.seen == row.seen
         if row.status == "scored":
             assert len(verdict.regions) == row.regions
-            assert {k: np.float32(v) for k, v in verdict.features.items()} == row.features
+            assert {k: float(np.float32(v)) for k, v in verdict.features.items()} == row.features
             kept = run.results.evidence(row)
             assert verdict.evidence is not None
             assert kept is None or verdict.evidence.max() == np.float32(verdict.evidence_peak)

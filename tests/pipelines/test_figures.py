@@ -10,13 +10,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from road import Road, copy, damage_map, done, refused
 
 from anomaly.config import load_config
 from anomaly.files import make_results_folder
 from anomaly.pipelines.figures import draw_figures
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
+from tests.pipelines.road import Road, copy, damage_map, done, refused
 
 NAMES = {"overlays", "roc", "scores", "uniformity", "training"}
 FILES = {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png")}

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from road import Road, anomaly, copy, done
 
 from anomaly.data.readers.isolation import map_in_processes
+from tests.pipelines.road import Road, anomaly, copy, done
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road import Road, copy, done, refused
 
 from anomaly.data.readers.isolation import Workers
 from anomaly.errors import AnomalyError
 from anomaly.files import strict_json, writing
 from anomaly.pipelines.run import RunFolder
 from anomaly.training.checkpoint import read_metrics
+from tests.pipelines.road import Road, copy, done, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ def test_a_training_that_is_ended_says_so_to_the_shell(
 ) -> None:
     """``anomaly train RUN && anomaly calibrate RUN`` must not go on with a network of half."""
     run = copy(road.prepared, tmp_path / "run")
-    command = [sys.executable, "-m", "anomaly", "train", run.path, "--device", "cpu"]
+    command = [sys.executable, "-m", "anomaly", "train", str(run.path), "--device", "cpu"]
     process = subprocess.Popen(
         [*command, "--set", "training.steps=100000"],
         cwd=ROOT,

@@ -15,17 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from dicom_samples import write_sample
-from node_here import Dying, Folder, one_object_a_row
-from node_senders import Node, store, storm, uid_of, write_studies
 from pydicom import dcmread
-from road import Road, anomaly, refused
 
 from anomaly.config import Config
 from anomaly.data.readers.isolation import Workers
 from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.pacs.client.destinations import Destination
-from anomaly.pacs.node.batches import Arrival, Received
+from anomaly.pacs.node.batches import Arrival, Received, State
 from anomaly.pacs.node.listener import Listener
 from anomaly.pacs.node.scoring_queue import ATTEMPTS, PAUSES
 from anomaly.pacs.node.spool import Spool
@@ -40,6 +36,10 @@ from anomaly.pipelines.node import (
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle, write_bundle
 from anomaly.store.bundle_files import find_bundle
+from tests.data.dicom_samples import write_sample
+from tests.pipelines.node_here import Dying, Folder, one_object_a_row
+from tests.pipelines.node_senders import Node, store, storm, uid_of, write_studies
+from tests.pipelines.road import Road, anomaly, refused
 
 NODE_YAML = Path(__file__).parents[2] / "docs" / "node.yaml"
 CPU = torch.device("cpu")
@@ -331,7 +331,7 @@ def bring_to(here: Here, moment: str) -> Here:
         here = replace(here, settings=replace(here.settings, destination=""), destination=None)
     if moment == "gathered":
         here.spool.close_quiet(0)
-        here.spool.begin(here.spool.batches("closed")[-1])
+        here.spool.begin(here.spool.batches(State.CLOSED)[-1])
     elif moment == "scored":
         work = here.begin()
         with pytest.MonkeyPatch.context() as patch:
@@ -400,7 +400,7 @@ def test_a_batch_that_ends_the_process_every_time_is_given_up(here: Here) -> Non
     here.receive(*here.files[0])
     here.spool.close_quiet(0)
     for _ in range(ATTEMPTS):
-        here.spool.begin(here.spool.batches("closed")[0])
+        here.spool.begin(here.spool.batches(State.CLOSED)[0])
     here.work()
     assert here.states() == ["failed"]
     ((reason,),) = here.ask("SELECT reason FROM batches")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from road import Road, done
 
 from anomaly.config import load_config, override, parse_config
 from anomaly.data.table.manifest import Manifest
+from tests.pipelines.road import Road, done
 
 ROOT = Path(__file__).parents[2]
 

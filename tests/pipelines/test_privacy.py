@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from openpyxl import load_workbook
-from road import Road, done, refused
 
 from anomaly.data.table.manifest import Manifest
 from anomaly.logs import AllowList
 from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.leases import Leases
+from tests.pipelines.road import Road, done, refused
 
 CANARY = "CANARY"
 PRIVATE = {"manifest.parquet", "site.key", "config.yaml", "feedback.sqlite"}

@@ -23,7 +23,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from road import STEPS, Road, anomaly, copy, done, refused
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,6 +32,7 @@ from anomaly.detection.features import feature_groups
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle, write_bundle
 from anomaly.training.checkpoint import read_checkpoint, read_metrics
+from tests.pipelines.road import STEPS, Road, anomaly, copy, done, refused
 
 # --- what the road leaves ---------------------------------------------------------------------
 
@@ -510,7 +510,9 @@ def test_the_doctor_shows_which_parts_of_a_network_live(run: RunFolder) -> None:
     assert "scale 2" in said.out
     assert "DEAD" not in said.out
     bundle = read_bundle(run.bundle)
-    torch.nn.init.zeros_(bundle.network.network.reads[1].weight)  # its features reach no sum
+    torch.nn.init.zeros_(
+        bundle.network.get_parameter("network.reads.1.weight")
+    )  # its features reach no sum
     write_bundle(bundle, run.bundle)
     said = done("doctor", "--bundle", run.bundle)
     assert "scale 2: dead, with less than 4% of an even share at every noise level" in said.out

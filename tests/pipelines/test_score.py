@@ -13,10 +13,10 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
-from road import Road, copy, done, refused
 
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import ConfigError
@@ -24,6 +24,7 @@ from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.leases import Leases
 from anomaly.scoring.shards import Shard, ShardAssignment, cut
 from anomaly.store.results import ScoreRow
+from tests.pipelines.road import Road, copy, done, refused
 
 ROOT = Path(__file__).parents[2]
 SHARD = ("--set", "results.shard=5")
@@ -51,7 +52,8 @@ def test_inputs_are_named_by_content_not_by_path() -> None:
     moved = Shard(3, tuple(replace(r, path="x") for r in rows(2)))
     assert moved.inputs == one.inputs
     for name in ("key", "sha256", "status", "reason", "study", "patient", "site"):
-        other = Shard(0, (rows(2)[0], replace(rows(2)[1], **{name: "other"})))
+        change: dict[str, Any] = {name: "other"}
+        other = Shard(0, (rows(2)[0], replace(rows(2)[1], **change)))
         assert other.inputs != one.inputs, name
 
 

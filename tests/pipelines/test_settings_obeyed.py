@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from road import Road, anomaly, copy, done, refused
 
 from anomaly.config import load_config
 from anomaly.data.table.manifest import Manifest
@@ -20,6 +19,7 @@ from anomaly.errors import ConfigError
 from anomaly.pipelines.context import pick_device, process_place
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle
+from tests.pipelines.road import Road, anomaly, copy, done, refused
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from road import Road, done, refused
 
 from anomaly.data.readers import zips
 from anomaly.data.readers.intensity import IntensityPolicy
@@ -30,6 +29,7 @@ from anomaly.errors import BundleError, UnreadableScan
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.bundle import read_bundle
 from anomaly.store.bundle_files import copy_bundle
+from tests.pipelines.road import Road, done, refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,11 +244,8 @@ def test_the_table_of_contents_of_an_archive_is_read_once(
 # --- processes ------------------------------------------------------------------------------------
 
 DECODES = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {data!r})
 from anomaly.data.readers.isolation import Workers
-from dicom_samples import tell_pid, wait_for_ever
+from tests.data.dicom_samples import tell_pid, wait_for_ever
 
 if __name__ == "__main__":
     with Workers(1, seconds=600) as workers:
@@ -264,8 +261,7 @@ def test_who_is_killed_leaves_no_process_and_no_scan(tmp_path: Path) -> None:
     scratch.mkdir()
     os.mkfifo(pipe)
     script = tmp_path / "decode.py"
-    data = str(ROOT / "tests" / "data")
-    script.write_text(DECODES.format(data=data, pid=str(pid), pipe=str(pipe)))
+    script.write_text(DECODES.format(pid=str(pid), pipe=str(pipe)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
     process = subprocess.Popen([sys.executable, str(script)], env=environment)
     wait_for(lambda: pid.exists() and pid.read_text() != "")

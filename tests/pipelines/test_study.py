@@ -10,11 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from road import Road, damage_map, done, refused
 
 from anomaly.data.table.manifest import Manifest
 from anomaly.pipelines.run import RunFolder
 from anomaly.store.results import ScoreRow
+from tests.pipelines.road import Road, damage_map, done, refused
 
 try:
     import weasyprint  # noqa: F401

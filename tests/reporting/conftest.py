@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from dicom_sources import computed_radiograph, save
-from html_pages import Page, Render
 
 from anomaly.reporting.html.page import ReportData, write_report
 from anomaly.reporting.pdf.study import write_study
+from tests.reporting.dicom_sources import computed_radiograph, save
+from tests.reporting.html_pages import Page, Render
 
 Tab: TypeAlias = Any  # playwright's Browser and Page: the package is optional
 Open: TypeAlias = Callable[..., Tab]
@@ -33,7 +33,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Tab]:
-    import html_tabs  # skips without playwright
+    from tests.reporting import html_tabs  # skips without playwright
 
     chromium = os.environ.get("ANOMALY_CHROMIUM") or shutil.which("chromium")
     if chromium is None:
@@ -72,7 +72,7 @@ def opened(browser: Tab, tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture
 def page(opened: Open) -> Tab:
-    from html_tabs import make_data
+    from tests.reporting.html_tabs import make_data
 
     return opened(make_data())
 
@@ -90,7 +90,7 @@ def render(tmp_path: Path) -> Render:
 @pytest.fixture
 def written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]:
     """Write a study and read it; what WeasyPrint complains of fails the test."""
-    from study_papers import pypdf  # skips without WeasyPrint
+    from tests.reporting.study_papers import pypdf  # skips without WeasyPrint
 
     def _written(data: ReportData, study: str = "9d4411aa22ff0011") -> Any:
         write_study(data, study, tmp_path / "study.pdf")

@@ -33,7 +33,7 @@ def _base(sop_class: str, modality: str, number: int, shape: tuple[int, int]) ->
     """Patient, study, series, equipment and 12-bit pixels of an image."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.SOPClassUID = sop_class
     dataset.SOPInstanceUID = f"2.25.1003{number}"

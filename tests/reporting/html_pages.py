@@ -23,7 +23,7 @@ def make_case(
     image: NDArray[np.float32] | None = None,
     evidence: NDArray[np.float32] | None = None,
     regions: tuple[Region, ...] = (),
-    **texts: str,
+    **texts: Any,
 ) -> ReportCase:
     scan = ScanScore(key, score, {"nll": 3.25}, evidence)
     return ReportCase(

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from html_pages import make_case
 
 from anomaly.reporting.html.page import ReportCase
 from anomaly.types import Region
+from tests.reporting.html_pages import make_case
 
 try:
     import weasyprint  # noqa: F401

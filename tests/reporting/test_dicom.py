@@ -8,7 +8,16 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pytest
-from dicom_cases import (
+from pydicom import dcmread
+
+import anomaly
+from anomaly.data.readers.dicom import open_dicom
+from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.detection.heatmap import find_regions
+from anomaly.reporting.dicom.case import SEEN
+from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
+from anomaly.reporting.plots.figures import overlay_rgba
+from tests.reporting.dicom_cases import (
     CEILING,
     PLANAR,
     THRESHOLD,
@@ -19,16 +28,7 @@ from dicom_cases import (
     numbers,
     write,
 )
-from dicom_sources import SOURCES, computed_radiograph, save
-from pydicom import dcmread
-
-import anomaly
-from anomaly.data.readers.dicom import open_dicom
-from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.detection.heatmap import find_regions
-from anomaly.reporting.dicom.case import SEEN
-from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
-from anomaly.reporting.plots.figures import overlay_rgba
+from tests.reporting.dicom_sources import SOURCES, computed_radiograph, save
 
 # What the judges say
 
@@ -126,10 +126,12 @@ def test_a_scan_that_is_not_flagged_says_no(source: Path, out: Path) -> None:
 def test_the_report_draws_each_region_where_it_is(source: Path, out: Path) -> None:
     case = make_case(source)
     report = hd.sr.srread(write_objects(case, ["report"], out)[0])
+    assert isinstance(report.content, hd.sr.MeasurementReport)
     groups = report.content.get_planar_roi_measurement_groups()
     found = []
     for group in groups:
         region = group.roi
+        assert region is not None
         assert region.graphic_type == hd.sr.GraphicTypeValues.POLYLINE
         found.append(
             (
@@ -144,7 +146,9 @@ def test_the_report_draws_each_region_where_it_is(source: Path, out: Path) -> No
     assert diagonal[0][:4] == [[5, 20], [6, 20], [6, 21], [7, 21]]
     for (_, said), peak, pixels in zip(found, (7.5, 4.0, np.float32(3.3)), (1, 12, 2), strict=True):
         assert said[0] == ("peak", peak, "1")
-        assert said[1] == ("42798000", pytest.approx(0.02 * pixels), "mm2")
+        name, area, unit = said[1]
+        assert (name, unit) == ("42798000", "mm2")
+        assert area == pytest.approx(0.02 * pixels)
 
 
 def test_the_regions_with_the_largest_peak_are_listed_and_all_are_counted(
@@ -156,11 +160,14 @@ def test_the_regions_with_the_largest_peak_are_listed_and_all_are_counted(
     case = make_case(source, evidence)
     paths = write_objects(case, ["report", "contours"], out)
     report, contours = hd.sr.srread(paths[0]), dcmread(paths[1])
+    assert isinstance(report.content, hd.sr.MeasurementReport)
     groups = report.content.get_planar_roi_measurement_groups()
     assert len(groups) == MAX_REGIONS == 100
     peaks = [group.get_measurements()[0].value for group in groups]
     assert peaks == sorted(evidence[::3, ::3].ravel().tolist(), reverse=True)[:100]
-    assert groups[0].roi.value.tolist()[0] == [51, 36]
+    first = groups[0].roi
+    assert first is not None
+    assert first.value.tolist()[0] == [51, 36]
     whole = dcmread(paths[0])
     assert numbers(whole)["regions"] == 13 * 18
     (annotation,) = contours.GraphicAnnotationSequence

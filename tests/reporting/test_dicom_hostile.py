@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dicom_cases import make_case
-from dicom_sources import ct_slice, save
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from anomaly.errors import UnreadableScan, UnsupportedScan
 from anomaly.reporting.dicom.objects import KINDS, _refusing, object_uid, write_objects
+from tests.reporting.dicom_cases import make_case
+from tests.reporting.dicom_sources import ct_slice, save
 
 
 def nested(path: Path) -> None:

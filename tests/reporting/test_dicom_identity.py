@@ -11,15 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_cases import (
-    FEW,
-    THRESHOLD,
-    errors,
-    expected_kinds,
-    items,
-    make_case,
-)
-from dicom_sources import NAME, SOURCES, computed_radiograph, ct_slice, save
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -27,6 +18,15 @@ import anomaly
 from anomaly.errors import AnomalyError, UnreadableScan, UnsupportedScan
 from anomaly.reporting.dicom.objects import KINDS, Kind, object_uid, write_objects
 from anomaly.types import DETECTOR_MODEL
+from tests.reporting.dicom_cases import (
+    FEW,
+    THRESHOLD,
+    errors,
+    expected_kinds,
+    items,
+    make_case,
+)
+from tests.reporting.dicom_sources import NAME, SOURCES, computed_radiograph, ct_slice, save
 
 NOON = datetime(2024, 5, 6, 12, 0, 0)
 

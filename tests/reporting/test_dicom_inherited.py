@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dicom_cases import errors, expected_kinds, make_case, write
-from dicom_sources import SOURCES, computed_radiograph, save
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from anomaly.reporting.dicom.objects import Kind, write_objects
+from tests.reporting.dicom_cases import errors, expected_kinds, make_case, write
+from tests.reporting.dicom_sources import SOURCES, computed_radiograph, save
 
 
 def oblong(dataset: Dataset, group: Dataset) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_cases import errors, expected_kinds, make_case, write
-from dicom_sources import computed_radiograph, save
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     NuclearMedicineImageStorage,
     RTImageStorage,
@@ -20,6 +19,8 @@ from pydicom.uid import (
 
 from anomaly.errors import UnsupportedScan
 from anomaly.reporting.dicom.objects import Kind
+from tests.reporting.dicom_cases import errors, expected_kinds, make_case, write
+from tests.reporting.dicom_sources import computed_radiograph, save
 
 CLASSES = [
     ComputedRadiographyImageStorage,
@@ -47,7 +48,7 @@ def test_one_frame_takes_every_object_and_is_named_without_a_number(
     sop_class: str, kind: Kind, tmp_path: Path
 ) -> None:
     dataset = computed_radiograph()
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class)
     dataset.NumberOfFrames = 1
     made = write(make_case(save(dataset, tmp_path / "source.dcm")), kind, tmp_path)
     found = references(made, dataset.SOPInstanceUID)

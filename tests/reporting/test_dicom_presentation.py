@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_cases import errors, make_case, write
-from dicom_sources import computed_radiograph, ct_slice, digital_radiograph, ramp, save
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
@@ -24,6 +22,14 @@ from anomaly.data.readers.dicom import read_dicom
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.dicom.grey import presentation_grey
 from anomaly.types import Scan
+from tests.reporting.dicom_cases import errors, make_case, write
+from tests.reporting.dicom_sources import (
+    computed_radiograph,
+    ct_slice,
+    digital_radiograph,
+    ramp,
+    save,
+)
 
 SHAPE = (37, 52)
 
@@ -180,7 +186,8 @@ def unusable(**tags: object) -> FileDataset:
     """12 bits in 16 without a usable window: what it says of its display would be black."""
     dataset = plain()
     dataset.BitsStored, dataset.HighBit = 16, 15
-    dataset.update(tags)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
     return dataset
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from html_pages import Render, make_case, make_data
 
 from anomaly.errors import NotCalibrated
 from anomaly.reporting.html.page import ReportCase, SkippedCase, odds_in_words, write_report
 from anomaly.types import Region
+from tests.reporting.html_pages import Render, make_case, make_data
 
 CANARY = "<script>alert(1)</script>'\"&amp;</title>"
 

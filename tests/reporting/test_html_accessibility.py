@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_tabs import FILM, Open, Tab, make_case, make_data, sync_api
 from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly.reporting.html.page import ReportData, SkippedCase
+from tests.reporting.html_tabs import FILM, Open, Tab, make_case, make_data, sync_api
 
 ROOT = Path(__file__).parents[2]
 WIDE = {"width": 1280, "height": 2400}  # all of the page is on the screen
@@ -177,7 +177,7 @@ def test_controls_and_drawings_stand_out_from_their_ground(opened: Open) -> None
     edges = (
         "input[type=search], input[type=text], select, textarea, .button, .choice, .study button"
     )
-    drawn = [
+    drawn: list[list[str | bool]] = [
         [edges, "borderTopColor", True],
         [".warnings", "borderTopColor", True],
         [".plot .bars, .range .bars, .range .value", "fill", True],

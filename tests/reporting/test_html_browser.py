@@ -5,12 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from html_tabs import FILM, Open, Tab, keys, make_case, make_data, selected, sync_api
 
 from anomaly.reporting.html.page import SkippedCase
 from anomaly.store.readings import Feedback
+from tests.reporting.html_tabs import (
+    FILM,
+    Open,
+    Tab,
+    keys,
+    make_case,
+    make_data,
+    selected,
+    sync_api,
+)
 
 # --- worklist ---------------------------------------------------------------------------------
 
@@ -202,7 +212,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=["script", "quotes", "bidi", "words", "word"])
 def test_no_text_does_harm(opened: Open, text: str) -> None:
-    texts = {"view": text, "site": text, "note": text, "study": text}
+    texts: dict[str, Any] = {"view": text, "site": text, "note": text, "study": text}
     case = make_case(text, 0.01, 2.0, **texts, look_alike=FILM)
     scan = dataclasses.replace(case.verdict.scan, features={text: 9.0})
     case = dataclasses.replace(case, verdict=dataclasses.replace(case.verdict, scan=scan))

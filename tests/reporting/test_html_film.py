@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from html_tabs import Open, Tab, make_data, middle, shot, sync_api
 
 from anomaly.reporting.html.page import ReportCase
 from anomaly.types import JudgedScan, ScanScore
+from tests.reporting.html_tabs import Open, Tab, make_data, middle, shot, sync_api
 
 # --- images -----------------------------------------------------------------------------------
 

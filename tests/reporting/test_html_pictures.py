@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from html_pages import Render, make_case, make_data
 from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly.reporting.plots.figures import overlay_rgba
 from anomaly.types import Region
+from tests.reporting.html_pages import Render, make_case, make_data
 
 
 def decode(png: bytes) -> NDArray[np.uint8]:

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from html_pages import Render
-from html_tabs import FILM, Open, Tab, make_case, make_data, middle, selected, sync_api
 
 from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase
+from tests.reporting.html_pages import Render
+from tests.reporting.html_tabs import (
+    FILM,
+    Open,
+    Tab,
+    make_case,
+    make_data,
+    middle,
+    selected,
+    sync_api,
+)
 
 ALIKE = np.full_like(FILM, 0.6)  # 153 of 255
 

@@ -54,7 +54,7 @@ def test_areas_of_all_loops_add_up_to_the_pixels() -> None:
 
 
 def test_a_ring_and_what_it_surrounds_are_two_regions() -> None:
-    evidence = np.pad(np.float32([[3.0]]), 2) + 2 * drawn(
+    evidence = np.pad(np.array([[3.0]], dtype=np.float32), 2) + 2 * drawn(
         "#####", "#...#", "#...#", "#...#", "#####"
     ).astype(np.float32)
     regions = find_regions(evidence, 1.0, None)  # both around row 2, column 2

@@ -7,11 +7,19 @@ import socket
 from pathlib import Path
 
 import pytest
-from html_pages import make_data
-from study_papers import IMAGE, REGION, Written, flagged, height_of, texts, with_features
 
 from anomaly.reporting.html.page import ReportData, SkippedCase
 from anomaly.types import NOTICE
+from tests.reporting.html_pages import make_data
+from tests.reporting.study_papers import (
+    IMAGE,
+    REGION,
+    Written,
+    flagged,
+    height_of,
+    texts,
+    with_features,
+)
 
 CANARY = "<script>alert(1)</script>'\"&amp;</title></style><img src=http://127.0.0.1/x>"
 

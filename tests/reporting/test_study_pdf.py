@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_pages import make_case, make_data
-from study_papers import (
+
+from anomaly.errors import ConfigError, NotCalibrated
+from anomaly.reporting.html.page import SkippedCase
+from anomaly.reporting.pdf.study import write_study
+from anomaly.types import NOTICE
+from tests.reporting.html_pages import make_case, make_data
+from tests.reporting.study_papers import (
     EVIDENCE,
     IMAGE,
     REGION,
@@ -23,11 +28,6 @@ from study_papers import (
     texts,
     with_features,
 )
-
-from anomaly.errors import ConfigError, NotCalibrated
-from anomaly.reporting.html.page import SkippedCase
-from anomaly.reporting.pdf.study import write_study
-from anomaly.types import NOTICE
 
 # --- what it says -----------------------------------------------------------------------------
 
