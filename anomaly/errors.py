@@ -22,6 +22,10 @@
 Pipelines catch `ScanError` per scan, record it and continue; all other errors stop the run.
 """
 
+from __future__ import annotations
+
+from enum import StrEnum
+
 __all__ = [
     "AnomalyError",
     "ArchiveError",
@@ -33,6 +37,7 @@ __all__ = [
     "ManifestError",
     "NonFiniteLoss",
     "NotCalibrated",
+    "Reason",
     "ScanError",
     "TooFewCalibrationScans",
     "TrainingError",
@@ -45,33 +50,101 @@ class AnomalyError(Exception):
     """Base class of all errors that the toolkit raises deliberately."""
 
 
-class _ReasonedError(AnomalyError):
-    """An error with a short stable reason, which may be shared, and a private sentence."""
+class Reason(StrEnum):
+    """Why a scan cannot be used: a short stable word, which may be shared.
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
+    ``docs/reasons.md`` says what each of them means, and what to do.
+    """
 
-    def __str__(self) -> str:
-        return self.message
+    ABSOLUTE_NAME = "absolute name"
+    ALPHA = "alpha"
+    ANOTHER_SIZE = "another size"
+    BIT_DEPTH = "bit depth"
+    BLANK = "blank"
+    BODY_PART = "body part"
+    CHANGED = "changed"
+    CODESTREAM = "codestream"
+    COLOUR = "colour"
+    COMPRESSION = "compression"
+    CONSTANT = "constant"
+    CONTROL_CHARACTER_IN_NAME = "control character in name"
+    DECODER_CRASHED = "decoder crashed"
+    DECODER_TIMED_OUT = "decoder timed out"
+    DIMENSIONS = "dimensions"
+    DUPLICATE = "duplicate"
+    DUPLICATE_NAME = "duplicate name"
+    EMPTY = "empty"
+    ENCRYPTED = "encrypted"
+    FILE_NAME = "file name"
+    FRAMES = "frames"
+    INVERTED = "inverted"
+    LINK = "link"
+    LUT = "lut"
+    MAP_DAMAGED = "map damaged"
+    MAP_MISSING = "map missing"
+    MEDIA_DIRECTORY = "media directory"
+    MISSING = "missing"
+    MODALITY = "modality"
+    MULTI_FRAME = "multi-frame"
+    NO_DECODER = "no decoder"
+    NO_FRAME_OF_REFERENCE = "no frame of reference"
+    NO_IDENTITY = "no identity"
+    NO_MAP_KEPT = "no map kept"
+    NO_PIXEL_DATA = "no pixel data"
+    NO_PATIENT = "no patient"
+    NO_SUCH_FRAME = "no such frame"
+    NO_TRANSFER_SYNTAX = "no transfer syntax"
+    NON_FINITE = "non-finite"
+    NOT_A_FILE = "not a file"
+    NOT_AN_IMAGE = "not an image"
+    NOT_DICOM = "not dicom"
+    NOT_EXPRESSIBLE = "not expressible"
+    NOT_FINITE = "not finite"
+    ORIENTATION = "orientation"
+    OUT_OF_MEMORY = "out of memory"
+    OUT_OF_RANGE = "out of range"
+    OTHER_INSTANCE = "other instance"
+    OUTSIDE = "outside"
+    OWN_RESULT = "own result"
+    OWN_RESULTS = "own results"
+    PHOTOMETRIC = "photometric"
+    RANGE = "range"
+    RESCALE = "rescale"
+    SCORE_NOT_FINITE = "score not finite"
+    SOP_CLASS = "sop class"
+    SYNTHETIC = "synthetic"
+    TOO_LARGE = "too large"
+    TOO_LONG = "too long"
+    TOO_MANY_FRAMES = "too many frames"
+    TRUNCATED = "truncated"
+    UNDECODABLE = "undecodable"
+    UNREADABLE = "unreadable"
+    VIEW = "view"
 
 
 class ConfigError(AnomalyError):
     """A setting is unknown, contradictory or out of range."""
 
 
-class ScanError(_ReasonedError):
+class ScanError(AnomalyError):
     """One scan cannot be used.
 
     Parameters
     ----------
-    reason : str
-        Short stable word for tables and counts, such as ``"truncated"``.
+    reason : Reason
+        Short stable word for tables and counts, such as ``Reason.TRUNCATED``.
     message : str
         Sentence for people: the actual value, the expected one, what to do. It may quote
         file contents, so it belongs in private tables only; `reason` may be shared.
     """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UnreadableScan(ScanError):
@@ -102,7 +175,7 @@ class BundleError(AnomalyError):
     """A bundle is damaged, or does not fit its use."""
 
 
-class ArchiveError(_ReasonedError):
+class ArchiveError(AnomalyError):
     """A PACS refused a request, or its answer cannot be used.
 
     Parameters
@@ -112,6 +185,14 @@ class ArchiveError(_ReasonedError):
     message : str
         Sentence for people. It names the PACS, so only `reason` may be shared.
     """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ArchiveUnreachable(ArchiveError):

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.errors import NotCalibrated, UnsupportedScan
+from anomaly.errors import NotCalibrated, Reason, UnsupportedScan
 from anomaly.grey import GreyCurve, percentile_curve
 
 __all__ = [
@@ -289,7 +289,7 @@ class Verdict:
     evidence_peak: float | None = None
     features: Mapping[str, float] = field(default_factory=dict)
     seen: bool = False
-    reason: str = ""
+    reason: Reason | None = None
     detail: str = ""
 
     @property

@@ -22,7 +22,7 @@ from anomaly.data.readers.isolation import Lost, Workers
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.readers.zips import on_disk
 from anomaly.data.table.manifest import Manifest, ManifestRow
-from anomaly.errors import ConfigError, ScanError, UnsupportedScan
+from anomaly.errors import ConfigError, Reason, ScanError, UnsupportedScan
 from anomaly.files import make_results_folder, refuse_foreign
 from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
@@ -170,10 +170,10 @@ class _Writing:
 
     def _case(self, source: Path, todo: _Todo) -> DicomCase:
         if todo.scan.kind != "dicom":
-            raise UnsupportedScan("not dicom", "the scan names no patient, study or series")
+            raise UnsupportedScan(Reason.NOT_DICOM, "the scan names no patient, study or series")
         evidence = self.results.evidence(todo.row)
         if evidence is None:
-            raise UnsupportedScan("no map kept", "score with results.maps = all")
+            raise UnsupportedScan(Reason.NO_MAP_KEPT, "score with results.maps = all")
         point = self.point
         scan = read_scan(source, todo.scan.frame, self.intensity, sha256=todo.scan.sha256)
         display = scan.display

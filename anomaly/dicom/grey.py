@@ -24,7 +24,7 @@ from pydicom import uid as uids
 from pydicom.valuerep import DSfloat
 
 from anomaly.dicom.tags import functional_group, is_there, numbers, text, value_of
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 from anomaly.grey import GreyCurve, to_unit, window_range
 
 __all__ = [
@@ -107,7 +107,7 @@ def apply_modality(
     if table is not None:
         fault = _lut_fault(dataset, table)
         if fault:
-            raise UnsupportedScan("lut", f"{path} has a modality LUT of {fault}.")
+            raise UnsupportedScan(Reason.LUT, f"{path} has a modality LUT of {fault}.")
         return _look_up(dataset, stored, table, "modality LUT")
     if dataset.get("ModalityLUTSequence", None):
         step = "modality LUT for linear intensity, not for display"
@@ -119,7 +119,7 @@ def apply_modality(
     (intercept,) = numbers(rescale, "RescaleIntercept", 1) or (math.nan,)
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise UnsupportedScan(
-            "rescale",
+            Reason.RESCALE,
             f"{path} has RescaleSlope {slope} and RescaleIntercept {intercept}; expected finite "
             "numbers (one each, with a decimal point) and a slope other than 0.",
         )

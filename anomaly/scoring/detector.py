@@ -26,7 +26,7 @@ from anomaly.data.readers.isolation import Lost, Workers
 from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.manifest import ManifestRow, pixel_hash, scan_marks
 from anomaly.detection.calibration import allowed_rank, combined_p_value
-from anomaly.errors import CalibrationError, UnsupportedScan
+from anomaly.errors import CalibrationError, Reason, UnsupportedScan
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ReadScan, ScoredScan, Scorer
@@ -130,7 +130,9 @@ class Detector:
         if isinstance(scan, np.ndarray):
             scan = _scan_of(scan, value_range)
         elif value_range is not None:
-            raise UnsupportedScan("range", "value_range is about arrays: a file has its own range.")
+            raise UnsupportedScan(
+                Reason.RANGE, "value_range is about arrays: a file has its own range."
+            )
         if isinstance(scan, Scan):
             self.bundle.config.gate.check(scan)
             # By its pixels: whether training or calibration has seen it.
@@ -252,7 +254,7 @@ class Detector:
         rows = list(self._rows([path], Workers(0)))
         if len(rows) != 1:
             raise UnsupportedScan(
-                "frames", f"{path} has {len(rows)} frames: ask `score_many` for all of them."
+                Reason.FRAMES, f"{path} has {len(rows)} frames: ask `score_many` for all of them."
             )
         ((name, outcome),) = self._scored_rows(rows, Workers(0))
         return judge(outcome, self.bundle, self.alpha, name)
@@ -288,7 +290,7 @@ class Detector:
                     yield count // size, row
                     count += 1
                 else:
-                    order.append((path, (row, UnsupportedScan(row.reason, row.detail))))
+                    order.append((path, (row, UnsupportedScan(Reason(row.reason), row.detail))))
 
         scorer = Scorer(self.bundle, self._reader, self.device, processes)
         for _, outcome in scorer.score(usable()):
@@ -337,23 +339,25 @@ def _scan_of(pixels: NDArray[np.generic], value_range: tuple[float, float] | Non
     """
     if value_range is None or not value_range[0] < value_range[1]:
         raise UnsupportedScan(
-            "range",
+            Reason.RANGE,
             f"value_range is {value_range}: expected the values that display black and white, such "
             "as (0, 255); an array does not say.",
         )
     if pixels.ndim != 2:
         raise UnsupportedScan(
-            "dimensions", f"the array has shape {pixels.shape}: expected rows and columns."
+            Reason.DIMENSIONS, f"the array has shape {pixels.shape}: expected rows and columns."
         )
     if not pixels.size:
-        raise UnsupportedScan("empty", f"the array has shape {pixels.shape}: it holds no pixel.")
+        raise UnsupportedScan(
+            Reason.EMPTY, f"the array has shape {pixels.shape}: it holds no pixel."
+        )
     values = pixels.astype(np.float64)
     if not np.isfinite(values).all():
-        raise UnsupportedScan("not finite", "the array holds NaN or infinity.")
+        raise UnsupportedScan(Reason.NOT_FINITE, "the array holds NaN or infinity.")
     low, high = value_range
     if values.min() < low or values.max() > high:
         raise UnsupportedScan(
-            "range",
+            Reason.RANGE,
             f"the array's values lie in [{values.min():g}, {values.max():g}]: expected them within "
             f"value_range, {value_range}.",
         )

@@ -27,7 +27,7 @@ from anomaly.detection.extractor import Observation
 from anomaly.detection.features import reported_names
 from anomaly.detection.plausibility import are_negatives
 from anomaly.detection.scoring import score_observation
-from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnsupportedScan
 from anomaly.store.bundle import Bundle
 
 __all__ = ["BATCH", "Outcome", "ReadScan", "ScoredScan", "Scorer"]
@@ -171,7 +171,8 @@ def _one_ahead(
 
 def _negative(scan: ScoredScan) -> Outcome:
     return scan.source.row, UnsupportedScan(
-        "inverted", "it looks like the negative of a scan: is its photometric interpretation wrong?"
+        Reason.INVERTED,
+        "it looks like the negative of a scan: is its photometric interpretation wrong?",
     )
 
 
@@ -180,5 +181,5 @@ def _finite(scan: ScoredScan) -> Outcome:
     if np.isfinite(scan.score) and np.isfinite(scan.peak):
         return scan
     return scan.source.row, UnsupportedScan(
-        "score not finite", f"the network gives {scan.score} for this scan: it is not judged"
+        Reason.SCORE_NOT_FINITE, f"the network gives {scan.score} for this scan: it is not judged"
     )

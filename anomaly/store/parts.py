@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from anomaly.errors import AnomalyError, UnreadableScan
+from anomaly.errors import AnomalyError, Reason, UnreadableScan
 from anomaly.files import file_hash, whole
 from anomaly.store.provenance import Provenance
 from anomaly.store.rows import SCHEMA, ScoreRow
@@ -223,17 +223,19 @@ class Parts:
                     raise ValueError("it claims to be larger than any map is")
                 evidence = np.asarray(arrays[row.key], dtype=np.float32)
         except (FileNotFoundError, KeyError) as error:
-            raise _lost_map("missing", row, path, "it is not there") from error
+            raise _lost_map(Reason.MAP_MISSING, row, path, "it is not there") from error
         except Exception as error:  # zip, deflate and numpy raise many kinds for damaged bytes
-            raise _lost_map("damaged", row, path, str(error)) from error
+            raise _lost_map(Reason.MAP_DAMAGED, row, path, str(error)) from error
         if evidence.ndim != 2 or not np.isfinite(evidence).all():
-            raise _lost_map("damaged", row, path, "expected finite numbers of two dimensions")
+            raise _lost_map(
+                Reason.MAP_DAMAGED, row, path, "expected finite numbers of two dimensions"
+            )
         return evidence
 
 
-def _lost_map(what: str, row: ScoreRow, path: Path, why: str) -> UnreadableScan:
+def _lost_map(reason: Reason, row: ScoreRow, path: Path, why: str) -> UnreadableScan:
     return UnreadableScan(
-        f"map {what}",
+        reason,
         f"the evidence map of {row.key} in {path} cannot be read ({why}): delete "
         f"part-{row.map_part:05d}.parquet beside it and score again",
     )

@@ -41,7 +41,7 @@ from anomaly.data.table.manifest import (
 )
 from anomaly.data.table.pseudonyms import load_site_key
 from anomaly.data.table.splits import SPLITS, assign_splits
-from anomaly.errors import ConfigError, ManifestError
+from anomaly.errors import ConfigError, ManifestError, Reason
 from tests.data.dicom_samples import (
     Trap,
     leave_behind,
@@ -224,7 +224,7 @@ def test_workers_give_the_same_rows_and_progress(tmp_path: Path) -> None:
 def test_a_worker_that_dies_or_hangs_costs_its_own_item(workers: int) -> None:
     items = [7, 5, 13, 6, 7, 8]
     results = list(map_in_processes(misbehave, items, workers, seconds=2))
-    crashed, timed_out = Lost("crashed"), Lost("timed out")
+    crashed, timed_out = Lost(Reason.DECODER_CRASHED), Lost(Reason.DECODER_TIMED_OUT)
     assert results == [(7, crashed), (5, 25), (13, timed_out), (6, 36), (7, crashed), (8, 64)]
 
 
@@ -275,7 +275,7 @@ def test_a_name_that_is_no_text_is_a_row(tmp_path: Path, workers: int) -> None:
 def test_what_a_lost_process_unpacked_is_removed(tmp_path: Path) -> None:
     with Workers(1, seconds=2) as workers:
         results = [result for _, result in workers.map(leave_behind, ["first", "hang", "last"])]
-        assert results[1] == Lost("timed out")
+        assert results[1] == Lost(Reason.DECODER_TIMED_OUT)
         assert isinstance(results[0], str)
         assert isinstance(results[2], str)
         assert not Path(results[0]).exists()  # of the process that was ended
@@ -375,7 +375,7 @@ def test_select_and_counts(tmp_path: Path) -> None:
         row("a", "p", split="train"),
         row("b", "q", split="test"),
         row("c", "r", "lesion", split="test"),
-        row("d", "s").skipped("constant", "same grey."),
+        row("d", "s").skipped(Reason.CONSTANT, "same grey."),
     )
     manifest = Manifest(tmp_path, rows)
     assert manifest.select(split="test") == rows[1:3]
@@ -417,9 +417,9 @@ def test_other_labels_and_their_patients_go_to_test(tmp_path: Path) -> None:
         row("b", "ill", "lesion"),
         row("c", "unlabelled", ""),
         row("d", "hidden"),
-        row("e", "hidden", "lesion").skipped("truncated", "cut."),
+        row("e", "hidden", "lesion").skipped(Reason.TRUNCATED, "cut."),
         row("f", "well"),
-        row("g", "well", "").skipped("not an image", "a report."),
+        row("g", "well", "").skipped(Reason.NOT_AN_IMAGE, "a report."),
     )
     dealt = assign_splits(Manifest(tmp_path, rows), {"train": 1.0}, normal_label="normal", seed=3)
     assert split_of(dealt) == {

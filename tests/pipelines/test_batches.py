@@ -15,6 +15,7 @@ from anomaly.data.readers.isolation import Workers
 from anomaly.data.readers.registry import content_hash
 from anomaly.data.synthetic.phantom import draw_phantom
 from anomaly.data.table.manifest import ManifestRow
+from anomaly.errors import Reason
 from anomaly.scoring import scorer as module
 from anomaly.scoring.scorer import Outcome, ScoredScan, Scorer
 from anomaly.store.bundle import read_bundle
@@ -35,7 +36,7 @@ def rows(road: Road, count: int) -> list[ManifestRow]:
     """Usable scans, one that is gone and one that was never usable."""
     usable = list(road.manifest.select())[:count]
     gone = replace(usable[0], path="gone.dcm", key="gone")
-    return [usable[0], gone, *usable[1:], usable[0].skipped("truncated", "it ends")]
+    return [usable[0], gone, *usable[1:], usable[0].skipped(Reason.TRUNCATED, "it ends")]
 
 
 def said(outcomes: Iterator[tuple[int, Outcome]]) -> list[tuple[object, ...]]:

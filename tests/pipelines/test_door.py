@@ -75,7 +75,7 @@ def test_the_door_says_what_the_command_says_to_the_last_bit(
             row.flagged,
         )
         assert verdict.evidence_peak == row.evidence_peak
-        assert verdict.reason == row.reason
+        assert (verdict.reason or "") == row.reason
         assert verdict.seen == row.seen
         if row.status == "scored":
             assert len(verdict.regions) == row.regions

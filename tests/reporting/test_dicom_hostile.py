@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, UnreadableScan, UnsupportedScan
 from anomaly.reporting.dicom.objects import KINDS, _refusing, object_uid, write_objects
 from tests.reporting.dicom_cases import make_case
 from tests.reporting.dicom_sources import ct_slice, save
@@ -94,5 +94,5 @@ def test_two_names_are_no_name(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("stops", [KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
 def test_what_stops_a_process_is_no_refusal(stops: type[BaseException]) -> None:
-    with pytest.raises(stops), _refusing(lambda what: UnreadableScan("unreadable", what)):
+    with pytest.raises(stops), _refusing(lambda what: UnreadableScan(Reason.UNREADABLE, what)):
         raise stops

@@ -27,7 +27,7 @@ from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.isolation import Lost, map_in_processes
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.table.manifest import ManifestRow
-from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = [
@@ -172,7 +172,9 @@ class ListedReader:
         _, row = item
         if row.status == "ok":
             return self.reader(row)
-        return UnsupportedScan(row.reason, "it could not be used when the archive was listed")
+        return UnsupportedScan(
+            Reason(row.reason), "it could not be used when the archive was listed"
+        )
 
 
 def view_scan(scan: Scan, preprocessing: Preprocessing) -> None:
@@ -189,7 +191,7 @@ def view_scan(scan: Scan, preprocessing: Preprocessing) -> None:
 def _blank(scan: Scan, framed: Tensor, frame: Frame) -> NDArray[np.bool_]:
     blank = blank_pixels(scan.pixels, framed, frame)
     if blank.all():
-        raise UnsupportedScan("blank", "the scan shows nothing but borders and marks")
+        raise UnsupportedScan(Reason.BLANK, "the scan shows nothing but borders and marks")
     return blank
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from anomaly.errors import ConfigError, UnsupportedScan
+from anomaly.errors import ConfigError, Reason, UnsupportedScan
 from anomaly.grey import percentile_range
 from anomaly.types import Scan
 
@@ -206,7 +206,7 @@ def stretch(pixels: NDArray[np.float32], intensity: str) -> NDArray[np.float32]:
     low, high = grey_range(pixels, intensity)
     if high <= low:
         raise UnsupportedScan(
-            "constant",
+            Reason.CONSTANT,
             f"99 % of the pixels have the value {low:.4g}: there is no image to judge. Exclude it",
         )
     unit: NDArray[np.float32] = np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)

@@ -36,7 +36,7 @@ from anomaly.dicom.frames import (
 from anomaly.dicom.geometry import open_to_view, orientation, spacing, unreadable_tags
 from anomaly.dicom.grey import GradedValues, apply_modality, display_curve, file_voi, is_inverted
 from anomaly.dicom.tags import text, value_of, whole_number
-from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import GreyCurve, percentile_curve, to_unit, window_range
 from anomaly.types import DETECTOR_MODEL, Scan, ScanIdentity
 
@@ -151,13 +151,13 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
     with decoding(path) as warned:
         if not is_dicom(path):
             raise UnreadableScan(
-                "not dicom", f"{path} is not DICOM: bytes 128 to 131 are not 'DICM'."
+                Reason.NOT_DICOM, f"{path} is not DICOM: bytes 128 to 131 are not 'DICM'."
             )
         dataset = dcmread(path)
         # pydicom goes on with what it has where a file ends early, and only warns
         ends = [str(warning.message) for warning in warned if "nd of file" in str(warning.message)]
         if ends:
-            raise UnreadableScan("truncated", f"{path} is cut off ({ends[0]}); copy it again.")
+            raise UnreadableScan(Reason.TRUNCATED, f"{path} is cut off ({ends[0]}); copy it again.")
         if not _knows_its_characters(dataset):
             del dataset.SpecificCharacterSet  # in memory; its texts are read as ASCII
         _check_transfer_syntax(path, dataset)
@@ -201,7 +201,7 @@ def decodable_transfer_syntaxes() -> dict[str, list[str]]:
 def _check_transfer_syntax(path: Path, dataset: FileDataset) -> None:
     if not dataset.file_meta.get("TransferSyntaxUID"):
         raise UnreadableScan(
-            "no transfer syntax",
+            Reason.NO_TRANSFER_SYNTAX,
             f"{path} has no TransferSyntaxUID (0002,0010), so the coding of its pixels is unknown; "
             "export it again.",
         )
@@ -213,22 +213,24 @@ def _check_class(path: Path, dataset: FileDataset) -> None:
     sop_class = uids.UID(named)
     if sop_class == uids.MediaStorageDirectoryStorage:
         raise UnsupportedScan(
-            "media directory", f"{path} is a DICOMDIR: it lists scans and holds none."
+            Reason.MEDIA_DIRECTORY, f"{path} is a DICOMDIR: it lists scans and holds none."
         )
     if text(dataset, "ManufacturerModelName") == DETECTOR_MODEL:
-        raise UnsupportedScan("own result", f"{path} is a result that this toolkit has written.")
+        raise UnsupportedScan(
+            Reason.OWN_RESULT, f"{path} is a result that this toolkit has written."
+        )
     if sop_class not in IMAGE_CLASSES:
         retired = ", which the standard has retired" if sop_class.is_retired else ""
         has_pixels = any(keyword in dataset for keyword in _PIXEL_KEYWORDS)
         raise UnsupportedScan(
-            "sop class" if has_pixels else "not an image",
+            Reason.SOP_CLASS if has_pixels else Reason.NOT_AN_IMAGE,
             f"{path} has SOP class {sop_class.name or 'none'!r}{retired}; expected a radiograph, "
             "CT, MR, PET, ultrasound, fluoroscopy, angiography or secondary capture.",
         )
     has_floats = any(keyword in dataset for keyword in _PIXEL_KEYWORDS[1:])
     if "PixelData" not in dataset:
         raise UnreadableScan(
-            "no pixel data",
+            Reason.NO_PIXEL_DATA,
             f"{path} is a {sop_class.name} without PixelData (7FE0,0010)"
             f"{', but with values in floating point' if has_floats else ''}.",
         )
@@ -241,7 +243,7 @@ def _complete_pixel_module(path: Path, dataset: Dataset) -> None:
             int(dataset[keyword].value)
         except (LookupError, TypeError, ValueError, ArithmeticError, BytesLengthException) as error:
             raise UnreadableScan(
-                "undecodable",
+                Reason.UNDECODABLE,
                 f"{path} says no {keyword}, or no whole number: its pixels cannot be told apart. "
                 "Export it again.",
             ) from error
@@ -262,17 +264,17 @@ def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -
     if samples != 1 or _is_coloured(dataset):
         if policy.colour == "refuse":
             raise UnsupportedScan(
-                "colour",
+                Reason.COLOUR,
                 f"{path} is {photometric} with {samples} sample(s) per pixel; expected grey. "
                 "intensity.colour = luminance takes its brightness.",
             )
         if not _is_coloured(dataset) or samples != (1 if photometric == "PALETTE COLOR" else 3):
             raise UnsupportedScan(
-                "photometric", f"{path} is {photometric!r} with {samples} samples per pixel."
+                Reason.PHOTOMETRIC, f"{path} is {photometric!r} with {samples} samples per pixel."
             )
     elif photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnsupportedScan(
-            "photometric",
+            Reason.PHOTOMETRIC,
             f"{path} has PhotometricInterpretation {photometric!r}; expected MONOCHROME1 or "
             "MONOCHROME2.",
         )
@@ -281,7 +283,7 @@ def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -
     high = stored - 1 if high is None else high
     if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1:
         raise UnsupportedScan(
-            "bit depth",
+            Reason.BIT_DEPTH,
             f"{path} has BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}; expected "
             "8 or 16 allocated, 1 to that many stored, and HighBit = BitsStored - 1.",
         )
@@ -295,7 +297,7 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
         plugins = [plugin for plugin in plugins if plugin == "pylibjpeg"]
     if not plugins:
         raise UnreadableScan(
-            "no decoder",
+            Reason.NO_DECODER,
             f"{path} is coded as {transfer_syntax.name} with {dataset.BitsStored} bits, for which "
             "no decoder is installed; `anomaly doctor` lists those that are.",
         )
@@ -304,7 +306,7 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
     actual, expected = len(dataset.PixelData), native_length(dataset)
     if actual < expected:
         raise UnreadableScan(
-            "truncated",
+            Reason.TRUNCATED,
             f"{path} has {actual} bytes of pixel data; its header implies {expected}. "
             "Copy it again.",
         )
@@ -324,7 +326,9 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple
     if present is not None and present > count:
         if not (holds_many(dataset) or count > 1):
             raise UnreadableScan(
-                "frames" if dataset.file_meta.TransferSyntaxUID.is_encapsulated else "too long",
+                Reason.FRAMES
+                if dataset.file_meta.TransferSyntaxUID.is_encapsulated
+                else Reason.TOO_LONG,
                 f"{path} holds pixel data of {present} frames; its header says "
                 f"{'nothing' if stated is None else stated} of them (NumberOfFrames), and "
                 f"{uids.UID(dataset.SOPClassUID).name} has one. Export it again.",
@@ -339,7 +343,7 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple
         excess = dataset.PixelData[expected:]
         if len(excess) > 1 and any(excess):  # zeros are padding, which some writers add a lot of
             raise UnreadableScan(
-                "too long",
+                Reason.TOO_LONG,
                 f"{path} has {len(dataset.PixelData)} bytes of pixel data; its header implies "
                 f"{expected}, so Rows, Columns or BitsAllocated are wrong. Export it again.",
             )
@@ -355,7 +359,8 @@ def _read_frame(
     count, present = counts
     if index >= present:
         raise UnreadableScan(
-            "truncated", f"{path} has {present} of the {count} frames it states. Copy it again."
+            Reason.TRUNCATED,
+            f"{path} has {present} of the {count} frames it states. Copy it again.",
         )
     with decoding(path):
         coded = coded_header(path, dataset, present, index)

@@ -11,7 +11,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from anomaly.data.readers.frames import decoding
 from anomaly.dicom.tags import value_of
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 
 __all__ = ["ListedFile", "listed_files"]
 
@@ -55,10 +55,10 @@ def listed_files(path: Path) -> list[ListedFile]:
         else:
             sop_class = dataset.SOPClassUID
         if sop_class != MediaStorageDirectoryStorage:
-            raise UnsupportedScan("not an image", f"{path} is no DICOMDIR.")
+            raise UnsupportedScan(Reason.NOT_AN_IMAGE, f"{path} is no DICOMDIR.")
         records = dataset.get("DirectoryRecordSequence", None) or []
         if len(records) > MAX_RECORDS:
-            raise UnsupportedScan("too large", f"{path} lists {len(records)} records.")
+            raise UnsupportedScan(Reason.TOO_LARGE, f"{path} lists {len(records)} records.")
         names = []
         for record in records:
             value = record.get("ReferencedFileID", None)

@@ -33,7 +33,7 @@ from anomaly.dicom.codestream import (
 from anomaly.dicom.frames import encoded_frame
 from anomaly.dicom.grey import GradedValues
 from anomaly.dicom.tags import text, whole_number
-from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, UnreadableScan, UnsupportedScan
 from anomaly.grey import luminance, to_unit
 
 __all__ = ["brightness", "coded_header", "decoders", "stored_values"]
@@ -85,14 +85,16 @@ def coded_header(
         expected = coding_of(syntax)
         if coded is None and expected:
             raise UnreadableScan(
-                "undecodable",
+                Reason.UNDECODABLE,
                 f"{path}, frame {index}: it holds no header of a {expected} codestream, as "
                 f"{syntax.name} has. Export it again.",
             )
         if coded is not None and expected and coded.coding != expected:
             conflict = f"the codestream is {coded.coding}, the transfer syntax {syntax.name}"
     if conflict:
-        raise UnreadableScan("codestream", f"{path}, frame {index}: {conflict}. Export it again.")
+        raise UnreadableScan(
+            Reason.CODESTREAM, f"{path}, frame {index}: {conflict}. Export it again."
+        )
     return coded
 
 
@@ -120,7 +122,7 @@ def stored_values(
     raw, _ = _decoded(path, dataset, index, coded)
     if raw.shape != (int(dataset.Rows), int(dataset.Columns)):
         raise UnreadableScan(
-            "undecodable",
+            Reason.UNDECODABLE,
             f"{path} decodes to shape {raw.shape}; its header says "
             f"({dataset.Rows}, {dataset.Columns}).",
         )
@@ -136,7 +138,7 @@ def stored_values(
     wrong = values[~valid & ~padding]
     if wrong.size:
         raise UnsupportedScan(
-            "out of range",
+            Reason.OUT_OF_RANGE,
             f"{path}, frame {index}, holds {wrong.size} value(s) such as {wrong[0]} outside "
             f"[{low}, {high}], the range of BitsStored {bits}.",
         )
@@ -203,7 +205,7 @@ def brightness(
     values, colours = _decoded_colours(path, dataset, index, coded)
     if values.size and int(values.max()) > top:
         raise UnsupportedScan(
-            "out of range",
+            Reason.OUT_OF_RANGE,
             f"{path}, frame {index}, holds values up to {values.max()}, above {top}, the largest "
             f"of BitsStored {dataset.BitsStored}.",
         )
@@ -212,7 +214,7 @@ def brightness(
         top = _palette_top(dataset, values)
     if values.ndim != 3 or values.shape[-1] != 3:
         raise UnreadableScan(
-            "undecodable",
+            Reason.UNDECODABLE,
             f"{path} decodes to shape {values.shape}; expected (Rows, Columns, 3).",
         )
     if colours.startswith("YBR"):

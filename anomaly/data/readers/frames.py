@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
-from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = [
@@ -80,7 +80,7 @@ class Frames:
         """
         if not 0 <= index < self.count:
             raise UnsupportedScan(
-                "no such frame",
+                Reason.NO_SUCH_FRAME,
                 f"{self.path} has {self.count} frame(s); frame {index} was asked for "
                 "(they count from 0).",
             )
@@ -126,11 +126,11 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
             raise
         except MemoryError as error:
             raise UnreadableScan(
-                "out of memory", f"{path} asks for more memory than a scan may have."
+                Reason.OUT_OF_MEMORY, f"{path} asks for more memory than a scan may have."
             ) from error
         except EOFError as error:
             raise UnreadableScan(
-                "truncated", f"{path} ends before its data do ({error}); copy it again."
+                Reason.TRUNCATED, f"{path} ends before its data do ({error}); copy it again."
             ) from error
         except BaseException as error:
             # The one place that catches everything: a damaged file can make a decoder raise
@@ -138,9 +138,11 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
             # one row and not the run. Errors of the operating system carry an errno; pillow
             # raises OSError without one for bad data.
             if isinstance(error, OSError) and error.errno is not None:
-                raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
+                raise UnreadableScan(
+                    Reason.UNREADABLE, f"{path} cannot be read: {error}."
+                ) from error
             raise UnreadableScan(
-                "undecodable",
+                Reason.UNDECODABLE,
                 f"{path} cannot be decoded ({type(error).__name__}: {error}); "
                 "the file is damaged, or breaks its standard.",
             ) from error
@@ -174,7 +176,7 @@ def refuse_special_file(path: Path) -> None:
         The operating system refuses to say what it is.
     """
     if path.exists() and not path.is_file():
-        raise UnsupportedScan("not a file", f"{path} is not a regular file.")
+        raise UnsupportedScan(Reason.NOT_A_FILE, f"{path} is not a regular file.")
 
 
 def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
@@ -193,11 +195,11 @@ def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
         ``"empty"``: no pixels.
     """
     if rows < 1 or columns < 1:
-        raise UnsupportedScan("empty", f"{path} has {rows} rows and {columns} columns.")
+        raise UnsupportedScan(Reason.EMPTY, f"{path} has {rows} rows and {columns} columns.")
     whole = rows * columns * count
     if rows * columns > MAX_FRAME_PIXELS or whole > MAX_FILE_PIXELS or count > MAX_FRAMES:
         raise UnsupportedScan(
-            "too large",
+            Reason.TOO_LARGE,
             f"{path} claims {count} frame(s) of {rows} x {columns} pixels; at most {MAX_FRAMES:,} "
             f"frames, {MAX_FRAME_PIXELS:,} pixels a frame and {MAX_FILE_PIXELS:,} a file are read.",
         )
@@ -219,7 +221,7 @@ def check_varied(path: Path, pixels: NDArray[np.float32]) -> None:
     """
     if pixels.size == 0 or pixels.min() == pixels.max():
         raise UnsupportedScan(
-            "constant",
+            Reason.CONSTANT,
             f"{path} shows the same grey at every pixel, so it holds no image; "
             "if a window is set, it may lie outside the values.",
         )

@@ -10,7 +10,7 @@ from anomaly.data.readers.nifti import open_nifti
 from anomaly.data.readers.png_jpeg import open_png_jpeg
 from anomaly.data.readers.raster import IMAGE_KINDS, kind_by_name
 from anomaly.data.readers.tiff import open_tiff
-from anomaly.errors import ScanError, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = ["open_image", "read_image"]
@@ -61,6 +61,6 @@ def open_image(path: Path, policy: IntensityPolicy) -> Frames:
     kind = kind_by_name(path)
     if kind not in openers:
         endings = ", ".join(ending for known in IMAGE_KINDS.values() for ending in known)
-        raise UnsupportedScan("not an image", f"{path} is not one of {endings}.")
+        raise UnsupportedScan(Reason.NOT_AN_IMAGE, f"{path} is not one of {endings}.")
     with decoding(path):
         return openers[kind](path, policy)

@@ -29,7 +29,7 @@ from typing import Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from anomaly.errors import AnomalyError, ConfigError, UnreadableScan
+from anomaly.errors import AnomalyError, ConfigError, Reason, UnreadableScan
 from anomaly.logs import log_what_is_allowed
 
 __all__ = ["SECONDS", "Lost", "Workers", "map_in_processes"]
@@ -55,12 +55,12 @@ _Result = TypeVar("_Result")
 class Lost:
     """Why there is no result: the process ended without one, or was ended for its time."""
 
-    reason: Literal["crashed", "timed out"]
+    reason: Literal[Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT]
 
     def error(self) -> UnreadableScan:
         """Say so of a scan."""
         return UnreadableScan(
-            f"decoder {self.reason}",
+            self.reason,
             "it ended the process that was decoding it, or took longer than data.seconds: the file "
             "is damaged or hostile, or the machine is out of memory",
         )
@@ -291,6 +291,6 @@ def _outcome(future: Future[_Result]) -> _Result | Lost:
     try:
         return future.result()
     except ProcessExpired:
-        return Lost("crashed")
+        return Lost(Reason.DECODER_CRASHED)
     except NotInTime:
-        return Lost("timed out")
+        return Lost(Reason.DECODER_TIMED_OUT)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import simplejpeg
 
-from anomaly.errors import UnreadableScan
+from anomaly.errors import Reason, UnreadableScan
 
 __all__ = ["check_jpeg", "jpeg_warnings"]
 
@@ -105,8 +105,9 @@ def _listened(path: Path) -> Iterator[None]:
 def _fault(path: Path, message: str) -> UnreadableScan:
     if "premature end" in message.lower():
         return UnreadableScan(
-            "truncated", f"{path} is a JPEG whose data end before its picture does; copy it again."
+            Reason.TRUNCATED,
+            f"{path} is a JPEG whose data end before its picture does; copy it again.",
         )
     return UnreadableScan(
-        "undecodable", f"{path} is a JPEG with damaged data ({message}); copy it again."
+        Reason.UNDECODABLE, f"{path} is a JPEG with damaged data ({message}); copy it again."
     )

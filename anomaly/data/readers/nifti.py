@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anomaly.data.readers.frames import Frames, check_size
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.raster import FLOAT_LEVELS, check_finite, configured_display, make_scan
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 from anomaly.grey import GreyCurve, to_unit, window_range
 from anomaly.types import Scan
 
@@ -55,11 +55,13 @@ def open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     shape: tuple[int, ...] = getattr(image, "shape", ())
     # A time axis of one volume, and whatever else has the length of 1, is no fourth dimension.
     if not isinstance(image, Nifti1Image) or len(shape) < 3 or set(shape[3:]) - {1}:
-        raise UnsupportedScan("dimensions", f"{path} has shape {shape}; expected three dimensions.")
+        raise UnsupportedScan(
+            Reason.DIMENSIONS, f"{path} has shape {shape}; expected three dimensions."
+        )
     header: Any = image.header  # nibabel leaves its headers untyped
     stored = header.get_data_dtype()
     if stored.kind not in "buif":
-        raise UnsupportedScan("colour", f"{path} holds {stored}; expected real numbers.")
+        raise UnsupportedScan(Reason.COLOUR, f"{path} holds {stored}; expected real numbers.")
     check_size(path, shape[1], shape[0], shape[2])
     affine = _affine(image)
     if not _leads_somewhere(image.affine):

@@ -14,7 +14,7 @@ from anomaly.data.readers.frames import Frames, check_size, decoding
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.jpeg import check_jpeg
 from anomaly.data.readers.raster import make_scan
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 from anomaly.grey import to_unit
 from anomaly.types import DRAWN_PNG, FIGURE_PNG, Scan
 
@@ -32,7 +32,7 @@ def open_png_jpeg(path: Path, policy: IntensityPolicy) -> Frames:
         check_size(path, image.height, image.width, count)
         if any(image.info.get(key) == text for key, text in {**DRAWN_PNG, **FIGURE_PNG}.items()):
             raise UnsupportedScan(
-                "own result", f"{path} is a picture that this toolkit has drawn, not a scan."
+                Reason.OWN_RESULT, f"{path} is a picture that this toolkit has drawn, not a scan."
             )
     return Frames(count, partial(_read_png_jpeg, path), path)
 
@@ -45,7 +45,8 @@ def _read_png_jpeg(path: Path, index: int) -> Scan:
         bits = _png_bits(path) if image.format == "PNG" else 8
         if bits == 16 and not image.mode.startswith("I"):
             raise UnsupportedScan(
-                "bit depth", f"{path} has 16 bits and {image.mode}; expected 16-bit grey alone."
+                Reason.BIT_DEPTH,
+                f"{path} has 16 bits and {image.mode}; expected 16-bit grey alone.",
             )
         grey = _grey(path, ImageOps.exif_transpose(image))
         # pillow spreads grey of 2 and 4 bits over 0..255 exactly, so 255 stays the white of those
@@ -70,16 +71,16 @@ def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
         grey = np.asarray(image)
         clear = image.info.get("transparency")
         if clear is not None and (grey == clear).any():
-            raise UnsupportedScan("alpha", f"{path} has transparent pixels: {_ALPHA}")
+            raise UnsupportedScan(Reason.ALPHA, f"{path} has transparent pixels: {_ALPHA}")
         return grey
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        raise UnsupportedScan("colour", f"{path} has pixel mode {image.mode}; expected grey.")
+        raise UnsupportedScan(Reason.COLOUR, f"{path} has pixel mode {image.mode}; expected grey.")
     rgba = np.asarray(image.convert("RGBA"))
     if (rgba[..., 3] != 255).any():
-        raise UnsupportedScan("alpha", f"{path} has transparent pixels: {_ALPHA}")
+        raise UnsupportedScan(Reason.ALPHA, f"{path} has transparent pixels: {_ALPHA}")
     if (rgba[..., 0] != rgba[..., 1]).any() or (rgba[..., 1] != rgba[..., 2]).any():
         raise UnsupportedScan(
-            "colour",
+            Reason.COLOUR,
             f"{path} has coloured pixels; expected grey (red, green and blue equal everywhere).",
         )
     return rgba[..., 0]

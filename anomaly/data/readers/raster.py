@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from anomaly.data.readers.frames import check_varied
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.errors import UnreadableScan
+from anomaly.errors import Reason, UnreadableScan
 from anomaly.grey import GreyCurve
 from anomaly.types import Scan, ScanIdentity, SpacingSource
 
@@ -110,5 +110,5 @@ def check_finite(path: Path, values: NDArray[Any]) -> None:
     wrong = int(np.count_nonzero(~np.isfinite(values)))
     if wrong:
         raise UnreadableScan(
-            "non-finite", f"{path} holds {wrong} value(s) that are NaN or infinite."
+            Reason.NON_FINITE, f"{path} holds {wrong} value(s) that are NaN or infinite."
         )

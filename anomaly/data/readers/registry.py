@@ -22,7 +22,7 @@ from anomaly.data.readers.image_files import open_image
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.raster import IMAGE_KINDS, kind_by_name
 from anomaly.data.readers.zips import file_of, on_disk
-from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import ConfigError, Reason, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.files import file_hash
 from anomaly.types import Scan
 
@@ -146,7 +146,7 @@ def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
     if kind:
         return open_image(path, policy)
     raise UnsupportedScan(
-        "not an image", f"{path} is neither DICOM by content nor a known image by extension."
+        Reason.NOT_AN_IMAGE, f"{path} is neither DICOM by content nor a known image by extension."
     )
 
 
@@ -172,7 +172,7 @@ def content_hash(path: Path) -> str:
     try:
         return file_hash(path)
     except OSError as error:
-        raise UnreadableScan("unreadable", f"{path} cannot be read: {error}.") from error
+        raise UnreadableScan(Reason.UNREADABLE, f"{path} cannot be read: {error}.") from error
 
 
 def read_scan(
@@ -227,7 +227,7 @@ class _Held:
             local = self._files.enter_context(on_disk(path))
             if sha256 is not None and content_hash(local) != sha256:
                 raise UnreadableScan(
-                    "changed",
+                    Reason.CHANGED,
                     f"{path} has changed since it was listed: prepare, or list it, again.",
                 )
             frames = open_frames(local, policy)

@@ -17,7 +17,7 @@ from anomaly.data.readers.frames import Frames, check_size, decoding
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.data.readers.jpeg import check_jpeg
 from anomaly.data.readers.raster import FLOAT_LEVELS, check_finite, configured_display, make_scan
-from anomaly.errors import ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, ScanError, UnreadableScan, UnsupportedScan
 from anomaly.grey import to_unit, window_range
 from anomaly.types import Scan
 
@@ -33,12 +33,12 @@ def open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
             there = sum(page.aspage().size for page in tiff.pages)
             if count > there:
                 raise UnsupportedScan(
-                    "frames",
+                    Reason.FRAMES,
                     f"{path} holds {count} values, and its {len(pages)} page(s) {there}: a stack "
                     "behind one page. Save every image as a page of its own.",
                 )
         if not pages:
-            raise UnsupportedScan("empty", f"{path} holds nothing but thumbnails and masks.")
+            raise UnsupportedScan(Reason.EMPTY, f"{path} holds nothing but thumbnails and masks.")
         first = tiff.pages[pages[0]].aspage()
         check_size(path, first.imagelength, first.imagewidth, len(pages))
     file_range = cache(partial(_range, path, policy))
@@ -82,25 +82,30 @@ def _values(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
     orientation = page.tags.valueof("Orientation", 1)
     if orientation != 1:
         raise UnsupportedScan(
-            "orientation", f"{path} has TIFF orientation {orientation}; expected 1 (row 0 on top)."
+            Reason.ORIENTATION,
+            f"{path} has TIFF orientation {orientation}; expected 1 (row 0 on top).",
         )
     kinds = tifffile.PHOTOMETRIC
     if page.photometric not in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB):
-        raise UnsupportedScan("colour", f"{path} is {kinds(page.photometric).name}; expected grey.")
+        raise UnsupportedScan(
+            Reason.COLOUR, f"{path} is {kinds(page.photometric).name}; expected grey."
+        )
     if page.extrasamples:
-        raise UnsupportedScan("alpha", f"{path} has an extra channel; expected grey alone.")
+        raise UnsupportedScan(Reason.ALPHA, f"{path} has an extra channel; expected grey alone.")
     values = _decoded(path, page, index)
     if page.photometric == kinds.RGB and values.ndim == 3:
         channels = values if page.planarconfig == 2 else np.moveaxis(values, -1, 0)
         if any((channel != channels[0]).any() for channel in channels):
-            raise UnsupportedScan("colour", f"{path} has coloured pixels; expected grey.")
+            raise UnsupportedScan(Reason.COLOUR, f"{path} has coloured pixels; expected grey.")
         values = channels[0]
     if values.ndim != 2:
         raise UnsupportedScan(
-            "dimensions", f"{path} has pages of shape {values.shape}; expected (H, W)."
+            Reason.DIMENSIONS, f"{path} has pages of shape {values.shape}; expected (H, W)."
         )
     if values.dtype.kind not in "buif":
-        raise UnsupportedScan("bit depth", f"{path} holds {values.dtype}; expected real numbers.")
+        raise UnsupportedScan(
+            Reason.BIT_DEPTH, f"{path} holds {values.dtype}; expected real numbers."
+        )
     check_finite(path, values)
     return values
 
@@ -114,7 +119,7 @@ def _decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
     # 16, so only MINISBLACK is left to it.
     if page.photometric != tifffile.PHOTOMETRIC.MINISBLACK:
         raise UnreadableScan(
-            "no decoder",
+            Reason.NO_DECODER,
             f"{path} is an inverted or coloured TIFF with {kinds(page.compression).name} "
             "compression; save it uncompressed or with deflate.",
         )

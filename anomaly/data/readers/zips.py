@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from anomaly.data.readers.frames import decoding, refuse_special_file
-from anomaly.errors import UnreadableScan, UnsupportedScan
+from anomaly.errors import Reason, UnreadableScan, UnsupportedScan
 from anomaly.files import MARKS
 
 __all__ = ["Listing", "file_of", "is_zip", "list_members", "on_disk"]
@@ -50,12 +50,12 @@ class Listing:
     ----------
     members : tuple of str
         Names that can be read.
-    refused : tuple of (str, str)
-        Names that cannot, and a short reason.
+    refused : tuple of (str, Reason)
+        Names that cannot, and why.
     """
 
     members: tuple[str, ...]
-    refused: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, Reason], ...]
 
 
 def is_zip(path: Path) -> bool:
@@ -86,7 +86,7 @@ def list_members(path: Path) -> Listing:
         limit = min(max(_ALWAYS_FINE, MAX_RATIO * path.stat().st_size), MAX_BYTES)
         if len(infos) > MAX_MEMBERS or total > limit:
             raise UnsupportedScan(
-                "too large",
+                Reason.TOO_LARGE,
                 f"{path} claims {len(infos):,} members of {total:,} bytes; at most {MAX_MEMBERS:,} "
                 f"and {limit:,} are read: unpack it yourself if you trust it.",
             )
@@ -96,12 +96,12 @@ def list_members(path: Path) -> Listing:
             name = _plain(info)
             if any(folder in ours for folder in _folders(name)):
                 continue
-            reason = "duplicate name" if name in members else _fault(info)
-            if reason:
+            reason = Reason.DUPLICATE_NAME if name in members else _fault(info)
+            if reason is not None:
                 refused.append((info.filename, reason))
             elif not _SYSTEM.search(name):
                 members.add(name)
-        refused += [(folder, "own results") for folder in ours]
+        refused += [(folder, Reason.OWN_RESULTS) for folder in ours]
     return Listing(tuple(sorted(members)), tuple(sorted(refused)))
 
 
@@ -168,7 +168,7 @@ def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
     archive, infos = _HELD.open(file)
     info = infos.get(member)
     if info is None:
-        raise UnreadableScan("missing", f"{file} holds no {member!r} any more.")
+        raise UnreadableScan(Reason.MISSING, f"{file} holds no {member!r} any more.")
     if reason := _fault(info):
         raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
     # zipfile stops at the size that the table of contents claims, and checks the CRC there.
@@ -206,19 +206,19 @@ _HELD = _Held()
 atexit.register(_HELD.close)
 
 
-def _fault(info: zipfile.ZipInfo) -> str:
-    """Why a member is not read, in a word or two; empty where it is."""
+def _fault(info: zipfile.ZipInfo) -> Reason | None:
+    """Why a member is not read; None where it is."""
     name = _plain(info)
     if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
-        return "absolute name"
+        return Reason.ABSOLUTE_NAME
     if name in ("", ".") or ".." in PurePosixPath(name).parts:
-        return "outside"
+        return Reason.OUTSIDE
     if re.search(r"[\x00-\x1f\x7f]", name):
-        return "control character in name"
+        return Reason.CONTROL_CHARACTER_IN_NAME
     if stat.S_ISLNK(info.external_attr >> 16):
-        return "link"
+        return Reason.LINK
     if info.flag_bits & 0x1:
-        return "encrypted"
+        return Reason.ENCRYPTED
     if info.compress_type not in _METHODS:
-        return "compression"
-    return "too large" if info.file_size > MAX_MEMBER_BYTES else ""
+        return Reason.COMPRESSION
+    return Reason.TOO_LARGE if info.file_size > MAX_MEMBER_BYTES else None

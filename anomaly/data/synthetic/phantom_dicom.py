@@ -119,9 +119,7 @@ def write_phantom_studies(
     abnormal: list[Path] = []
     for (number, lesion), files in map_in_processes(write, list(enumerate(lesions, 1)), workers):
         if isinstance(files, Lost):
-            raise ConfigError(
-                f"the process that drew phantom {number} {files.reason}: is memory short?"
-            )
+            raise ConfigError(f"phantom {number} was not drawn ({files.reason}): is memory short?")
         (normal if lesion is None else abnormal).extend(files)
     masks = tuple(_mask_of(file) for file in abnormal)
     return PhantomStudies(folder, tuple(normal), tuple(abnormal), masks)

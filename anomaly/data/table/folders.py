@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from anomaly.errors import ManifestError
+from anomaly.errors import ManifestError, Reason
 from anomaly.files import holds_results, results_mark
 
 __all__ = ["FolderListing", "LeftOut", "list_files"]
@@ -21,7 +21,7 @@ class LeftOut(NamedTuple):
     """A folder that is not gone into: its path, a short reason, and a sentence."""
 
     path: str
-    reason: str
+    reason: Reason
     detail: str
 
 
@@ -59,14 +59,14 @@ def list_files(root: Path) -> FolderListing:
     while waiting:
         top = waiting.pop(0)
         if _identity(top) in seen:
-            listing.left_out.append(_left_out(root, top, "link"))
+            listing.left_out.append(_left_out(root, top, Reason.LINK))
             continue
         for place, folders, names in os.walk(top, onerror=fail):
             here = Path(place)
             seen.add(_identity(here))
             inner = [here / name for name in sorted(folders) if not name.startswith(".")]
             own = [path for path in inner if holds_results(path)]
-            listing.left_out.extend(_left_out(root, path, "own results") for path in own)
+            listing.left_out.extend(_left_out(root, path, Reason.OWN_RESULTS) for path in own)
             links = [path for path in inner if path.is_symlink() and path not in own]
             waiting += links
             folders[:] = [path.name for path in inner if path not in own and path not in links]
@@ -78,12 +78,12 @@ def list_files(root: Path) -> FolderListing:
 
 
 _SENTENCES = {
-    "own results": "holds results of this toolkit: no scans are read there.",
-    "link": "leads to a folder that is read under another name.",
+    Reason.OWN_RESULTS: "holds results of this toolkit: no scans are read there.",
+    Reason.LINK: "leads to a folder that is read under another name.",
 }
 
 
-def _left_out(root: Path, path: Path, reason: str) -> LeftOut:
+def _left_out(root: Path, path: Path, reason: Reason) -> LeftOut:
     relative = path.relative_to(root).as_posix()
     return LeftOut(relative, reason, f"{relative} {_SENTENCES[reason]}")
 

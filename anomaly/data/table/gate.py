@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anomaly.data.readers.frames import MAX_FRAMES
-from anomaly.errors import ConfigError, UnsupportedScan
+from anomaly.errors import ConfigError, Reason, UnsupportedScan
 from anomaly.types import Scan
 
 __all__ = ["OPEN_GATE", "Gate"]
@@ -51,7 +51,7 @@ class Gate:
         """
         if count > self.max_frames:
             raise UnsupportedScan(
-                "too many frames",
+                Reason.TOO_MANY_FRAMES,
                 f"the file has {count:,} frames; at most {self.max_frames:,} are scored "
                 "(gate.max_frames; of a node, max_frames).",
             )
@@ -65,9 +65,9 @@ class Gate:
             ``"modality"``, ``"body part"`` or ``"view"``.
         """
         for reason, value, allowed in (
-            ("modality", scan.modality, self.modalities),
-            ("body part", scan.body_part, self.body_parts),
-            ("view", scan.view, self.views),
+            (Reason.MODALITY, scan.modality, self.modalities),
+            (Reason.BODY_PART, scan.body_part, self.body_parts),
+            (Reason.VIEW, scan.view, self.views),
         ):
             if allowed and value and value.upper() not in map(str.upper, allowed):
                 raise UnsupportedScan(

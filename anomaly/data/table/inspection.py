@@ -16,7 +16,7 @@ from anomaly.data.table.gate import OPEN_GATE, Gate
 from anomaly.data.table.manifest import ManifestRow, pixel_hash
 from anomaly.data.table.media import listed_rows, unread_row
 from anomaly.data.table.pseudonyms import scan_key
-from anomaly.errors import ConfigError, ScanError
+from anomaly.errors import ConfigError, Reason, ScanError
 from anomaly.types import Scan
 
 __all__ = ["Inspection"]
@@ -147,7 +147,7 @@ class Inspection:
         if row.patient:
             return row
         return row.skipped(
-            "no patient",
+            Reason.NO_PATIENT,
             f"{row.path} names no patient, and patient_pattern finds none in its file name; "
             "without one, the scan cannot be kept out of a second split.",
         )

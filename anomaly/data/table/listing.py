@@ -19,7 +19,7 @@ from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.data.table.media import lacking_rows, unread_row
 from anomaly.data.table.pseudonyms import scan_key
 from anomaly.data.table.unzipping import lost_rows, members_of_zips
-from anomaly.errors import ManifestError
+from anomaly.errors import ManifestError, Reason
 
 __all__ = ["PathNames", "build_manifest", "matches"]
 
@@ -115,7 +115,7 @@ def _named(
         else:
             row = replace(unread_row(path, site_key), path=shown)
             detail = f"the name of {shown} is not UTF-8: rename the file to have it read."
-            rows_of[shown] = [row.skipped("file name", detail)]
+            rows_of[shown] = [row.skipped(Reason.FILE_NAME, detail)]
     return kept
 
 
@@ -147,7 +147,7 @@ def _skip_duplicates(rows: Iterable[ManifestRow], site_key: bytes) -> Iterator[M
         same = "content" if known.sha256 == row.sha256 else "SOPInstanceUID with other content"
         # Its own key: by content it would be the key of the scan that it repeats.
         yield replace(row, key=scan_key(site_key, f"path:{row.path}", row.frame)).skipped(
-            "duplicate", f"{row.path} repeats {known.path}: same {same}{labels}."
+            Reason.DUPLICATE, f"{row.path} repeats {known.path}: same {same}{labels}."
         )
 
 

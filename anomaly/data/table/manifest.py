@@ -25,7 +25,7 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
-from anomaly.errors import ManifestError
+from anomaly.errors import ManifestError, Reason
 from anomaly.files import whole
 
 __all__ = ["NOT_LISTED", "Manifest", "ManifestRow", "pixel_hash", "prove_disjoint", "scan_marks"]
@@ -72,7 +72,7 @@ class ManifestRow:
         rows.
     status : {"ok", "skipped"}
     reason : str
-        Short stable word for a skipped row; may be shared.
+        Of a skipped row, a word of `anomaly.errors.Reason`; may be shared.
     detail : str
         Sentence for a person; may quote paths and file contents. Of a usable scan, what its file
         says and could not be used, such as a window of no width.
@@ -107,9 +107,9 @@ class ManifestRow:
     reason: str = ""
     detail: str = ""
 
-    def skipped(self, reason: str, detail: str) -> ManifestRow:
+    def skipped(self, reason: Reason, detail: str) -> ManifestRow:
         """Return this row as one that is not used, in no split."""
-        return replace(self, split="", status="skipped", reason=reason, detail=detail)
+        return replace(self, split="", status="skipped", reason=reason.value, detail=detail)
 
 
 _ARROW_TYPES = {
@@ -185,6 +185,12 @@ class Manifest:
             raise ManifestError(
                 f"{path} is damaged: its rows are not those that were written; make it again by "
                 "`anomaly prepare`."
+            )
+        unknown = {record["reason"] for record in records} - {"", *Reason}
+        if unknown:
+            raise ManifestError(
+                f"{path} is of another version: it gives reasons that this one does not know, "
+                f"{sorted(map(str, unknown))}; list the scans in a new folder by `anomaly prepare`."
             )
         instead = {name: _LATER[name] for name in lacking}
         rows = tuple(ManifestRow(**{**record, **instead}) for record in records)

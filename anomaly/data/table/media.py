@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from anomaly.data.readers.dicom_media import ListedFile, listed_files
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.data.table.pseudonyms import scan_key
-from anomaly.errors import ScanError
+from anomaly.errors import Reason, ScanError
 
 __all__ = ["lacking_rows", "listed_rows", "unread_row"]
 
@@ -37,7 +37,7 @@ def listed_rows(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]
     def missing(listed: ListedFile) -> ManifestRow:
         row = unread_row((folder / listed.name).as_posix(), site_key)
         detail = f"{relative} lists {listed.name}, which is not there; copy the disc again."
-        return replace(row, instance=listed.instance).skipped("missing", detail)
+        return replace(row, instance=listed.instance).skipped(Reason.MISSING, detail)
 
     return [missing(listed) for listed in dict.fromkeys(names)]
 
@@ -51,19 +51,23 @@ def lacking_rows(
         path.lower(): {row.instance for row in rows if row.instance != row.sha256}
         for path, rows in rows_of.items()
     }
-    read = {row.instance for rows in rows_of.values() for row in rows if row.reason != "missing"}
+    read = {
+        row.instance for rows in rows_of.values() for row in rows if row.reason != Reason.MISSING
+    }
     read.discard("")
     for path, rows in rows_of.items():
-        lacking = [row for row in rows if row.reason != "missing" or not _is_there(row, here, read)]
+        lacking = [
+            row for row in rows if row.reason != Reason.MISSING or not _is_there(row, here, read)
+        ]
         yield path, [_in_its_place(row, here) for row in lacking]
 
 
 def _in_its_place(row: ManifestRow, here: Mapping[str, set[str]]) -> ManifestRow:
     """Say of a listed file that another instance is where it should be, as anonymising leaves."""
-    if row.reason != "missing" or row.path.lower() not in here:
+    if row.reason != Reason.MISSING or row.path.lower() not in here:
         return row
     return row.skipped(
-        "other instance",
+        Reason.OTHER_INSTANCE,
         f"{row.path} is there, and is another instance than the one that the disc lists under this "
         "name: it has a row of its own. Was the disc anonymised?",
     )

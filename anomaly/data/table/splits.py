@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from anomaly.data.table.manifest import Manifest, ManifestRow, prove_disjoint
-from anomaly.errors import ConfigError, ManifestError
+from anomaly.errors import ConfigError, ManifestError, Reason
 
 __all__ = ["SPLITS", "assign_splits"]
 
@@ -123,7 +123,7 @@ def _skip_synthetic(row: ManifestRow, normal_label: str) -> ManifestRow:
     if row.status != "ok" or not row.synthetic or row.label != normal_label:
         return row
     return row.skipped(
-        "synthetic",
+        Reason.SYNTHETIC,
         f"{row.path} is marked SyntheticData=YES, so it cannot stand for normal anatomy; "
         "allow synthetic scans for phantoms only.",
     )

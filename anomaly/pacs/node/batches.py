@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
 
+from anomaly.errors import Reason
+
 __all__ = ["PASSING", "Arrival", "Batch", "Received", "State"]
 
-PASSING = ("decoder crashed", "decoder timed out", "out of memory", "unreadable")
+PASSING = (
+    Reason.DECODER_CRASHED,
+    Reason.DECODER_TIMED_OUT,
+    Reason.OUT_OF_MEMORY,
+    Reason.UNREADABLE,
+)
 """Reasons that may be the machine's and not the scan's: another try may score it."""
 
 

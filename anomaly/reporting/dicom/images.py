@@ -25,7 +25,7 @@ from pydicom.sr.codedict import codes
 
 from anomaly.dicom.geometry import shutter_tags
 from anomaly.dicom.grey import is_inverted, presentation_grey
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 from anomaly.reporting.dicom.case import SEEN, DicomCase, Kind
 from anomaly.reporting.dicom.source import SourceImage
 from anomaly.reporting.dicom.structured_report import EVIDENCE, private_code
@@ -179,7 +179,7 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
     _refuse_multiframe(source, "parametric_map")
     if not source.frame_of_reference:
         raise UnsupportedScan(
-            "no frame of reference",
+            Reason.NO_FRAME_OF_REFERENCE,
             f"{source.case.source} does not say where in the patient its plane lies (Frame of "
             "Reference UID, Image Position and Orientation, Pixel Spacing): a parametric map needs "
             "all of them; take a heatmap instead",
@@ -272,7 +272,7 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
 def _refuse_multiframe(source: SourceImage, kind: Kind) -> None:
     if source.is_multiframe:
         raise UnsupportedScan(
-            "multi-frame",
+            Reason.MULTI_FRAME,
             f"{source.case.source} has {source.frames} frame(s) in one object: expected a "
             f"single-frame image for kind {kind}; take a report and an overlay instead",
         )

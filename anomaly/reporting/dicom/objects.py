@@ -29,7 +29,14 @@ from typing import TypeAlias
 
 from pydicom.dataset import Dataset
 
-from anomaly.errors import AnomalyError, ConfigError, ScanError, UnreadableScan, UnsupportedScan
+from anomaly.errors import (
+    AnomalyError,
+    ConfigError,
+    Reason,
+    ScanError,
+    UnreadableScan,
+    UnsupportedScan,
+)
 from anomaly.files import whole
 from anomaly.reporting.dicom.case import KINDS, MAX_REGIONS, DicomCase, Kind
 from anomaly.reporting.dicom.images import (
@@ -171,7 +178,7 @@ def _refusing(refusal: Callable[[str], ScanError]) -> Iterator[None]:
 def _read(case: DicomCase) -> SourceImage:
     def unreadable(what: str) -> UnreadableScan:
         return UnreadableScan(
-            "unreadable",
+            Reason.UNREADABLE,
             f"{case.source} cannot be read as DICOM ({what}): expected the file that was scored; "
             "give it back, or score again",
         )
@@ -185,7 +192,7 @@ def _encode(source: SourceImage, kind: Kind, now: datetime) -> bytes:
 
     def not_expressible(what: str) -> UnsupportedScan:
         return UnsupportedScan(
-            "not expressible",
+            Reason.NOT_EXPRESSIBLE,
             f"{source.case.source} (SOP class {source.header.SOPClassUID}) cannot carry an object "
             f"of kind {kind} ({what}): leave this kind out",
         )

@@ -31,7 +31,7 @@ from anomaly import __version__
 from anomaly.dicom.frames import holds_many, is_multiframe, stated_frames
 from anomaly.dicom.geometry import direction_letters
 from anomaly.dicom.tags import functional_group, numbers, value_of, whole_number
-from anomaly.errors import UnsupportedScan
+from anomaly.errors import Reason, UnsupportedScan
 from anomaly.reporting.dicom.case import KINDS, DicomCase, Kind
 from anomaly.types import DETECTOR_MODEL, NOTICE
 
@@ -123,20 +123,20 @@ class SourceImage:
             value = header.get(keyword)
             if not value or not isinstance(value, str):
                 raise UnsupportedScan(
-                    "no identity",
+                    Reason.NO_IDENTITY,
                     f"{case.source} has no {keyword}, or several: results cannot be filed with "
                     "it; write an HTML report instead",
                 )
         shape = (header.get("Rows"), header.get("Columns"))
         if shape != case.image.shape:
             raise UnsupportedScan(
-                "another size",
+                Reason.ANOTHER_SIZE,
                 f"{case.source} has {shape[0]} rows and {shape[1]} columns, the evidence "
                 f"{case.image.shape}: expected evidence in the geometry of the stored pixels",
             )
         if not 0 <= case.frame < self.frames:
             raise UnsupportedScan(
-                "no such frame",
+                Reason.NO_SUCH_FRAME,
                 f"{case.source} has {self.frames} frame(s); frame {case.frame} was asked for "
                 "(they count from 0)",
             )
