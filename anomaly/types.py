@@ -185,7 +185,7 @@ class ScanScore:
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Per-pixel evidence in source geometry: 0 if the place looks like any normal scan.
+        Per-pixel evidence in source geometry, relative to the scan's median; 0 on blank places.
     """
 
     key: str

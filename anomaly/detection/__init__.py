@@ -1,5 +1,5 @@
-"""From density to evidence: features, detector, heatmap, calibration.
+"""Anomaly detection: features, detector, heatmap, calibration.
 
-Raw likelihood is no anomaly score (a smooth image is likely, and may be ill); a density over what
-the network says at many noise levels, fitted on normal scans, is.
+Raw likelihood is not an anomaly score: a smooth image is likely, but may be abnormal. The score is
+a density over features of the network at many noise levels, fitted on normal scans.
 """

@@ -1,7 +1,7 @@
-r"""What a score is worth: split-conformal p-values, thresholds at a stated rate, their bounds.
+r"""Split-conformal p-values, thresholds at a stated false-alarm rate, and bounds of the rate.
 
-For a new normal scan with score ``s``, exchangeable with ``n`` calibration normals that neither the
-network nor the detector has seen,
+For a new normal scan with score ``s``, exchangeable with ``n`` calibration normals that were used
+for neither the network nor the detector,
 
 .. math:: p(s) = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}, \qquad P(p \le \alpha) \le \alpha .
 
@@ -26,7 +26,7 @@ from anomaly.errors import CalibrationError, TooFewCalibrationScans
 __all__ = ["Calibration", "Spread", "allowed_rank", "combined_p_value", "false_alarm_interval"]
 
 TINY = float(np.finfo(np.float32).tiny)
-"""Smallest normal float32. Smaller scores count as zero, as they do where maps are compared."""
+"""Smallest normal float32. Smaller scores count as zero, as in comparisons of maps."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Calibration:
 
     Attributes
     ----------
-    scores : ndarray (n,) float64, rising
+    scores : ndarray (n,) float64, ascending
     """
 
     scores: NDArray[np.float64]
 
     @classmethod
     def from_scores(cls, scores: NDArray[np.float64]) -> Calibration:
-        """Sort and check.
+        """Build a calibration from unsorted scores.
 
         Raises
         ------
@@ -75,9 +75,9 @@ class Calibration:
         rank = allowed_rank(len(self.scores), alpha)
         # p <= alpha needs fewer than `rank` calibration scores at or above the score, hence a
         # score strictly above the rank-th largest.
-        held = float(self.scores[len(self.scores) - rank])
-        # Not the next float64: maps are float32, and processors may flush what is smaller.
-        return TINY if held == 0 else float(np.nextafter(held, np.inf))
+        limit = float(self.scores[len(self.scores) - rank])
+        # For 0 not the next float64: maps are float32, and processors may flush denormals.
+        return TINY if limit == 0 else float(np.nextafter(limit, np.inf))
 
 
 def _flushed(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -86,19 +86,19 @@ def _flushed(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a feature spreads over normal scans: nothing is decided by it, it is shown.
+    """Distribution of a feature over normal scans, for display only.
 
     Attributes
     ----------
-    percentiles : ndarray (99,) float32, rising
-        From the 1st to the 99th. Neither the scans nor the most unusual of them are kept.
+    percentiles : ndarray (99,) float32, ascending
+        From the 1st to the 99th. Values of single scans, such as the extremes, are not kept.
     """
 
     percentiles: NDArray[np.float32]
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Spread:
-        """Take the percentiles of finite values (n,), n >= 1."""
+        """Compute the percentiles of finite values (n,), n >= 1."""
         return cls(np.percentile(values, np.arange(1, 100)).astype(np.float32))
 
     def percentile(self, number: int) -> float:
@@ -107,9 +107,9 @@ class Spread:
 
 
 def combined_p_value(p_values: Sequence[float]) -> float | None:
-    """Return the smallest of m p-values, times m, at most 1; None of none.
+    """Return the smallest of m p-values times m, at most 1; None if there are none.
 
-    A p-value again, whatever they have to do with each other (Bonferroni).
+    The result is a p-value for any dependence between them (Bonferroni).
     """
     return min(1.0, len(p_values) * min(p_values)) if p_values else None
 
@@ -117,7 +117,8 @@ def combined_p_value(p_values: Sequence[float]) -> float | None:
 def allowed_rank(n: int, alpha: float) -> int:
     """Largest ``l`` with ``l / (n + 1) <= alpha`` as floats: ``floor((n + 1) alpha)``.
 
-    Compared as p-values are, so that ``p <= alpha`` and `Calibration.threshold` never disagree.
+    It uses the same comparison as p-values, so that ``p <= alpha`` and `Calibration.threshold`
+    always agree.
 
     Raises
     ------
@@ -150,10 +151,10 @@ def false_alarm_interval(
         Calibration scans.
     alpha : float
     confidence : float
-        Share of calibration sets (and of test sets) whose rate falls inside.
+        Share of calibration sets (and of test sets) whose rate is inside the range.
     m : int, optional
         Test normals over which the rate is counted; None is the long-run rate, Beta(l, n + 1 - l).
-        A finite count adds its own chance, which makes it a beta-binomial.
+        With a finite count the distribution is beta-binomial.
 
     Returns
     -------

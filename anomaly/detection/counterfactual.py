@@ -1,8 +1,8 @@
-r"""The healthy counterfactual: what the model would have expected where a scan departs from normal.
+r"""Healthy counterfactual: the model's expectation where a scan departs from normal.
 
 With :math:`M` the suspect pixels of an image :math:`x` and :math:`K` the rest, the pixels of
-:math:`M` are replaced, again and again, by what the denoiser expects there of the image as it has
-become; those of :math:`K` never move:
+:math:`M` are replaced repeatedly by the denoiser's expectation for the current image; those of
+:math:`K` never change:
 
 .. math::
     x_M \leftarrow \tfrac12 \bigl[ E[x_0 \mid x_t = \alpha_t x + \sigma_t \varepsilon]
@@ -10,23 +10,24 @@ become; those of :math:`K` never move:
     \qquad s_t = \sigma_t / \alpha_t \text{ falling},
 
 with :math:`E[x_0 \mid x_t]` from eq. (8) of the CDM paper (`anomaly.cdm.density`). The image is
-noised before it is denoised, as in training; noise and its negative cancel in first order.
+noised before it is denoised, as in training; noise and its negative cancel to first order.
 
-For Gaussian data, :math:`x_0 \sim N(m, \Sigma)`, a round at level ``t`` draws ``x_M`` towards
+For Gaussian data, :math:`x_0 \sim N(m, \Sigma)`, a round at level ``t`` moves ``x_M`` towards
 
 .. math::
     m_M + \Sigma_{MK} (\Sigma_{KK} + s_t^2 I)^{-1} (x_K - m_K),
 
 the expectation of the suspect pixels given the others as if those had noise :math:`s_t`, whatever
-``x_M`` was; the distance along an eigenvector of the covariance of ``M`` given such ``K``, of
-eigenvalue :math:`\mu`, shrinks by :math:`\mu / (\mu + s_t^2)`. So much noise settles the
-coarse, forgets the lesion and blurs; little noise adds the fine. (Annealed
+the start ``x_M``. The distance along an eigenvector of the covariance of ``M`` given such ``K``,
+with eigenvalue :math:`\mu`, shrinks by :math:`\mu / (\mu + s_t^2)`. So high noise determines the
+coarse structure, removes the lesion and blurs; low noise adds the fine structure. (This is annealed
 plug-and-play inpainting with a stochastic denoiser; cf. Renaud et al., ICML 2024. A sampler that
-pastes the known pixels into every step, Lugmayr et al., CVPR 2022, draws one of the images that
-could be there; this is their middle.)
+pastes the known pixels into every step, Lugmayr et al., CVPR 2022, draws one of the possible
+images; this is their mean.)
 
-An explanation of a score, not a picture of the patient: smoother than any scan, and only as healthy
-as the pixels around. Whoever shows or writes it marks it as synthetic.
+The counterfactual explains a score and is not a picture of the patient: it is smoother than any
+scan, and only as healthy as the surrounding pixels. Code that shows or writes it must mark it as
+synthetic.
 """
 
 from __future__ import annotations
@@ -49,21 +50,20 @@ __all__ = ["CounterfactualSettings", "counterfactual", "suspect_pixels"]
 
 @dataclass(frozen=True)
 class CounterfactualSettings:
-    """How the suspect pixels are expected anew.
+    """Settings for the replacement of suspect pixels.
 
     Attributes
     ----------
     noise_to_signal : tuple of float
-        ``sigma / alpha`` of the levels, falling.
+        ``sigma / alpha`` of the levels, descending.
     rounds : int
-        Replacements at every level; each costs two passes forward and two backward.
+        Replacements at every level; each needs two forward and two backward passes.
     dilation : int
-        Pixels by which the suspect region is grown, so that no edge of the lesion is left to
-        continue from.
+        Pixels by which the suspect region is grown, so that it includes the edge of the lesion.
     batch : int
         Images in memory at once.
     seed : int
-        Of the noise, which is the same for every image: neither batch nor order matters.
+        Seed of the noise, which is the same for every image: neither batch nor order matters.
     """
 
     noise_to_signal: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25, 0.12)
@@ -73,11 +73,11 @@ class CounterfactualSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse levels that do not fall, and counts that do nothing."""
-        ladder = self.noise_to_signal
-        if not ladder or ladder[-1] <= 0 or any(a <= b for a, b in pairwise(ladder)):
+        """Refuse levels that are not descending, and counts without effect."""
+        ratios = self.noise_to_signal
+        if not ratios or ratios[-1] <= 0 or any(a <= b for a, b in pairwise(ratios)):
             raise ConfigError(
-                f"counterfactual.noise_to_signal is {ladder}: expected falling values above 0"
+                f"counterfactual.noise_to_signal is {ratios}: expected falling values above 0"
             )
         for name, least in (("rounds", 1), ("dilation", 0), ("batch", 1)):
             if getattr(self, name) < least:
@@ -87,12 +87,12 @@ class CounterfactualSettings:
 
 
 def suspect_pixels(marked: NDArray[np.bool_], dilation: int) -> NDArray[np.bool_]:
-    """Mark the pixels near marked ones too.
+    """Return marked pixels and their neighbourhood.
 
     Parameters
     ----------
     marked : ndarray (N, H, W) bool, in the network's frame
-        Pixels that hold a region (`anomaly.detection.heatmap.find_regions`). Regions are found on
+        Pixels of regions (`anomaly.detection.heatmap.find_regions`). Regions are found on
         the source's pixels, where peaks are lower than in the network's frame: with evidence of the
         network's frame, scans without a region would be changed.
     dilation : int
@@ -102,7 +102,7 @@ def suspect_pixels(marked: NDArray[np.bool_], dilation: int) -> NDArray[np.bool_
     -------
     ndarray (N, H, W) bool
     """
-    # A window one image deep: a region never grows into the next one.
+    # The window covers one image: a region never grows into the next one.
     side = 2 * dilation + 1
     grown: NDArray[np.bool_] = ndimage.maximum_filter(marked, size=(1, side, side))
     return grown
@@ -115,7 +115,7 @@ def counterfactual(
     suspect: Tensor,
     settings: CounterfactualSettings,
 ) -> Tensor:
-    """Replace suspect pixels by what the model expects there, given the others.
+    """Replace suspect pixels by the model's expectation given the other pixels.
 
     Parameters
     ----------
@@ -124,13 +124,13 @@ def counterfactual(
     levels : NoiseLevels
     images : Tensor (N, C, H, W) in [-1, 1]
     suspect : Tensor (N, H, W) bool, on the same device
-        `suspect_pixels`; True in every pixel asks for the likeliest image of all.
+        `suspect_pixels`; with True in every pixel the result is the likeliest image of all.
     settings : CounterfactualSettings
 
     Returns
     -------
     Tensor (N, C, H, W) in [-1, 1]
-        Equal to `images`, to the last bit, wherever `suspect` is False.
+        Equal to `images`, bit for bit, wherever `suspect` is False.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _expect(
 
 
 def _denoised(network: Network, levels: NoiseLevels, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """``E[x_0 | x_t]`` of images noised to level `t` with one noise (C, H, W) for all."""
+    """``E[x_0 | x_t]`` of images noised to level `t` with the same noise (C, H, W) for all."""
     x_t = levels.perturb(x, t, noise.expand_as(x))
     eps_hat, _ = predict_noise(network, x_t, t, levels)
     return clean_estimate(x_t, eps_hat.detach(), t, levels)

@@ -1,11 +1,11 @@
-r"""A detector over features: a density fitted on normal scans, and one score.
+r"""A detector over features: a density fitted on normal scans, which gives one score.
 
 Every feature is standardised by the normals, :math:`z = (f - \mu) / s`; the density over ``z`` is
-of one of the kinds of `anomaly.detection.kinds`.
+one of the kinds in `anomaly.detection.kinds`.
 
-Features that are one-sided are distances already, and count in one direction: below the normals'
-mean they count as the mean. Where no other feature is in use and all are below it, a kind may
-score by the largest standardised one, a number below 0 (`Density.counts_below`).
+One-sided features are distances: values below the normals' mean are replaced by the mean. If all
+features are one-sided and below their means, a kind may use the largest standardised value, a
+number below 0, as the score (`Density.counts_below`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anomaly.errors import CalibrationError
 __all__ = ["FEWEST_NORMALS", "FeatureDetector"]
 
 FEWEST_NORMALS = 10
-"""Scans that a detector is fitted on, at least."""
+"""Smallest number of scans to fit a detector on."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FeatureDetector:
     names : tuple of F str
         The features, in order.
     mean, scale : ndarray (F,) float64
-        Of the normals; `scale` is the standard deviation.
+        Mean and standard deviation of the normals.
     one_sided : ndarray (F,) bool
         Features of which only large values are unusual.
     kind : str
@@ -117,7 +117,7 @@ class FeatureDetector:
         return score
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything but names and kind, for saving."""
+        """Return everything but names and kind, for saving."""
         return {
             "mean": self.mean,
             "scale": self.scale,
@@ -129,7 +129,7 @@ class FeatureDetector:
     def from_arrays(
         cls, names: Sequence[str], kind: str, arrays: Mapping[str, NDArray[Any]]
     ) -> FeatureDetector:
-        """Rebuild what `arrays` took apart."""
+        """Restore a detector from its `arrays`."""
         inner = {
             name.removeprefix("density."): array
             for name, array in arrays.items()

@@ -1,17 +1,18 @@
-r"""Drift: scans of a run that are typically unlike the normal scans of the calibration.
+r"""Drift: typical scans of a run differ from the normal scans of the calibration.
 
-A p-value holds for scans made as the calibration scans were. Another device, another exposure or
-another age of patients moves *all* scans a little, a finding moves some scans a lot. So the middle
-tells the two apart: a feature has drifted in a group of scans if its median there lies outside the
-middle half of its normal values,
+P-values are valid for scans acquired like the calibration scans. Another device, another exposure
+or another age of patients changes *all* scans a little, a finding changes some scans a lot. The
+median distinguishes the two: a feature has drifted in a group of scans if its median there is
+outside the middle half of its normal values,
 
 .. math:: \mathrm{median}\{f_i\} \notin [q_{1/4}, q_{3/4}],
 
-which findings on few of the scans do not cause. Flagged scans are left out, so that the others
-speak for how scans are made. Of :math:`m` normal scans that are made alike it happens with
-probability :math:`2 P(\mathrm{Bin}(m, 1/4) \ge m/2)` a feature, were the quartiles known: 0.02 %
-for the fewest scans that are judged, `FEWEST`, and rapidly less for more. The quartiles are those
-of the calibration scans; of fewer than `FEWEST_NORMAL` they are too uncertain, and nothing is said.
+which findings on a few of the scans do not cause. Flagged scans are excluded, so that the others
+represent the acquisition. For :math:`m` normal scans with equal acquisition this happens with
+probability :math:`2 P(\mathrm{Bin}(m, 1/4) \ge m/2)` per feature if the quartiles are known:
+0.02 % for the smallest group, `FEWEST`, and rapidly less for larger ones. The quartiles are
+estimated from the calibration scans; with fewer than `FEWEST_NORMAL` they are too uncertain, and
+drift is not reported.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from anomaly.detection.calibration import Spread
 __all__ = ["FEWEST", "FEWEST_NORMAL", "Drift", "find_drift"]
 
 FEWEST = 50
-"""Scans of a group below which nothing is said of it."""
+"""Smallest group of scans for which drift is reported."""
 
 FEWEST_NORMAL = 100
-"""Calibration scans below which nothing is said at all."""
+"""Smallest number of calibration scans with which drift is reported."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A feature whose typical value is another than that of normal scans.
+    """A feature whose typical value differs from that of normal scans.
 
     Attributes
     ----------
     feature : str
     median : float
-        In the group.
+        Median in the group.
     low, high : float
         Quartiles of normal scans, low < high.
     """
@@ -53,22 +54,22 @@ class Drift:
 
     @property
     def distance(self) -> float:
-        """How far outside the middle half the median lies, in widths of it."""
+        """Distance of the median from the middle half, in widths of the middle half."""
         return max(self.low - self.median, self.median - self.high) / (self.high - self.low)
 
 
 def find_drift(
     scans: Sequence[Mapping[str, float]], normal: Mapping[str, Spread]
 ) -> tuple[Drift, ...]:
-    """Find the features that have drifted, the furthest first.
+    """Find the features that have drifted, largest distance first.
 
     Parameters
     ----------
     scans : sequence of mapping of str to float
         Features of the scans of a group that are not flagged.
     normal : mapping of str to Spread
-        The same features of normal scans, at least `FEWEST_NORMAL`. Those that do not vary in the
-        middle half say nothing.
+        The same features of at least `FEWEST_NORMAL` normal scans. Features that do not vary in
+        the middle half are ignored.
 
     Returns
     -------

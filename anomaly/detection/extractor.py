@@ -1,11 +1,11 @@
-r"""A network that looks at images: features of every group, and residual maps.
+r"""Feature extraction: features of every group, and residual maps, of images.
 
 The residual map of a level is :math:`x_0 - E[x_0 \mid x_t]`, a scaled input gradient of the log
-density ratio: what the model would have painted differently, signed.
+density ratio: the signed difference of the image from the model's expectation.
 
-Noise is a function of (seed, draw) and the same for every image, so a score depends on neither the
-batch nor the order. Every second draw is the negative of the one before: what the noise adds to a
-residual in first order cancels.
+Noise depends on (seed, draw) and is the same for every image, so a score depends on neither the
+batch nor the order. Every second draw is the negative of the one before, so that the first-order
+effect of noise on a residual cancels.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ __all__ = ["FeatureExtractor", "Observation", "join"]
 
 @dataclass(frozen=True)
 class Observation:
-    """What the network says of a set of images.
+    """Features and residual maps of a set of images.
 
     Attributes
     ----------
     groups : dict of str to ndarray (N, F) float64
-        Features by group, columns as `feature_groups`; all but those of the
+        Features by group, with the columns of `feature_groups`; all except those of the
         heatmap, which need its model.
     residuals : ndarray (N, L, H, W) float32
-        Signed residual maps, one a level of `FeatureSettings.noise_to_signal`, in units of ``x``.
+        Signed residual maps, one per level of `FeatureSettings.noise_to_signal`, in units of ``x``.
     in_map : tuple of L bool
-        Levels that the heatmap looks at.
+        Levels that the heatmap uses.
     shifts : ndarray (N, 2) float64
-        Where the anatomy lies (`anomaly.detection.placement.displacements`).
+        Displacement of the anatomy (`anomaly.detection.placement.displacements`).
     blank : ndarray (N, H, W) bool
         Pixels without evidence (`anomaly.data.images.blanks`).
     """
@@ -54,11 +54,11 @@ class Observation:
 
     @property
     def map_residuals(self) -> NDArray[np.float32]:
-        """Residual maps of the levels that the heatmap looks at, (N, L', H, W) float32."""
+        """Residual maps of the levels that the heatmap uses, (N, L', H, W) float32."""
         return self.residuals[:, self.in_map]
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
-        """Return the observation of some of the images."""
+        """Return the observation of a subset of the images."""
         groups = {k: v[rows] for k, v in self.groups.items()}
         return Observation(
             groups, self.residuals[rows], self.in_map, self.shifts[rows], self.blank[rows]
@@ -66,7 +66,7 @@ class Observation:
 
 
 def join(parts: list[Observation]) -> Observation:
-    """Put observations of several sets of images one after another."""
+    """Concatenate observations of several sets of images."""
     return Observation(
         {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
         np.concatenate([part.residuals for part in parts]),
@@ -78,7 +78,7 @@ def join(parts: list[Observation]) -> Observation:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network, and how it looks at images.
+    """Computes observations of images with a network and its settings.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class FeatureExtractor:
     grey_levels : int
         Grey values of the images.
     reference : Tensor (C, H, W)
-        Mean normal image, against which the anatomy is placed.
+        Mean normal image, the reference for displacements.
     """
 
     network: nn.Module
@@ -99,7 +99,7 @@ class FeatureExtractor:
     reference: Tensor
 
     def __call__(self, images: Tensor, blank: NDArray[np.bool_] | None = None) -> Observation:
-        """Look at images.
+        """Compute the observation of images.
 
         Parameters
         ----------
@@ -123,8 +123,8 @@ class FeatureExtractor:
             }
         groups = {name: features.cpu().numpy() for name, features in drawn.items()}
         residuals = torch.stack([maps for _, maps in draws]).mean(0).cpu().numpy()
-        # Colour channels see one place.
-        grey, mean = (x.float().mean(-3).cpu().numpy() for x in (images, self.reference))
+        grey = images.float().mean(-3).cpu().numpy()  # colour channels share the geometry
+        mean = self.reference.float().mean(-3).cpu().numpy()
         shifts = displacements(grey, mean)
         scans = ObservedScans(images, grey, self.grey_levels, residuals, shifts, settings, groups)
         for group in GROUPS.values():
@@ -136,7 +136,7 @@ class FeatureExtractor:
         return Observation(groups, residuals, settings.in_map, shifts, blank)
 
     def _draw(self, images: Tensor, number: int) -> tuple[NoiseDraw, Tensor]:
-        """Look once; with the residual maps (N, L, H, W)."""
+        """Evaluate the network under one noise draw; return residual maps (N, L, H, W) too."""
         levels, settings = self.levels, self.settings
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number // 2)
         mirrored = number % 2 == 1

@@ -1,20 +1,22 @@
-r"""Where a scan departs from normal: residual maps calibrated per pixel, and regions.
+r"""Heatmap: residual maps calibrated per pixel, and regions.
 
 The signed residuals :math:`r_l` of several levels, each in units of its own size on normals, are
-added, smoothed at several scales and compared with what normal scans show *at the same place* of
-the anatomy, which lies :math:`\delta` pixels off in this scan (`anomaly.detection.placement`):
+added, smoothed at several scales and compared with normal scans *at the same place* of
+the anatomy, which is displaced by :math:`\delta` pixels in this scan
+(`anomaly.detection.placement`):
 
 .. math:: u(p) = \sum_l \frac{r_l(p)}{\rho_l}, \qquad
           z_s(p) = \frac{(G_s * u)(p) - m_s(p - \delta)}{d_s(p - \delta)}, \qquad
           y(p) = \sqrt{\tfrac1S \sum_s z_s(p)^2}, \qquad
           e = \frac{y}{\mathrm{median}\, y},
 
-so the evidence ``e`` is 1 where a scan departs from normal as much as it does in the middle. A
+so the evidence ``e`` is 1 where the deviation equals the scan's median deviation. A
 lesion adds residual of one sign over its area and at neighbouring levels; the sum and the smoothing
-keep that and average noise away. A scale of the lesion's own size sees it best, and nobody knows it
-in advance. The median takes out what moves a whole scan, another body or another exposure, and is
-moved by no lesion that covers less than half of it: the heatmap says *where*, the detector whether.
-Blank places (`anomaly.data.images.blanks`) have no evidence and take no part in the median.
+keep it and average noise out. A smoothing scale of the lesion's own size detects it best, but the
+size is not known in advance. Dividing by the median removes effects on the whole scan, such as
+another body or exposure, and no lesion that covers less than half of the scan changes the median:
+the heatmap localises, the detector decides.
+Blank places (`anomaly.data.images.blanks`) have no evidence and are excluded from the median.
 """
 
 from __future__ import annotations
@@ -40,19 +42,19 @@ TOP_SHARE = 0.02
 
 @dataclass(frozen=True)
 class HeatmapSettings:
-    """How residuals become evidence.
+    """Settings of the heatmap.
 
     Attributes
     ----------
     smoothing : tuple of float
-        Standard deviations of the Gaussians, network pixels; the smallest is the scale of the
-        smallest region that can stand out.
+        Standard deviations of the Gaussians, network pixels; the smallest determines the size of
+        the smallest detectable region.
     """
 
     smoothing: tuple[float, ...] = (0.7, 1.0, 1.4, 2.8, 4.0)
 
     def __post_init__(self) -> None:
-        """Refuse no scale and a negative one."""
+        """Refuse an empty list and negative scales."""
         if not self.smoothing or any(scale < 0 for scale in self.smoothing):
             raise ConfigError(
                 f"heatmap.smoothing is {self.smoothing}: expected one or more scales >= 0 pixels"
@@ -68,7 +70,7 @@ class HeatmapModel:
     size : ndarray (L,) float32, > 0
         Root mean square of the residuals of each level on normal scans.
     mean, scale : ndarray (S, H, W) float32
-        Of the smoothed sums of normal scans, a scale of smoothing each; `scale` > 0.
+        Mean and deviation of the smoothed sums of normal scans, per smoothing scale; `scale` > 0.
     smoothing : tuple of S float
         As in `HeatmapSettings`.
     """
@@ -92,24 +94,23 @@ class HeatmapModel:
         CalibrationError
             If a level's residuals are the same on all scans: there is no spread to compare with.
         """
-        # The spread of equal floats is rounding, not zero.
-        still = residuals.var(0, dtype=np.float64).max((1, 2)) <= 1e-12 * np.square(residuals).max(
-            (0, 2, 3)
-        )
-        if still.any():
+        # The computed variance of equal floats is rounding, not zero.
+        variance = residuals.var(0, dtype=np.float64).max((1, 2))
+        constant = variance <= 1e-12 * np.square(residuals).max((0, 2, 3))
+        if constant.any():
             raise CalibrationError(
-                f"residual maps {np.flatnonzero(still).tolist()} are the same on all "
+                f"residual maps {np.flatnonzero(constant).tolist()} are the same on all "
                 f"{len(residuals)} normal scans: expected different scans to fit the heatmap on"
             )
         size = np.sqrt(np.square(residuals).mean((0, 2, 3), dtype=np.float64)).astype(np.float32)
         means, scales = [], []
         for scale in settings.smoothing:
             smooth = displaced(_smooth(_added(residuals, size), scale), shifts)
-            # Neighbours share their spread: an estimate from few scans at one pixel is noisy, and
-            # a too small one would glow on every scan to come.
+            # The variance is smoothed: an estimate from few scans at one pixel is noisy, and one
+            # that is too small would give evidence on every new scan.
             variance = _smooth(smooth.var(0, dtype=np.float64), 2.0)
-            # A border that never varies would divide by zero; a hundredth of the mean spread is
-            # far below anything that can be seen.
+            # A border without variation would divide by zero; a hundredth of the mean deviation
+            # is far below anything visible.
             scales.append(np.sqrt(np.maximum(variance, 1e-4 * variance.mean())))
             means.append(smooth.mean(0))
         return cls(
@@ -125,46 +126,46 @@ class HeatmapModel:
         shifts: NDArray[np.float64],
         blank: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
-        """Evidence (N, H, W) >= 0 of residuals (N, L, H, W) and displacements (N, 2).
+        """Return evidence (N, H, W) >= 0 of residuals (N, L, H, W) and displacements (N, 2).
 
-        It is 0 on the pixels that are blank (N, H, W); the median of the others is 1.
+        It is 0 on blank pixels (N, H, W); the median of the others is 1.
         """
         added = _added(residuals, self.size)
         total = np.zeros(added.shape, dtype=np.float32)
         for index, scale in enumerate(self.smoothing):
             aligned = displaced(_smooth(added, scale), shifts)
             total += np.square((aligned - self.mean[index]) / self.scale[index])
-        departure = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
+        deviation = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
         evidence = np.zeros(added.shape, dtype=np.float32)
-        for target, distance, visible in zip(evidence, departure, ~blank, strict=True):
+        for target, distance, visible in zip(evidence, deviation, ~blank, strict=True):
             if visible.any():
-                # Normal scans have 0.6 to 0.9; one equal to the mean has nothing to divide by.
+                # Normal scans have 0.6 to 0.9; a scan equal to the mean would divide by zero.
                 target[visible] = distance[visible] / max(np.median(distance[visible]), 1e-3)
         return evidence
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Everything but the settings, for saving."""
+        """Return everything but the settings, for saving."""
         return {"size": self.size, "mean": self.mean, "scale": self.scale}
 
     @classmethod
     def from_arrays(
         cls, settings: HeatmapSettings, arrays: Mapping[str, NDArray[np.float32]]
     ) -> HeatmapModel:
-        """Rebuild what `arrays` took apart."""
+        """Restore a model from its `arrays`."""
         return cls(arrays["size"], arrays["mean"], arrays["scale"], settings.smoothing)
 
 
 def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Logarithms of `LOCAL_FEATURES` of evidence maps (N, H, W): (N, 3) float64.
 
-    Over the pixels that are not blank (N, H, W); minus infinity where all are.
+    Computed over the pixels that are not blank (N, H, W); minus infinity if all are blank.
     """
     rows = []
     for evidence_map, visible in zip(evidence, ~blank, strict=True):
         values = np.sort(evidence_map[visible]).astype(np.float64) if visible.any() else np.zeros(1)
         top = max(1, round(TOP_SHARE * len(values)))
         rows.append((values.mean(), values[-top:].mean(), values[-1]))
-    # Logarithms: the tail of a maximum is long, and the detector is a Gaussian.
+    # Logarithms, because a maximum has a long tail and the detector is Gaussian.
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(rows))
 
@@ -172,7 +173,7 @@ def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> N
 def find_regions(
     evidence: NDArray[np.float32], threshold: float, spacing: tuple[float, float] | None
 ) -> tuple[Region, ...]:
-    """Find connected places (8 neighbours) with evidence at or above a threshold, by peak.
+    """Find connected areas (8 neighbours) with evidence at or above a threshold, by peak.
 
     Parameters
     ----------
@@ -203,6 +204,6 @@ def _added(residuals: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray
 
 
 def _smooth(maps: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
-    """Gaussian over the last two axes; the border repeats."""
+    """Gaussian blur over the last two axes; the border repeats."""
     widths = (0.0,) * (maps.ndim - 2) + (sigma, sigma)
     return np.asarray(ndimage.gaussian_filter(maps, widths, mode="nearest"))

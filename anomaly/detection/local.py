@@ -1,4 +1,4 @@
-r"""Local features: maps by place and by octave.
+r"""Local features: statistics of maps by place and by octave.
 
 With :math:`r_l` the residual map of level ``l`` (`anomaly.detection.features`) and ``c`` a cell of
 a coarse grid over the frame,
@@ -8,14 +8,14 @@ a coarse grid over the frame,
     \mathrm{energy}_{l,c} = \log \overline{r_l^2}\big|_c
         - \frac{1}{C} \sum_{c'} \log \overline{r_l^2}\big|_{c'} .
 
-``signed`` sees large shadows: something that should be dark is bright. ``energy`` sees texture that
-is missing or added, *relative to the rest of the same image and level*: a whole image that is
-softer, sharper, of more or of less contrast than normal moves all cells alike, and the difference
-takes that out. What is left is where. ``texture`` is the same of octave bands of the image itself,
-which no network has seen.
+``signed`` detects large opacities: something that should be dark is bright. ``energy`` detects
+texture that is missing or added, *relative to the rest of the same image and level*: an image that
+as a whole is softer, sharper, or of more or less contrast than normal changes all cells equally,
+and the difference removes this. ``texture`` is the same for octave bands of the image itself,
+without the network.
 
-The mean over a cell is weighted: 1 inside, falling off at its edges as a box does under a Gaussian
-blur of half a cell. Cells lie on the anatomy: the grid moves with the displacement of the image
+The mean over a cell is weighted: the weights are a box blurred by a Gaussian of half a cell.
+Cells follow the anatomy: the grid moves with the displacement of the image
 (`anomaly.detection.placement`).
 
 ``octave`` is the log energy of :math:`r_l` in octaves of spatial frequency, over the whole image.
@@ -37,17 +37,17 @@ __all__ = [
 ]
 
 OCTAVES = 4
-"""Bands of spatial frequency: above 1/4, 1/8 and 1/16 cycles a pixel, and the rest."""
+"""Bands of spatial frequency: above 1/4, 1/8 and 1/16 cycles per pixel, and the rest."""
 
 SOFTNESS = 0.5
 """Sigma of the blur of a cell's edges, in cells."""
 
 FINEST = 0.75
-"""Sigma of the blur whose remainder is the finest band of an image, pixels."""
+"""Sigma in pixels of the blur that separates the finest band of an image."""
 
-# Of the square of a residual, in units of x. Of whole images: far below the rounding of 256 grey
-# values (5e-6). Of a cell: an amplitude of 0.01, somewhat above it; how much less than that a
-# smooth place holds depends on the exposure, and says nothing.
+# Floors of mean squares, in units of x. For whole images: far below the rounding of 256 grey
+# values (5e-6). For a cell: an amplitude of 0.01, somewhat above it; smaller amplitudes of a
+# smooth place depend on the exposure and carry no information.
 _FLOOR = 1e-7
 _CELL_FLOOR = 1e-4
 
@@ -61,12 +61,12 @@ def cell_means(
     ----------
     maps : ndarray (N, L, H, W), in units of ``x``
     grid : int
-        Cells a side.
+        Cells per side.
     border : int
-        Cells left out on every side: collimation and markers, not anatomy.
+        Cells excluded on every side: collimation and markers, not anatomy.
     shifts : ndarray (N, 2), pixels
-        How far the grid of every image is moved. Where a cell reaches out of the frame, the part
-        of it inside is what counts.
+        Displacement of every image's grid. If a cell extends beyond the frame, only the part
+        inside counts.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def cell_means(
 def cell_energies(
     maps: NDArray[np.float32], grid: int, border: int, shifts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """``energy`` and ``texture``: log mean square of every cell, less its mean over the cells.
+    """``energy`` and ``texture``: log mean square of every cell, minus its mean over the cells.
 
     Parameters and shape as in `cell_means`; every map sums to 0 over its cells.
     """
@@ -94,7 +94,7 @@ def image_bands(images: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Octave bands of images (N, H, W), finest first: (N, count, H, W) float32.
 
     Band ``k`` is the difference of two Gaussian blurs, of sigma `FINEST` ``2**(k - 1)`` and
-    ``2**k`` pixels; the first takes the image itself as its sharper one. Borders repeat.
+    ``2**k`` pixels; the first uses the image itself as the sharper one. Borders repeat.
     """
     sigmas = FINEST * 2.0 ** np.arange(count)
     blurred = [gaussian_filter(images, (0, sigma, sigma), mode="nearest") for sigma in sigmas]
@@ -104,10 +104,11 @@ def image_bands(images: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def octave_energies(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``octave``: log energy a pixel in each octave, finest first: (N, L, `OCTAVES`) float64."""
+    """``octave``: log energy per pixel in each octave, finest first: (N, L, `OCTAVES`) float64."""
     height, width = residuals.shape[-2:]
     power = np.square(np.abs(np.fft.rfft2(residuals, norm="ortho")))
-    # rfft2 keeps half of the plane: every column but the first (and an even side's last) is twice.
+    # rfft2 keeps half of the plane: all columns count twice, except the first (and an even side's
+    # last).
     twice = np.full(power.shape[-1], 2.0)
     twice[0] = 1
     if width % 2 == 0:

@@ -1,13 +1,13 @@
-r"""Look-alikes: normal scans to hold beside one that is judged.
+r"""Look-alikes: normal scans to show beside a scored one.
 
-Of the normal images :math:`y` that a bundle may show, the one most like an image :math:`x` where
-nothing is suspect has the largest correlation over the other pixels :math:`A`:
+Of the normal images :math:`y` that a bundle may show, the one most similar to an image :math:`x`
+has the largest correlation over the pixels :math:`A` that are not suspect:
 
 .. math:: \arg\max_y \frac{\langle x - \bar x, y - \bar y \rangle_A}
                             {\| x - \bar x \|_A \, \| y - \bar y \|_A},
 
-both smoothed first, so that bones and not grains of noise decide. Correlation leaves exposure out.
-It looks for the same anatomy, not for the same finding: suspect places have no say.
+both smoothed first, so that anatomy and not noise decides. Correlation ignores exposure.
+The aim is the same anatomy, not the same finding, so suspect pixels are ignored.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ class LookAlikes:
     images: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        """Refuse what is no stack of pictures.
+        """Refuse anything but a stack of pictures.
 
         Raises
         ------
         BundleError
+            If the array has another type or shape.
         """
         if self.images.ndim != 3 or not len(self.images) or self.images.dtype != np.uint8:
             raise BundleError(
@@ -54,22 +55,22 @@ class LookAlikes:
 
     @classmethod
     def of(cls, images: NDArray[np.float32]) -> LookAlikes:
-        """Keep network images (N, 1, size, size) in [-1, 1]."""
+        """Build look-alikes from network images (N, 1, size, size) in [-1, 1]."""
         return cls(np.rint(127.5 * (images[:, 0] + 1)).astype(np.uint8))
 
     def nearest(self, image: NDArray[np.float32], suspect: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Return the normal (size, size) uint8 most like an image.
+        """Return the normal image (size, size) uint8 most similar to an image.
 
         Parameters
         ----------
         image : ndarray (1, size, size) float32 in [-1, 1]
         suspect : ndarray (size, size) bool
-            Pixels that have no say; where all are suspect, all have.
+            Pixels to ignore; if all are suspect, none is ignored.
         """
-        asked = ~suspect if (~suspect).any() else np.ones_like(suspect)
-        target = _standardised(ndimage.gaussian_filter(image[0], SMOOTHING)[asked])
-        likeness = _standardised(self._smooth[:, asked]) @ target
-        nearest: NDArray[np.uint8] = self.images[int(likeness.argmax())]
+        compared = ~suspect if (~suspect).any() else np.ones_like(suspect)
+        target = _standardised(ndimage.gaussian_filter(image[0], SMOOTHING)[compared])
+        correlation = _standardised(self._smooth[:, compared]) @ target
+        nearest: NDArray[np.uint8] = self.images[int(correlation.argmax())]
         return nearest
 
     @cached_property
@@ -80,6 +81,6 @@ class LookAlikes:
 
 def _standardised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = values - values.mean(-1, keepdims=True)
-    # A blank image is like no other: its likeness is 0.
+    # The correlation of a blank image is 0.
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     return np.asarray(centred / np.maximum(length, 1e-12), dtype=np.float32)

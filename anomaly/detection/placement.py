@@ -1,18 +1,18 @@
-r"""Placement: where the anatomy of an image lies, against the mean normal image.
+r"""Placement: displacement of an image's anatomy from the mean normal image.
 
 Patients stand a little higher or lower before the detector. With :math:`\bar m` the mean of the
-training images, the displacement of an image is the shift :math:`\delta`, whole pixels, at which
-the two agree best,
+training images, the displacement of an image is the shift :math:`\delta`, in whole pixels, with the
+best correlation,
 
 .. math::
     \delta(x) = \arg\max_\delta \operatorname{corr}\bigl(x_{p + \delta}, \bar m_p\bigr)_{p \in I},
 
 over the inner three quarters ``I`` of the frame, so that :math:`|\delta|` is at most an eighth of a
-side. Both are compared without their slow shading (a blur of a sixteenth of the side is taken
-away), which exposure changes and anatomy does not.
+side. Both are compared without their slow shading (a blur of a sixteenth of the side is
+subtracted), which depends on exposure, not on anatomy.
 
 Local features (`anomaly.detection.local`) and the statistics of the heatmap
-(`anomaly.detection.heatmap`) are read at displaced places; the image itself is never moved.
+(`anomaly.detection.heatmap`) are read at displaced positions; the image itself is never moved.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["displaced", "displacements"]
 Maps = TypeVar("Maps", bound=NDArray[np.floating])
 
 MARGIN = 1 / 8
-"""Share of a side that is left out all round, and the farthest displacement."""
+"""Margin excluded on every side, and largest displacement, as a fraction of the side."""
 
 SHADING = 1 / 16
-"""Sigma of the blur that is taken away, as a share of a side."""
+"""Sigma of the subtracted blur, as a fraction of the side."""
 
 
 def displacements(
     images: NDArray[np.float32], reference: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Shift of every image against the reference.
+    """Shift of every image relative to the reference.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def displacements(
     Returns
     -------
     ndarray (N, 2) float64
-        Rows and columns, whole pixels: what the reference shows at ``p`` the image shows at
-        ``p + shift``. An image that agrees with the reference nowhere has some shift or other.
+        Rows and columns, whole pixels: place ``p`` of the reference is at ``p + shift`` in the
+        image. For an image unlike the reference the shift is arbitrary.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def displacements(
             f"the images are {images.shape[1:]} and the reference {reference.shape}: expected the "
             "size that the network was trained at"
         )
-    rows, columns = (int(side * MARGIN) for side in reference.shape)
     height, width = reference.shape
+    rows, columns = int(height * MARGIN), int(width * MARGIN)
     inner = _unshaded(reference)[rows : height - rows, columns : width - columns]
     inner = inner - inner.mean()
     mirrored, ones = inner[None, ::-1, ::-1], np.ones((1, *inner.shape))
@@ -73,7 +73,7 @@ def displacements(
     agreement = fftconvolve(detail, mirrored, "valid", axes=(1, 2))
     mean = fftconvolve(detail, ones, "valid", axes=(1, 2)) / inner.size
     power = fftconvolve(detail**2, ones, "valid", axes=(1, 2)) / inner.size
-    # A window without any detail agrees with nothing; the floor keeps it from 0 / 0.
+    # The floor avoids 0 / 0 for a window without any detail.
     correlation = agreement / np.sqrt(np.maximum(power - mean**2, 1e-9))
     best = correlation.reshape(len(images), -1).argmax(1)
     peaks = np.unravel_index(best, correlation.shape[1:])
@@ -86,9 +86,9 @@ def displaced(maps: Maps, shifts: NDArray[np.float64]) -> Maps:
     Parameters
     ----------
     maps : ndarray (N, ..., H, W)
-        With `displacements` of the images they come from: what they would be if the anatomy lay
-        where the reference has it. With the negative ones: the way back.
     shifts : ndarray (N, 2), whole pixels
+        With the `displacements` of the maps' images, the result is aligned with the reference;
+        with the negated ones, the alignment is undone.
     """
     height, width = maps.shape[-2:]
     whole = shifts.astype(np.intp)
@@ -99,8 +99,7 @@ def displaced(maps: Maps, shifts: NDArray[np.float64]) -> Maps:
 
 
 def _unshaded(images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Images (..., H, W) less their slow shading."""
+    """Images (..., H, W) minus their slow shading."""
     wide = images.astype(np.float64)
-    away = [0.0] * (wide.ndim - 2)
-    blur = [SHADING * side for side in wide.shape[-2:]]
-    return np.asarray(wide - gaussian_filter(wide, [*away, *blur], mode="nearest"))
+    sigmas = [0.0] * (wide.ndim - 2) + [SHADING * side for side in wide.shape[-2:]]
+    return np.asarray(wide - gaussian_filter(wide, sigmas, mode="nearest"))

@@ -1,13 +1,13 @@
-r"""Whether an image can be what the detector has learned at all.
+r"""Detection of images that the detector cannot score, such as negatives.
 
-A file whose PhotometricInterpretation is wrong shows its scan as a negative. That is a fault of the
-file and no finding, so it is not judged. A scan is taken for a negative where it correlates with
-the mean of the normal scans as a negative does:
+A file with a wrong PhotometricInterpretation displays its scan as a negative. That is an error in
+the file, not a finding, so the scan is not scored. A scan counts as a negative if its correlation
+with the mean of the normal scans is negative:
 
 .. math:: \mathrm{corr}(x, \bar x_\mathrm{normal}) \le -0.3
 
-On 800 paediatric chest X-rays the least correlation is 0.43 of normals and 0.21 of pneumonia
-(exploratory; ``docs/decisions/0011-dicom.md``), so no scan that is the right way round comes near.
+For 800 paediatric chest X-rays the smallest correlation is 0.43 for normals and 0.21 for pneumonia
+(exploratory; ``docs/decisions/0011-dicom.md``), so positives are far from this limit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 __all__ = ["NEGATIVE", "are_negatives"]
 
 NEGATIVE = -0.3
-"""Correlation with the mean normal scan, up to which an image is taken for a negative."""
+"""Correlation with the mean normal scan up to which an image counts as a negative."""
 
 
 def are_negatives(images: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Say which images look like negatives of normal scans.
+    """Return which images look like negatives of normal scans.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def are_negatives(images: NDArray[np.float32], reference: NDArray[np.float32]) -
     Returns
     -------
     ndarray (N,) bool
-        False where image or reference is constant, and so correlates with nothing.
+        False if image or reference is constant, since there is no correlation then.
     """
     flat = images.reshape(len(images), -1).astype(np.float64)
     mean = reference.reshape(-1).astype(np.float64)

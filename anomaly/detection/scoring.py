@@ -1,4 +1,4 @@
-"""From observations to scores: heatmap model, local features and detector, fitted and applied."""
+"""Scores from observations: heatmap model, local features and detector, fitted and applied."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FeatureTable:
         of_evidence: Mapping[str, NDArray[np.float64]],
         settings: FeatureSettings,
     ) -> FeatureTable:
-        """Put the network's features and those of the heatmap, by group, side by side."""
+        """Concatenate the features of the network and of the heatmap, by group."""
         columns = feature_groups(settings)
         parts = {**observed.groups, **of_evidence}
         return cls(
@@ -71,7 +71,7 @@ class FeatureTable:
         return np.array([GROUPS[group].one_sided for group in self.groups], dtype=np.bool_)
 
     def use(self, features: Sequence[str]) -> FeatureTable:
-        """Return the columns of the features or groups named."""
+        """Return the columns of the given features or groups."""
         keep = [
             i
             for i, (name, group) in enumerate(zip(self.names, self.groups, strict=True))
@@ -86,7 +86,7 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class Scores:
-    """What detector and heatmap say of N scans.
+    """Scores, reported features and evidence of N scans.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ def normal_table(
     heatmap: HeatmapSettings,
     scans: NDArray[np.intp],
 ) -> FeatureTable:
-    """Every feature of the normal scans that a detector is fitted on.
+    """All features of the normal scans, to fit a detector on.
 
     Local features of each scan come from a heatmap model fitted *without* that scan (five folds):
     in-sample evidence is too low, and new normals would look unusual.
@@ -114,7 +114,7 @@ def normal_table(
     Parameters
     ----------
     observed : Observation
-        Of N normal images.
+        Observation of N normal images.
     features, heatmap
     scans : ndarray (N,) int
         Images with the same number show the same scan.
@@ -125,10 +125,12 @@ def normal_table(
         for group in _evidence_groups()
     }
     fold = fold_of(scans)
-    for out in (fold == f for f in range(FOLDS)):
+    for number in range(FOLDS):
+        out = fold == number
         if out.any() and (~out).any():
-            part = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
-            for name, values in _evidence_features(part, observed.select(out))[1].items():
+            model = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
+            _, values_by_group = _evidence_features(model, observed.select(out))
+            for name, values in values_by_group.items():
                 of_evidence[name][out] = values
     return FeatureTable.assemble(observed, of_evidence, features)
 
@@ -145,15 +147,15 @@ def fit_scoring(
     Parameters
     ----------
     observed : Observation
-        Of N normal images.
+        Observation of N normal images.
     features, heatmap, detector
     scans : ndarray (N,) int, optional
-        As in `normal_table`; every image its own scan by default.
+        As in `normal_table`; by default every image is a separate scan.
 
     Raises
     ------
     CalibrationError
-        If there are too few scans; see `Detector.fit`.
+        If there are too few scans; see `FeatureDetector.fit`.
     """
     if scans is None:
         scans = np.arange(len(observed.residuals))
@@ -163,7 +165,7 @@ def fit_scoring(
 
 
 def fit_on(table: FeatureTable, settings: KindSettings, scans: NDArray[np.intp]) -> FeatureDetector:
-    """Fit one detector on the `normal_table` of normal scans; `scans` as there."""
+    """Fit one detector on a `normal_table`, with the same `scans`."""
     used = table.use(settings.features)
     return FeatureDetector.fit(
         used.values, used.names, settings, used.groups, scans, used.one_sided
@@ -173,7 +175,7 @@ def fit_on(table: FeatureTable, settings: KindSettings, scans: NDArray[np.intp])
 def new_table(
     observed: Observation, features: FeatureSettings, heatmap: HeatmapModel
 ) -> FeatureTable:
-    """Every feature of scans that the heatmap model was not fitted on."""
+    """All features of scans that the heatmap model was not fitted on."""
     return FeatureTable.assemble(observed, _evidence_features(heatmap, observed)[1], features)
 
 
@@ -183,7 +185,7 @@ def score_observation(
     detector: FeatureDetector,
     heatmap: HeatmapModel,
 ) -> Scores:
-    """Score what the network said; the detector sees the features that it was fitted on."""
+    """Score an observation, with the features that the detector was fitted on."""
     evidence, of_evidence = _evidence_features(heatmap, observed)
     table = FeatureTable.assemble(observed, of_evidence, features)
     return Scores(
@@ -200,7 +202,7 @@ def _evidence_groups() -> list[EvidenceGroup]:
 def _evidence_features(
     heatmap: HeatmapModel, observed: Observation
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-    """Evidence (N, H, W), and the features of every group of it."""
+    """Evidence (N, H, W), and the features of every evidence group."""
     evidence = heatmap.evidence(observed.map_residuals, observed.shifts, observed.blank)
     features = {group.name: group.compute(evidence, observed.blank) for group in _evidence_groups()}
     return evidence, features

@@ -1,18 +1,18 @@
-r"""Choosing a detector without any abnormal scan.
+r"""Selection of a detector without any abnormal scan.
 
-Normal scans are changed in two ways: by mild acquisition nuisance, which should not matter, and by
+Normal scans are altered in two ways: by mild acquisition nuisance, which should not matter, and by
 synthetic perturbations, which should (`anomaly.data.synthetic.alterations`). With :math:`s` the
-score of a detector that has seen neither,
+score of a detector that was fitted on neither,
 
 .. math:: \mathrm{margin} = P\bigl(s(\text{perturbed}) > s(\text{under nuisance})\bigr),
 
-the AUROC between the two sets. A detector that mistakes a softer image for an ill one gains
-nothing from seeing the perturbations, as the nuisance scans score as high.
+the AUROC between the two sets. A detector that mistakes a softer image for an abnormal one gains
+nothing from detecting the perturbations, because nuisance scans score as high.
 
-The choice follows the one-standard-error rule (Breiman et al. 1984): of all candidates whose margin
-is within one standard error of the widest, the one that the configuration names first is taken. A
-margin on a few hundred synthetic changes cannot tell closer candidates apart; the order in the
-configuration says which is preferred then.
+The selection follows the one-standard-error rule (Breiman et al. 1984): of all candidates whose
+margin is within one standard error of the widest, the first in the configuration is chosen. A
+margin on a few hundred synthetic alterations cannot distinguish closer candidates; the order in the
+configuration then gives the preference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["choose", "margin", "standard_error"]
 
 
 def margin(nuisance: NDArray[np.float64], perturbed: NDArray[np.float64]) -> float:
-    """AUROC of scores (M,) of perturbed normals against scores (N,) of normals under nuisance.
+    """Return the AUROC of scores (M,) of perturbed normals against scores (N,) under nuisance.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def margin(nuisance: NDArray[np.float64], perturbed: NDArray[np.float64]) -> flo
 
 
 def standard_error(area: float, nuisance: int, perturbed: int) -> float:
-    """Return the standard error of an AUROC of so many scans (Hanley and McNeil 1982, eq. 2)."""
+    """Return the standard error of an AUROC (Hanley and McNeil 1982, eq. 2)."""
     above, below = area / (2 - area), 2 * area**2 / (1 + area)
     spread = (
         area * (1 - area) + (perturbed - 1) * (above - area**2) + (nuisance - 1) * (below - area**2)
@@ -57,7 +57,7 @@ def standard_error(area: float, nuisance: int, perturbed: int) -> float:
 
 
 def choose(margins: Mapping[str, float], error: float) -> str:
-    """Name of the candidate that the one-standard-error rule takes.
+    """Return the name of the candidate that the one-standard-error rule chooses.
 
     Parameters
     ----------

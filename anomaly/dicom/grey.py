@@ -186,10 +186,9 @@ def file_voi(dataset: FileDataset, index: int) -> tuple[FileVOI | None, tuple[st
             return FileVOI(name, dataset, table=table, bits=bits), (*remarks, *notes)
         remarks = (*remarks, f"{name} not used: {fault}")
     window = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
-    ends = ("WindowCenter", "WindowWidth")
-    if not all(is_there(window, keyword) for keyword in ends):
+    if not (is_there(window, "WindowCenter") and is_there(window, "WindowWidth")):
         return None, remarks
-    centres, widths = (numbers(window, keyword) for keyword in ends)
+    centres, widths = numbers(window, "WindowCenter"), numbers(window, "WindowWidth")
     if not centres or not widths:
         return None, (*remarks, "window of the file not used: its values are no numbers")
     function = text(window, "VOILUTFunction").upper() or "LINEAR"

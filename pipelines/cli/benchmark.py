@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,19 +17,19 @@ def benchmark(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Archive, such as zhanglab.")],
     data: Annotated[Path, typer.Option(help="Its folder.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="RUN", help="Folder of the run; default: runs/benchmark-NAME."),
     ] = None,
     bundle: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Bundle to measure, a folder or a shipped name; default: train one."),
     ] = None,
     config: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--config", help="YAML configuration; default: configs/NAME-64.yaml."),
     ] = None,
     baseline_steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Of every baseline network; default: training.steps."),
     ] = None,
     set_: SetOption = None,

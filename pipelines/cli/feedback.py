@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,17 +16,17 @@ __all__ = ["feedback"]
 def feedback(
     run: RunArgument,
     key: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(metavar="KEY", help="Pseudonym of a scan."),
     ] = None,
     opinion: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(metavar="agree|disagree"),
     ] = None,
     comment: Annotated[str, typer.Option(help="Stays in feedback.sqlite; may be empty.")] = "",
     reader: Annotated[str, typer.Option(help="Who says so; any name.")] = "",
     merge: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="FILE", help="Verdicts saved from the report page, as JSON."),
     ] = None,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ __all__ = [
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads it at run time on Python 3.10 too
+    list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override a setting, such as training.steps=500."
     ),
@@ -35,20 +35,20 @@ PrintOption = Annotated[
     bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
 ]
 CallingOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         metavar="TITLE", help="Our own AE title, for --send AET@host:port; default: ANOMALY."
     ),
 ]
 DataOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         metavar="DIR",
         help="Where the scans are now; default: where they were when `prepare` listed them.",
     ),
 ]
 AlphaOption = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     typer.Option(
         metavar="RATE",
         help="Flag at this false-alarm rate; default: the one that the bundle was calibrated for. "
@@ -57,18 +57,18 @@ AlphaOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 BundleOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(help="Bundle: a folder, or the name of a shipped one. Default: the run's own."),
 ]
 SignerOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         metavar="FILE", help="Public Ed25519 key, in PEM: refuse a bundle that it has not signed."
     ),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
 SendOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         metavar="WHERE",
         help="Send DICOM results: https://host/dicom-web, AET@host:port or folder:/some/where.",

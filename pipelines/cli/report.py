@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,14 +17,14 @@ def report(
     run: RunArgument,
     images: Annotated[bool, typer.Option(help="Show the images.")] = True,
     max_images: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=0, help="Of at most so many scans, most unusual first; default: 500."),
     ] = None,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the images into the page, to copy it alone.")
     ] = False,
     pdf: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             metavar="KEY",
             help="Instead of the page, one study as RUN/studies/STUDY.pdf: its pseudonym, or that "

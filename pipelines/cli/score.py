@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -32,25 +32,25 @@ def score(
         ),
     ],
     scans: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder of new scans; default: the run's own test split."),
     ] = None,
     bundle: BundleOption = None,
     signer: SignerOption = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Run to make of a folder of scans; default: runs/NAME-scores."),
     ] = None,
     shard: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="i/n", help="Only the i-th of n shares; default: all that is free."),
     ] = None,
     dicomweb: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="URL", help="Fetch the scans from this archive into RUN/spool."),
     ] = None,
     query_: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--query",
             metavar="KEY=VALUE",
@@ -62,7 +62,7 @@ def score(
     data: DataOption = None,
     alpha: AlphaOption = None,
     ray: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=1, metavar="N", help="On Ray, with N actors; RAY_ADDRESS names a cluster."
         ),

@@ -1,1 +1,1 @@
-"""Images as a network sees them: framing, augmentation, blank places, batches."""
+"""Network images: framing, augmentation, blank places, batches."""

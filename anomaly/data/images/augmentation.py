@@ -1,4 +1,4 @@
-"""Random changes of framed training images; scoring does without, and starts sooner."""
+"""Random augmentation of framed training images, in its own module so that scoring loads faster."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RandomAugmentation(Randomizable, Transform):
     """MONAI transform from a framed scan to an augmented network image.
 
     ``(1, 2 size, 2 size)`` in [0, 1] -> ``(1, size, size)`` in [-1, 1]: rotation, zoom per axis,
-    shift and gamma, then `network_image`. Its randomness is set by ``set_random_state`` alone.
+    shift and gamma, then `network_image`. Its randomness depends only on ``set_random_state``.
 
-    The sampling is PyTorch's own: the grids and metadata of MONAI's `RandAffine` cost several
-    times the interpolation (docs/benchmarks.md).
+    Resampling uses PyTorch: the grids and metadata of MONAI's `RandAffine` take several
+    times as long as the interpolation (docs/benchmarks.md).
     """
 
     def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing) -> None:
@@ -29,8 +29,8 @@ class RandomAugmentation(Randomizable, Transform):
         self.preprocessing = preprocessing
 
     def __call__(self, framed: Tensor) -> Tensor:
-        """Change one framed scan by the next draw."""
-        # Plain: a MetaTensor would drag MONAI's bookkeeping through every operation of training.
+        """Augment one framed scan with the next random draw."""
+        # A plain tensor: with a MetaTensor every operation of training would update metadata.
         image = torch.as_tensor(framed).as_subclass(Tensor)
         changes = self.augmentation
         if changes.rotate or changes.zoom or changes.shift:
@@ -40,15 +40,15 @@ class RandomAugmentation(Randomizable, Transform):
         return network_image(image, self.preprocessing)
 
     def _moved(self, image: Tensor) -> Tensor:
-        """ShardAssignment, zoom and shift; padding repeats the border."""
+        """Rotate, zoom and shift; padding repeats the border."""
         changes = self.augmentation
         angle = math.radians(changes.rotate) * self.R.uniform(-1, 1)
         rows, columns = 1 + changes.zoom * self.R.uniform(-1, 1, 2)
-        down, right = 2 * changes.shift * self.R.uniform(-1, 1, 2)  # a side is 2 long in the grid
+        down, right = 2 * changes.shift * self.R.uniform(-1, 1, 2)  # the grid's side has length 2
         cos, sin = math.cos(angle), math.sin(angle)
-        place = [[columns * cos, -rows * sin, right], [columns * sin, rows * cos, down]]
+        affine = [[columns * cos, -rows * sin, right], [columns * sin, rows * cos, down]]
         grid = functional.affine_grid(
-            torch.tensor([place], dtype=image.dtype), [1, *image.shape], align_corners=False
+            torch.tensor([affine], dtype=image.dtype), [1, *image.shape], align_corners=False
         )
         return functional.grid_sample(
             image[None], grid, mode="bilinear", padding_mode="border", align_corners=False

@@ -1,8 +1,8 @@
 """Batches of training images.
 
-Decoding and resampling happened once (`anomaly.data.images.network_images`); random augmentation
-happens in every step. What step ``s`` sees is a function of (seed, s), so a resumed run sees what
-an uninterrupted one would.
+Decoding and resampling are done once before (`anomaly.data.images.network_images`); random
+augmentation is done in every step. The batch of step ``s`` depends only on (seed, s), so a resumed
+run gets the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["step_batches"]
 
 @dataclass(frozen=True)
 class _Changes:
-    """The random changes of a step; can be sent to a process."""
+    """The augmentation of every step; picklable."""
 
     moving: RandomAugmentation
     unmoving: RandomAugmentation
@@ -35,7 +35,7 @@ class _Changes:
 
 
 class _Steps(Dataset[tuple[Tensor, list[str]]]):
-    """Item ``s`` is this process's share of step ``s``'s batch."""
+    """Dataset whose item ``s`` is this process's share of the batch of step ``s``."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
             epoch, place = divmod(int(position), len(self.framed))
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.framed))
             index = int(order[place])
-            # One state per image and visit: the same whatever process or worker makes it.
+            # One random state per position, so that process and worker do not matter.
             state = np.random.SeedSequence((self.seed, int(position))).generate_state(1)[0]
             change.set_random_state(seed=int(state))
             images.append(change(self.framed[index]))
@@ -84,7 +84,7 @@ def step_batches(
     world: int = 1,
     workers: int = 0,
 ) -> DataLoader[tuple[Tensor, list[str]]]:
-    """Batches of the given steps; every image is seen once an epoch, in a seeded order.
+    """Return the batches of the given steps; every epoch visits each image once, in seeded order.
 
     Parameters
     ----------
@@ -92,21 +92,21 @@ def step_batches(
     keys : sequence of N str
     augmentation, preprocessing
     batch_size : int
-        Over all processes together.
+        Total over all processes.
     seed : int
     steps : range
-        Steps to make.
+        Steps to load.
     total : int
-        Steps of the whole training, of which `Augmentation.moved_until` is a share.
+        Number of steps of the whole training, to which `Augmentation.moved_until` refers.
     rank, world : int
-        This process and how many there are; it gets ``batch_size / world`` rows of each batch.
+        Number of this process, and of processes; it gets ``batch_size / world`` rows of each batch.
     workers : int
         Processes that prepare batches ahead; the result does not depend on it.
 
     Returns
     -------
     DataLoader
-        Of (images (B, 1, size, size) in [-1, 1], keys).
+        Yields (images (B, 1, size, size) in [-1, 1], keys).
     """
     changes = _Changes(
         RandomAugmentation(augmentation, preprocessing),

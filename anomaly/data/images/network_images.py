@@ -1,6 +1,6 @@
-"""Rows of a manifest -> images as the network sees them, and the way back.
+"""Network images of the rows of a manifest, with the maps back to the source.
 
-Order is kept, nothing is dropped, and what fails is reported.
+The order is kept, nothing is dropped, and failures are reported.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ Change: TypeAlias = Callable[[NDArray[np.float32], ManifestRow], NDArray[np.floa
 
 _Read = TypeVar("_Read")
 
-# The first process takes more than a second to start: it has to import torch.
+# The first process takes more than a second to start, because it imports torch.
 SCANS_WORTH_A_PROCESS = 500
 
 
 @dataclass(frozen=True)
 class NetworkImage:
-    """A scan as the network sees it, and the way back.
+    """A scan as network input, and the map back to its source.
 
     Attributes
     ----------
     row : ManifestRow
     image : ndarray (1, size, size) float32 in [-1, 1], quantized
-        No tensor: between processes those are files in shared memory, and run out.
+        Not a tensor: tensors passed between processes use files in shared memory, which run out.
     blank : ndarray (size, size) bool
-        Pixels where no evidence is drawn (`anomaly.data.images.blanks`).
+        Pixels without evidence (`anomaly.data.images.blanks`).
     frame : Frame
     spacing : tuple of float or None
         Height and width of a source pixel, mm.
@@ -75,13 +75,13 @@ class NetworkImage:
 
 @dataclass(frozen=True)
 class NetworkImages:
-    """N scans as the network sees them.
+    """N scans as network input.
 
     Attributes
     ----------
     images : Tensor (N, 1, size, size) in [-1, 1]
     blank : ndarray (N, size, size) bool
-        As of `NetworkImage`.
+        As in `NetworkImage`.
     """
 
     images: Tensor
@@ -91,7 +91,7 @@ class NetworkImages:
         return len(self.images)
 
     def split(self, size: int) -> Iterator[NetworkImages]:
-        """Return parts of so many scans, in order."""
+        """Yield parts of at most `size` scans, in order."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield NetworkImages(self.images[part], self.blank[part])
@@ -99,7 +99,7 @@ class NetworkImages:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads one scan as the network sees it; can be sent to a process.
+    """Reads one scan as network input; picklable.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class ImageReader:
     intensity : IntensityPolicy
     preprocessing : Preprocessing
     change : callable, optional
-        ``change(pixels, row)`` alters the source's pixels (H, W) first.
+        ``change(pixels, row)`` alters the source's pixels (H, W) before framing.
     """
 
     root: Path
@@ -116,19 +116,19 @@ class ImageReader:
     change: Change | None = None
 
     def __call__(self, row: ManifestRow) -> NetworkImage | ScanError:
-        """Read a scan; what makes it unusable is returned, for it costs this scan alone."""
+        """Read a scan; return a `ScanError` instead of raising it, as it affects only this scan."""
         try:
             return self.view(self.read(row), row)
         except ScanError as error:
             return error
 
     def view(self, scan: Scan, row: ManifestRow) -> NetworkImage:
-        """Look at a scan that is in memory.
+        """Return the network image of a scan in memory.
 
         Raises
         ------
         UnsupportedScan
-            ``"constant"``, ``"blank"``: a network would see nothing.
+            ``"constant"``, ``"blank"``: the network image would be empty.
         """
         framed, frame = frame_scan(scan, self.preprocessing)
         blank = _blank(scan, framed, frame)
@@ -136,7 +136,14 @@ class ImageReader:
         return NetworkImage(row, image, blank, frame, scan.spacing)
 
     def framed(self, row: ManifestRow) -> tuple[Scan, Tensor, Frame]:
-        """Decode, change and frame a scan: (1, 2 size, 2 size) float32 in [0, 1], and the way back.
+        """Decode, alter and frame a scan.
+
+        Returns
+        -------
+        Scan
+        Tensor (1, 2 size, 2 size) float32 in [0, 1]
+        Frame
+            The map back to the source.
 
         Raises
         ------
@@ -146,7 +153,7 @@ class ImageReader:
         return scan, *frame_scan(scan, self.preprocessing)
 
     def read(self, row: ManifestRow) -> Scan:
-        """Decode and change a scan.
+        """Decode and alter a scan.
 
         Raises
         ------
@@ -160,15 +167,15 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ListedReader:
-    """Reads a (group, row) pair of a table of scans; can be sent to a process.
+    """Reads a (group, row) pair of a table of scans; picklable.
 
-    It lives here, where little is imported: a process that decodes starts the sooner.
+    It is in this module because a decoding process that imports little starts faster.
     """
 
     reader: ImageReader
 
     def __call__(self, item: tuple[int, ManifestRow]) -> NetworkImage | ScanError:
-        """Read the row, or say why the table has no image for it."""
+        """Read the row, or return the reason why it has no image."""
         _, row = item
         if row.status == "ok":
             return self.reader(row)
@@ -178,12 +185,12 @@ class ListedReader:
 
 
 def view_scan(scan: Scan, preprocessing: Preprocessing) -> None:
-    """Look at a scan as a network would.
+    """Check that a scan can be used as network input.
 
     Raises
     ------
     UnsupportedScan
-        ``"constant"``, ``"blank"``: it would see nothing.
+        ``"constant"``, ``"blank"``: the network image would be empty.
     """
     _blank(scan, *frame_scan(scan, preprocessing))
 
@@ -196,11 +203,11 @@ def _blank(scan: Scan, framed: Tensor, frame: Frame) -> NDArray[np.bool_]:
 
 
 def read_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int) -> NetworkImages:
-    """Read every row as the network sees it, in order; arguments and errors of `framed_images`."""
-    read = list(_all_of(reader, rows, workers))
+    """Read every row as network input, in order; arguments and errors as in `framed_images`."""
+    items = list(_read_all(reader, rows, workers))
     return NetworkImages(
-        torch.from_numpy(np.stack([item.image for item in read])),
-        np.stack([item.blank for item in read]),
+        torch.from_numpy(np.stack([item.image for item in items])),
+        np.stack([item.blank for item in items]),
     )
 
 
@@ -212,21 +219,21 @@ def framed_images(reader: ImageReader, rows: Sequence[ManifestRow], workers: int
     reader : ImageReader
     rows : sequence of ManifestRow
     workers : int
-        Processes that decode.
+        Decoding processes.
 
     Raises
     ------
     ScanError
-        If a row cannot be read: `anomaly prepare` has read it before, so the archive changed.
+        If a row cannot be read: `anomaly prepare` has read it before, so the archive has changed.
     """
-    framed = _all_of(partial(_framed, reader), rows, workers)
+    framed = _read_all(partial(_framed, reader), rows, workers)
     return torch.stack([torch.from_numpy(image) for image in framed])
 
 
-def _all_of(
+def _read_all(
     read: Callable[[ManifestRow], _Read | ScanError], rows: Sequence[ManifestRow], workers: int
 ) -> Iterator[_Read]:
-    # In processes, not threads: `anomaly.data.readers.frames.decoding` says why.
+    # Processes, not threads: see `anomaly.data.readers.frames.decoding`.
     workers = min(workers, len(rows) // SCANS_WORTH_A_PROCESS)
     for _, result in map_in_processes(read, rows, workers):
         if isinstance(result, Lost):
@@ -241,5 +248,5 @@ def _framed(reader: ImageReader, row: ManifestRow) -> NDArray[np.float32]:
 
 
 def network_images(framed: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Finish framed images without augmentation: (N, 1, size, size) in [-1, 1]."""
+    """Return network images (N, 1, size, size) in [-1, 1] of framed ones, without augmentation."""
     return torch.stack([network_image(image, preprocessing) for image in framed])

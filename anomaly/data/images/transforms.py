@@ -1,13 +1,12 @@
-"""From a scan to the network's frame, and a heatmap back to the scan.
+"""Transforms from a scan to the network's frame, and of a heatmap back to the scan.
 
-The chain, for training and evaluation alike::
+The chain, for training and evaluation::
 
     Scan.pixels --stretch--> [0, 1] --resample to twice the size--> (augment in training)
         --2x2 means--> network size --quantize to grey_levels--> [-1, 1]
 
-Training and evaluation share every resampling step: augmentation happens at twice the size, so
-that its interpolation blur does not reach the network's pixels and make training images smoother
-than the ones to be judged.
+Training and evaluation share every resampling step. Augmentation is done at twice the size, so
+that its interpolation blur does not make training images smoother than scored ones.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ __all__ = [
 ]
 
 SUPERSAMPLING = 2
-"""Training augments at so many times the network's size."""
+"""Size of framed images, in multiples of the network's size."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a scan becomes a network image; part of a bundle, never guessed at scoring time.
+    """Settings of the conversion of scans to network images; part of a bundle.
 
     Attributes
     ----------
@@ -52,8 +51,8 @@ class Preprocessing:
     geometry : {"pad", "stretch"}
         Pad the shorter side with black to a square, or change the aspect ratio.
     intensity : {"percentile", "full"}
-        "percentile" maps the image's own 0.5th and 99.5th percentile to 0 and 1, which takes most
-        of exposure and windowing out; "full" keeps the scale of `Scan.pixels`.
+        "percentile" maps the image's own 0.5th and 99.5th percentile to 0 and 1, which removes most
+        of the effect of exposure and windowing; "full" keeps the scale of `Scan.pixels`.
     grey_levels : int
         Grey values after resampling; bits/dim counts these.
     """
@@ -64,7 +63,7 @@ class Preprocessing:
     grey_levels: int = 256
 
     def __post_init__(self) -> None:
-        """Refuse what cannot hold an image."""
+        """Refuse sizes and grey levels that cannot represent an image."""
         if self.size < 8:
             raise ConfigError(f"preprocessing.size is {self.size}: expected 8 or more pixels")
         if self.grey_levels < 2:
@@ -75,21 +74,21 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images that keep chest anatomy; no flip, the heart has a side.
+    """Random changes of training images that keep chest anatomy; no flip, since it moves the heart.
 
     Attributes
     ----------
     rotate : float
         Largest rotation, degrees.
     zoom : float < 1
-        Largest relative change of size, along each axis by itself.
+        Largest relative change of size, for each axis separately.
     shift : float
-        Largest translation, as a share of the side.
+        Largest translation, as a fraction of the side.
     gamma : float
         Exponent drawn from ``[1 / (1 + gamma), 1 + gamma]``.
     moved_until : float in [0, 1]
-        Share of the training steps in which images are turned, zoomed and shifted. What is learned
-        last is where anatomy really lies: moved images are no draw from the scans
+        Fraction of the training steps in which images are rotated, zoomed and shifted. The last
+        steps use unmoved images, because moved ones do not follow the distribution of scans
         (docs/decisions/0014-live-network.md).
     """
 
@@ -113,7 +112,7 @@ class Augmentation:
 
     @property
     def unmoved(self) -> Augmentation:
-        """The changes that leave every pixel in its place."""
+        """The augmentation without geometric changes."""
         return replace(self, rotate=0.0, zoom=0.0, shift=0.0)
 
 
@@ -143,7 +142,8 @@ class Frame:
     @property
     def offset(self) -> tuple[int, int]:
         """Row and column of the source's first pixel within the padded source."""
-        return tuple((p - s) // 2 for p, s in zip(self.padded, self.source, strict=True))  # type: ignore[return-value]
+        (rows, columns), (height, width) = self.padded, self.source
+        return (rows - height) // 2, (columns - width) // 2
 
     def to_network(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Resample (C, H, W) to (C, size, size), antialiased.
@@ -152,7 +152,7 @@ class Frame:
         ----------
         pixels : Tensor (C, H, W) of the source's shape
         size : int, optional
-            Side, where not the frame's own.
+            Side of the result; the frame's own by default.
         """
         self._check(tuple(pixels.shape[-2:]), self.source, "image")
         (top, left), (height, width) = self.offset, self.source
@@ -168,7 +168,7 @@ class Frame:
         )[0]
 
     def to_source(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Bring a map (size, size) back onto the source's pixels, bilinearly: (H, W) float32."""
+        """Resample a map (size, size) to the source's pixels, bilinearly: (H, W) float32."""
         self._check(values.shape, (self.size, self.size), "map")
         full = functional.interpolate(
             torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None],
@@ -180,7 +180,7 @@ class Frame:
         return full[top : top + height, left : left + width].numpy()
 
     def point_to_source(self, row: float, column: float) -> tuple[float, float]:
-        """Place of a network position in the source; the centre of the first pixel is 0."""
+        """Return the source position of a network position; the centre of the first pixel is 0."""
         (top, left), (rows, columns) = self.offset, self.padded
         return (
             (row + 0.5) * rows / self.size - 0.5 - top,
@@ -199,7 +199,7 @@ def stretch(pixels: NDArray[np.float32], intensity: str) -> NDArray[np.float32]:
     Raises
     ------
     UnsupportedScan
-        If nearly all pixels are equal, so that there is nothing to stretch.
+        If nearly all pixels are equal.
     """
     if intensity == "full":
         return pixels
@@ -232,7 +232,7 @@ def frame_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[Tensor, Frame]
     -------
     Tensor (1, 2 size, 2 size) float32 in [0, 1]
     Frame
-        For the way back.
+        The map back to the source.
     """
     height, width = scan.pixels.shape
     frame = Frame((height, width), preprocessing.size, preprocessing.geometry)
@@ -241,6 +241,6 @@ def frame_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[Tensor, Frame]
 
 
 def network_image(framed: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Finish the chain: 2x2 means and quantization, (1, 2 size, 2 size) -> (1, size, size)."""
+    """Apply 2x2 means and quantization: (1, 2 size, 2 size) -> (1, size, size)."""
     means = functional.avg_pool2d(framed, SUPERSAMPLING)
     return quantize(means.clamp(0, 1), preprocessing.grey_levels)

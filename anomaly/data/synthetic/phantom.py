@@ -1,18 +1,18 @@
 """Synthetic chest radiographs: a thorax of smooth parts, an X-ray beam, a film, a lesion.
 
-A phantom is a thickness map ``T(u, v)`` in cm of water, seen through a film::
+A phantom is a thickness map ``T(u, v)`` in cm of water, imaged on a film::
 
     T        = body - LUNG_LACK * air + bones + vessels (+ lesion)
-    primary  = exp(-MU T)                          share of the beam that gets through
+    primary  = exp(-MU T)                          transmitted share of the beam
     exposure = blur(vignette (primary + scatter) + quantum noise)
-    image    = tone((-log exposure - low) / (high - low))       0 = black, much exposure
+    image    = tone((-log exposure - low) / (high - low))       0 = black, high exposure
 
-The thorax is drawn in `anomaly.data.synthetic.phantom_thorax`. A film places, exposes and develops
-it. A lesion is added to ``T``, before beam and noise, and the lesion-free twin goes through the
-very same film; the mask is where the two images differ by more than `VISIBLE`.
+`anomaly.data.synthetic.phantom_thorax` draws the thorax. A film positions, exposes and develops
+it. A lesion is added to ``T``, before beam and noise, and the lesion-free twin uses the
+same film; the mask contains the pixels where the two images differ by more than `VISIBLE`.
 
-Phantoms are for tests and demonstrations. They show what a method does where the truth is known,
-not how well it will do on patients.
+Phantoms are for tests and demonstrations. They show the behaviour of a method with known truth,
+not its performance on patients.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LesionKind: TypeAlias = Literal["nodule", "consolidation", "effusion", "device"]
 LESION_KINDS: tuple[LesionKind, ...] = get_args(LesionKind)
 
 VISIBLE = 0.01
-"""Smallest change of the image, in [0, 1], that counts as altered by a lesion."""
+"""Smallest change of the image, in [0, 1], that counts as part of a lesion."""
 
 MU = 0.15
 """Effective attenuation of water per cm, broad beam at about 120 kV."""
@@ -55,7 +55,7 @@ MU = 0.15
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic chest radiograph with its truth.
+    """A synthetic chest radiograph with its ground truth.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Phantom:
     mask : ndarray (H, W) bool
         True exactly where ``abs(image - twin) > VISIBLE``; everywhere else ``image == twin``.
     lesion : str or None
-        What was added.
+        Kind of the added lesion.
     twin : ndarray (H, W) float32 in [0, 1]
         The same patient on the same film, with the same noise, without the lesion.
     """
@@ -87,15 +87,15 @@ def draw_phantom(
     Parameters
     ----------
     rng : numpy.random.Generator
-        Draws the patient, and the lesion last: the same state gives the same patient and film
+        For the patient, and last for the lesion: the same state gives the same patient and film
         with and without a lesion.
     size : (int, int)
         Height and width in pixels; the height always spans `FIELD_HEIGHT` mm.
     lesion : {"nodule", "consolidation", "effusion", "device"} or None
-        What to add; None draws a normal film.
+        Lesion to add; None draws a normal film.
     film : numpy.random.Generator, optional
-        Draws positioning, exposure and noise. With the same `rng` and another `film`, the same
-        patient comes back for a second visit. By default `rng` draws the film too.
+        For positioning, exposure and noise. The same `rng` with another `film` gives a second
+        visit of the same patient. By default `rng` is also used for the film.
 
     Returns
     -------
@@ -108,28 +108,28 @@ def draw_phantom(
         (twin,) = exposed.develop(thorax.thickness)
         return Phantom(twin, np.zeros(size, dtype=np.bool_), None, twin)
     altered = thorax.thickness + _LESIONS[lesion](rng, view, thorax)
-    twin, seen = exposed.develop(thorax.thickness, altered)
-    mask = np.abs(seen - twin) > np.float32(VISIBLE)
-    return Phantom(np.where(mask, seen, twin), mask, lesion, twin)
+    twin, image = exposed.develop(thorax.thickness, altered)
+    mask = np.abs(image - twin) > np.float32(VISIBLE)
+    return Phantom(np.where(mask, image, twin), mask, lesion, twin)
 
 
 def is_visible(phantom: Phantom, height: int) -> bool:
-    """Say whether the lesion still shows when the image is reduced to so many rows.
+    """Return whether the lesion is still visible when the image is reduced to `height` rows.
 
-    It shows if at least 6 pixels of the reduced image change by more than 0.06. At 64 rows, 5 mm a
-    pixel, most nodules below 20 mm and thin catheters do not.
+    It is visible if at least 6 pixels of the reduced image change by more than 0.06. At 64 rows,
+    5 mm per pixel, most nodules below 20 mm and thin catheters are not.
 
     Parameters
     ----------
     phantom : Phantom
         With a lesion.
     height : int
-        Divides the image's height.
+        A divisor of the image's height.
 
     Raises
     ------
     ConfigError
-        If it does not.
+        If it is not a divisor.
     """
     rows, columns = phantom.image.shape
     side = rows // height
@@ -160,11 +160,11 @@ class _Film:
     shutter: Array
 
     def develop(self, *thickness: Array) -> tuple[Array, ...]:
-        """Images of thickness maps; scatter and grey scale follow the first, lesion-free one."""
+        """Images of thickness maps; the first, lesion-free one defines scatter and grey scale."""
         primary = np.exp(np.float32(-MU) * thickness[0])
         glow = np.float32(self.scatter) * _surroundings(primary, 4)
         first = self._density(primary, glow)
-        # Like a vendor's processing: take off part of what the surroundings share.
+        # Like a vendor's processing, subtract a part of the local average.
         local = np.float32(self.equalise) * _surroundings(first, 6)
         body = (thickness[0] > 4) & (self.shutter > 0.5)
         low, high = np.percentile((first - local)[body][::7], self.margin)
@@ -178,7 +178,7 @@ class _Film:
         )
 
     def _density(self, primary: Array, glow: Array) -> Array:
-        """Minus the log of the exposure (H, W), from the share of the beam and its scatter."""
+        """Negative log of the exposure (H, W), from transmitted beam and scatter."""
         beam = self.vignette * (primary + glow)
         beam += self.noise * np.sqrt(beam / np.float32(self.quanta))
         out: Array = -np.log(np.maximum(blurred(beam, self.blur), 1e-4))
@@ -229,7 +229,7 @@ def _draw_film(rng: np.random.Generator, size: tuple[int, int]) -> _Film:
 
 
 def _place_in_lung(rng: np.random.Generator, view: View, thorax: Thorax) -> NDArray[np.float64]:
-    """Draw a point (2,) in patient mm, uniform over what is well inside the lungs."""
+    """Draw a point (2,) in patient mm, uniform over the inner part of the lungs."""
     points = rng.uniform((-HALF_WIDTH, -150), (HALF_WIDTH, 110), (512, 2))
     place = np.rint(points @ view.matrix.T + view.offset).astype(np.int64)
     column, row = place.T

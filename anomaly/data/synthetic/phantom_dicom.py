@@ -1,13 +1,13 @@
-"""Phantom studies on disk: DX DICOM files with masks, as a hospital export would lie in a folder.
+"""Phantom studies on disk: DX DICOM files with masks, laid out like a hospital export.
 
 ::
 
     folder/normal/PHANTOM0001/IM0001.dcm
     folder/abnormal/PHANTOM0123/IM0001.dcm
-    folder/masks/abnormal/PHANTOM0123/IM0001.dcm.png      8 bits, 255 where the lesion shows
+    folder/masks/abnormal/PHANTOM0123/IM0001.dcm.png      8 bits, 255 where the lesion is visible
 
-The files vary as real ones do (12 or 16 bits, MONOCHROME1 or 2, plain or RLE, one visit or two)
-and say in their headers that no patient is in them. The same arguments give the same bytes.
+The files vary like real ones (12 or 16 bits, MONOCHROME1 or 2, plain or RLE, one visit or two),
+and their headers state that they are synthetic. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from anomaly.errors import ConfigError
 __all__ = ["PhantomStudies", "write_phantom_studies"]
 
 SECOND_VISIT = 1 / 8
-"""Share of patients who come back for a second film."""
+"""Share of patients with a second film."""
 
-# What a generator, seeded by [seed, patient number, purpose, visit], is for. Never 0: NumPy takes
-# a seed that ends in zeros for the same seed without them.
+# Purposes of generators, which are seeded by [seed, patient number, purpose, visit]. Never 0: for
+# NumPy, seeds that differ only in trailing zeros are equal.
 PATIENT, FILM, FILE, VISITS, ATTEMPT = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
 class PhantomStudies:
-    """Where the files are.
+    """Paths of the files.
 
     Attributes
     ----------
@@ -84,18 +84,18 @@ def write_phantom_studies(
     Parameters
     ----------
     folder : Path
-        New or empty; made if missing.
+        New or empty; created if missing.
     normals, abnormals : int
-        Numbers of patients; about one patient in eight has two files. Lesion kinds take turns.
+        Numbers of patients; about one patient in eight has two files. Lesion kinds alternate.
     seed : int, >= 0
     size : (int, int)
         Height and width of the images in pixels.
     visible_at : int, optional
-        Draw an abnormal patient anew until the lesion still shows in an image of so many rows
-        (`anomaly.data.synthetic.phantom.is_visible`); None takes every lesion, hidden ones
-        included.
+        Redraw an abnormal patient until the lesion is visible in an image with this many rows
+        (`anomaly.data.synthetic.phantom.is_visible`); None accepts every lesion, including
+        invisible ones.
     workers : int
-        Processes that draw, or 0 for the calling one; the files do not depend on it.
+        Drawing processes, or 0 for the calling one; the files do not depend on it.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def write_phantom_studies(
     Raises
     ------
     ConfigError
-        A count is negative, or the folder holds something already.
+        If a count is negative, or the folder is not empty.
     """
     if min(normals, abnormals, seed) < 0:
         raise ConfigError(
@@ -136,7 +136,7 @@ def _write_patient(
     visible_at: int | None,
     who: tuple[int, LesionKind | None],
 ) -> list[Path]:
-    """Draw and write one patient's files; their paths relative to the folder."""
+    """Draw and write one patient's files; return their paths relative to the folder."""
     number, lesion = who
     visits = 1 + int(np.random.default_rng([seed, number, VISITS]).random() < SECOND_VISIT)
     patient = _choose_patient(seed, number, size, lesion, visible_at)
@@ -155,7 +155,7 @@ def _write_patient(
 def _choose_patient(
     seed: int, number: int, size: tuple[int, int], lesion: LesionKind | None, visible_at: int | None
 ) -> tuple[int, ...]:
-    """Seed words of the patient: of the first whose lesion shows, where that is asked for."""
+    """Seed of the patient: the first whose lesion is visible, if that is required."""
     patient: tuple[int, ...] = (seed, number)
     attempt = 0
     while lesion is not None and visible_at is not None:
@@ -188,7 +188,7 @@ def _write_dicom(path: Path, phantom: Phantom, patient: tuple[int, ...], visit: 
     bits = int(rng.choice([12, 16]))
     inverse = bool(rng.random() < 0.5)
     packed = bool(rng.random() < 0.3)
-    # The identity names all that the pixels depend on: other pixels never share a UID.
+    # The identity includes everything that the pixels depend on, so UIDs differ if pixels do.
     identity = f"{patient} {visit} {phantom.lesion} {phantom.image.shape}"
     dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
     _describe_patient(dataset, number, visit, identity)
@@ -200,12 +200,12 @@ def _write_dicom(path: Path, phantom: Phantom, patient: tuple[int, ...], visit: 
 
 
 def _uid(name: str) -> UID:
-    """UID under 2.25 that depends on `name` alone."""
+    """UID under 2.25 that depends only on `name`."""
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, 'anomaly phantom ' + name).int}")
 
 
 def _describe_patient(dataset: Dataset, number: int, visit: int, identity: str) -> None:
-    """Patient, study, series and equipment."""
+    """Set the attributes of patient, study, series and equipment."""
     date, time = f"2000{visit:02d}01", "120000"
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
@@ -236,7 +236,7 @@ def _describe_patient(dataset: Dataset, number: int, visit: int, identity: str) 
 
 
 def _describe_image(dataset: Dataset, shape: tuple[int, ...]) -> None:
-    """Contents of the image and how it was, so to speak, taken."""
+    """Set the attributes of the image and its simulated acquisition."""
     pixel = f"{FIELD_HEIGHT / shape[0]:.6g}"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.DerivationDescription = "Synthetic phantom; not a patient"
@@ -269,7 +269,7 @@ def _store_pixels(dataset: Dataset, image: NDArray[np.float32], bits: int, inver
     if inverse:
         stored = np.asarray(top - stored, dtype="<u2")
     dataset.SamplesPerPixel = 1
-    # Both elements say the same thing, as the standard asks: a reader inverts once.
+    # Both elements agree, as the standard requires: a reader inverts once.
     dataset.PhotometricInterpretation = "MONOCHROME1" if inverse else "MONOCHROME2"
     dataset.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     dataset.PixelIntensityRelationship = "LOG"
@@ -283,7 +283,7 @@ def _store_pixels(dataset: Dataset, image: NDArray[np.float32], bits: int, inver
     dataset.RescaleIntercept = 0
     dataset.RescaleSlope = 1
     dataset.RescaleType = "US"
-    # By the linear VOI function this window is the identity on 0 ... top.
+    # With the linear VOI function this window is the identity on 0 ... top.
     dataset.WindowCenter = 2 ** (bits - 1)
     dataset.WindowWidth = 2**bits
     dataset.PixelData = stored.tobytes()

@@ -1,8 +1,8 @@
-"""The thorax of a phantom: smooth parts in millimetres of a standard patient, added up.
+"""Thorax of a phantom: a sum of smooth parts in millimetres of a standard patient.
 
-The standard patient is 300 mm wide inside the ribs. ``u`` grows to the right of the image (the
-patient's left), ``v`` downwards; the origin is the centre of the thorax. A `View` lays a
-stretched standard patient on the pixels; every part is then a map (H, W) in cm of water. Solids
+The standard patient is 300 mm wide inside the ribs. ``u`` increases to the right of the image (the
+patient's left), ``v`` downwards; the origin is the centre of the thorax. A `View` maps a
+stretched standard patient to the pixels; every part is then a map (H, W) in cm of water. Solids
 are formulas in ``u`` and ``v``; bones, vessels and wires are tubes, drawn sample by sample.
 """
 
@@ -37,13 +37,13 @@ FIELD_HEIGHT = 400.0
 """Height of the detector in mm, whatever the number of pixels."""
 
 LUNG_LACK = 0.75
-"""How much less a cm of aerated lung attenuates than a cm of water."""
+"""Difference in attenuation between a cm of water and a cm of aerated lung, relative to water."""
 
 HALF_WIDTH = 150.0
 """Half of the width inside the ribs, in mm of the standard patient."""
 
 VERTEBRA = 24.0
-"""Height in mm of a vertebra with its disc; ribs leave the spine at the same pitch."""
+"""Height in mm of a vertebra with its disc, and distance between ribs at the spine."""
 
 
 # ------------------------------------------------------------------------------------ geometry
@@ -51,10 +51,10 @@ VERTEBRA = 24.0
 
 @dataclass(frozen=True)
 class View:
-    """Where the standard patient falls on the pixels.
+    """Map between the standard patient and the pixels.
 
-    ``u`` and ``v`` (H, W) are the patient's mm under every pixel; `matrix` (2, 2) and `offset`
-    (2,) take patient mm to (column, row); `pixel` is the width of a pixel in patient mm.
+    ``u`` and ``v`` (H, W) are the patient's coordinates in mm at every pixel; `matrix` (2, 2) and
+    `offset` (2,) map patient mm to (column, row); `pixel` is the width of a pixel in patient mm.
     """
 
     u: Array
@@ -64,7 +64,7 @@ class View:
     pixel: float
 
     def splat(self, points: ArrayLike, weights: ArrayLike) -> Array:
-        """Add `weights` (n,) at `points` (n, 2) in patient mm, each shared by four pixels."""
+        """Add `weights` (n,) at `points` (n, 2) in patient mm, each distributed to four pixels."""
         height, width = self.u.shape
         x, y = np.asarray(points, dtype=np.float32).reshape(-1, 2).T
         matrix, offset = self.matrix.astype(np.float32), self.offset.astype(np.float32)
@@ -72,12 +72,12 @@ class View:
         row = matrix[1, 0] * x + matrix[1, 1] * y + offset[1]
         on_film = (column > -1) & (column < width) & (row > -1) & (row < height)
         column, row = column[on_film] + 1, row[on_film] + 1
-        # Rounding may push the last share onto the next pixel: keep it on the margin.
+        # Rounding may move the last share to the next pixel: keep it in the margin.
         left = np.minimum(column.astype(np.int64), width)
         top = np.minimum(row.astype(np.int64), height)
         right_share, low_share = column - left, row - top
         weight = np.broadcast_to(np.asarray(weights, dtype=np.float32), on_film.shape)[on_film]
-        # One pixel of margin on every side takes the shares that fall off the film.
+        # One pixel of margin on every side receives the shares outside the film.
         index = top * (width + 2) + left
         total = np.zeros((height + 2) * (width + 2))
         for step, share in ((0, 1 - low_share), (width + 2, low_share)):
@@ -90,7 +90,7 @@ class View:
     def tubes(self, paths: NDArray[np.float64], radius: ArrayLike, marrow: float = 0.0) -> Array:
         """Thickness in cm of round tubes of `radius` mm along `paths` (..., n, 2) in mm.
 
-        `marrow` is the share of the radius, from the axis, that is soft inside, as in a bone.
+        `marrow` is the inner fraction of the radius that is soft, as in a bone.
         """
         path = np.asarray(paths, dtype=np.float32)
         r = np.broadcast_to(np.asarray(radius, dtype=np.float32), path.shape[:-1])
@@ -101,7 +101,7 @@ class View:
         across = ((np.arange(count) + 0.5) / count * 2 - 1).astype(np.float32)
         points = path[..., None, :] + across[:, None] * normal[..., None, :]
         chord = np.sqrt(1 - across**2) - 0.8 * np.sqrt(np.maximum(marrow**2 - across**2, 0))
-        # Chord 2 r / 10 in cm times the area step * 2 r / count that a sample stands for, in mm2.
+        # Chord 2 r / 10 in cm times the area step * 2 r / count of a sample, in mm2.
         scale = 0.4 * r * r * step / (count * self.pixel**2)
         return self.splat(points, (scale[..., None] * chord).ravel())
 
@@ -113,7 +113,7 @@ class View:
 def draw_view(
     rng: np.random.Generator, size: tuple[int, int], pose: tuple[float, float, float, float]
 ) -> View:
-    """Stretch the standard patient into one patient and lay it on the detector."""
+    """Draw a patient by stretching the standard patient, and position it on the detector."""
     height, width = size
     turn, right, down, zoom = pose
     stretch = np.diag(rng.uniform((0.86, 0.9), (1.02, 1.04)) * zoom)
@@ -140,7 +140,7 @@ def bezier(points: ArrayLike, t: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def inside(distance: Array, softness: float) -> Array:
-    """1 where `distance` is well positive, 0 where well negative, soft over `softness` mm."""
+    """1 for positive `distance`, 0 for negative, with a transition over `softness` mm."""
     return np.asarray(0.5 + 0.5 * np.tanh(distance / (2 * softness)), dtype=np.float32)
 
 
@@ -158,7 +158,7 @@ def dome(rho2: Array) -> Array:
 def ellipse(
     view: View, centre: tuple[float, float], half: tuple[float, float], tilt: float = 0.0
 ) -> Array:
-    """Squared normalised radius (H, W) from an ellipse, its first axis turned by `tilt` rad."""
+    """Squared normalised radius (H, W) of an ellipse, its first axis rotated by `tilt` rad."""
     du, dv = view.u - np.float32(centre[0]), view.v - np.float32(centre[1])
     c, s = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
     along, across = (c * du + s * dv) / half[0], (c * dv - s * du) / half[1]
@@ -175,11 +175,11 @@ class Thorax:
     Attributes
     ----------
     thickness : ndarray
-        Everything in the beam, in cm of water.
+        Total thickness in the beam, in cm of water.
     air : ndarray
         Depth of aerated lung in cm.
     vessels : ndarray
-        What the lung vessels add to `thickness`.
+        Contribution of the lung vessels to `thickness`.
     """
 
     thickness: Array
@@ -188,7 +188,7 @@ class Thorax:
 
 
 def draw_thorax(rng: np.random.Generator, view: View) -> Thorax:
-    """Draw the organs and bones of one patient, seen through `view`."""
+    """Draw the organs and bones of one patient in a `view`."""
     body = _body(rng, view)
     cage = _cage(rng, view)
     diaphragm = _diaphragm(rng, view)
@@ -206,7 +206,7 @@ def draw_thorax(rng: np.random.Generator, view: View) -> Thorax:
 
 
 def _body(rng: np.random.Generator, view: View) -> Array:
-    """Soft tissue between the skins: trunk, shoulders, neck, breasts."""
+    """Soft tissue of the body: trunk, shoulders, neck, breasts."""
     side = np.abs(view.u)
     fat = rng.uniform(0, 1)
     half = 172 + 22 * fat + 75 * inside(-(view.v + rng.uniform(75, 100)), 16)
@@ -247,7 +247,7 @@ def _diaphragm(rng: np.random.Generator, view: View) -> Array:
 
 
 def _mediastinum(rng: np.random.Generator, view: View) -> Array:
-    """Depth in cm of heart, great vessels and hila, which take the place of lung."""
+    """Depth in cm of heart, great vessels and hila, which displace lung."""
     size, tilt = rng.uniform(0.84, 1.12), rng.uniform(0.45, 0.85)
     shift = rng.normal(0, 3)
     heart = 12 * dome(ellipse(view, (27 + shift, 66), (66 * size, 45 * size), tilt))
@@ -262,7 +262,7 @@ def _mediastinum(rng: np.random.Generator, view: View) -> Array:
     for centre in ((-40.0, 4.0), (41.0, -8.0)):
         hilum = ellipse(view, centre, (22, 30))
         depth += np.float32(rng.uniform(1.5, 4)) * np.exp(-2 * np.minimum(hilum, 20))
-    # Organs move during the exposure and their edges curve away from the beam.
+    # Organs move during the exposure, and their edges are curved, so the outline is blurred.
     return blurred(depth.astype(np.float32), 1.6 / view.pixel)
 
 
@@ -313,7 +313,7 @@ def _spine(rng: np.random.Generator, view: View) -> Array:
 
 
 def _ribs(rng: np.random.Generator, view: View) -> Array:
-    """Paired ribs: half loops in space, so that front, back and edge project as they should."""
+    """Paired ribs: half loops in space, so that front, back and edge project correctly."""
     count = int(rng.integers(9, 12))
     pitch = VERTEBRA * rng.uniform(0.95, 1.06)
     level = rng.uniform(-152, -142) + pitch * np.arange(count)[:, None]
@@ -353,7 +353,7 @@ def _shoulders(rng: np.random.Generator, view: View) -> Array:
 
 
 def _airway_and_stomach(rng: np.random.Generator, view: View, diaphragm: Array) -> Array:
-    """Gas in cm of water saved: trachea, main bronchi, and often a bubble in the stomach."""
+    """Gas in cm of missing water: trachea, main bronchi, and often a bubble in the stomach."""
     t = view.samples(160)
     carina = (float(rng.normal(1, 3)), float(rng.normal(-38, 5)))
     bend = float(rng.normal(0, 4))

@@ -1,4 +1,4 @@
-r"""Baselines: what a reader will want the method compared with, all fitted on normal scans alone.
+r"""Baselines to compare the method with, all fitted on normal scans only.
 
 =============================  ============================================================
 ``total_variation``            :math:`|v - m| / s` of the mean absolute forward difference v
@@ -13,12 +13,12 @@ r"""Baselines: what a reader will want the method compared with, all fitted on n
 =============================  ============================================================
 
 The two ``denoiser`` scores share one `PlainDenoiser`: the trunk of `anomaly.cdm.network.Encoder`
-with a way back up, told its noise level and trained as any diffusion model, so that what differs
-from a classification diffusion model is the classification.
+with a decoder, conditioned on the noise level and trained like any diffusion model, so that it
+differs from a classification diffusion model only in the classification.
 
 A higher score is more anomalous. Maps are squared differences in units of ``x^2``, uncalibrated:
-0 where an image is what the method expects. Every method sees normal scans only, trains for a
-number of steps given beforehand and stops for no other reason. Randomness is a function of the
+0 where an image equals the method's expectation. Every method uses normal scans only and trains for
+a fixed number of steps without early stopping. Randomness depends only on the
 seed; noise for scoring is the same for every image, so a score depends on neither the batch nor
 the order.
 """
@@ -63,9 +63,9 @@ def default_baselines(
     ----------
     levels : NoiseLevels
     settings : EncoderSettings
-        Of the network that is compared with; `PlainDenoiser` takes its trunk.
+        Settings of the network to compare with; `PlainDenoiser` uses the same trunk.
     steps, batch_size : int
-        Budget of every network that is trained: the two autoencoders and the one denoiser.
+        Budget of every trained network: the two autoencoders and the one denoiser.
     """
     denoiser = PlainDenoiser(
         levels,

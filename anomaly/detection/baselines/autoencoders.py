@@ -25,7 +25,7 @@ AUTOENCODER_WIDTHS = (16, 32, 64, 128)
 """Channels of both autoencoders; every entry halves the side."""
 
 AUTOENCODER_CODE = 16
-"""Channels of the autoencoder's code, on a grid 16 times coarser: 1/16 of the pixel values."""
+"""Channels of the autoencoder's code, on a 16 times coarser grid: 1/16 of the pixel values."""
 
 AUTOENCODER_NORM = ("GROUP", {"num_groups": 4})
 
@@ -35,7 +35,7 @@ VAE_DEVIATION = 0.1
 
 
 class AutoEncoderReconstruction:
-    r"""Error of a network that must squeeze an image through a narrow code (MONAI).
+    r"""Reconstruction error of a network with a narrow code (MONAI).
 
     - ``autoencoder``: convolutions down to a code of 1/16 of the pixel values, mean squared error.
     - ``vae``: 64 latent numbers, and the negative evidence bound (Kingma & Welling 2014, arXiv
@@ -44,19 +44,20 @@ class AutoEncoderReconstruction:
       .. math:: \Big( \frac{\|x - \hat x\|^2}{2 s^2}
                 + \mathrm{KL}(q(z | x) \,\|\, N(0, I)) \Big) / d ,
 
-      the minimum of which is that of a beta-VAE with unit variance and beta = s^2 = 0.01. With
-      beta = 1 a small image has too few nats to spend, and the latent numbers carry nothing.
+      which has the same minimum as a beta-VAE with unit variance and beta = s^2 = 0.01. With
+      beta = 1 the KL term outweighs the error of a small image, and the code stays unused.
 
-    Both have group normalisation. It is of each image by itself, so unlike batch normalisation it
-    is the same in training, where codes are drawn, and in scoring at the posterior mean.
+    Both have group normalisation. It normalises each image separately, so unlike batch
+    normalisation it is the same in training, where codes are sampled, and in scoring at the
+    posterior mean.
 
     Parameters
     ----------
     kind : {"autoencoder", "vae"}
     steps, batch_size : int
-        Adam's, all of them; there is no early stopping.
+        Steps of Adam, without early stopping, and their batch size.
     learning_rate : float
-        Largest; rises over the first 5 % of the steps and falls to 0 along a half cosine.
+        Maximum; the rate rises over the first 5 % of the steps and falls to 0 along a half cosine.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class AutoEncoderReconstruction:
         self._network = network
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Mean squared difference from the reconstruction; its map."""
+        """Return the mean squared difference from the reconstruction, and its map."""
         return reconstruction_scores(fitted(self._network, self.name), images)
 
 
@@ -120,7 +121,7 @@ class _Autoencoder(nn.Module):
 
 
 class _VAE(nn.Module):
-    """``forward`` reconstructs from the posterior mean, without drawing."""
+    """Variational autoencoder; ``forward`` reconstructs from the posterior mean."""
 
     def __init__(self, side: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What baselines share: what they say, how networks are trained, how images are checked."""
+"""Shared parts of the baselines: scores, training of networks, checks of images."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """What a baseline says of N images.
+    """Scores and maps of a baseline for N images.
 
     Attributes
     ----------
     scores : ndarray (N,) float64; higher = more anomalous
-    maps : ndarray (N, S, S) float32 >= 0, or None where the method makes none
+    maps : ndarray (N, S, S) float32 >= 0, or None if the method has none
         Squared differences per pixel, in units of ``x^2``.
     """
 
@@ -56,43 +56,43 @@ class BaselineScores:
 
 
 class Baseline(Protocol):
-    """A method that learns what is normal and scores images.
+    """A method that is fitted on normal scans and scores images.
 
     Attributes
     ----------
     name : str
-        For tables; unique among `default_baselines`.
+        Name in tables; unique among `default_baselines`.
     """
 
     name: str
 
     def fit(self, train: Tensor, validation: Tensor, seed: int) -> None:
-        """Learn from normal scans.
+        """Fit on normal scans.
 
         Parameters
         ----------
         train : Tensor (N, 1, S, S) float32 in [-1, 1]
             For weights; networks are trained on its device.
         validation : Tensor (M, 1, S, S) float32 in [-1, 1]
-            Scans that are not in `train`, for statistics on top of the weights.
+            Scans that are not in `train`, for statistics given the weights.
         seed : int
             The same seed on the same data gives the same scores (bit for bit on a CPU).
         """
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Score images (N, 1, S, S) float32 in [-1, 1], of the side that `fit` saw."""
+        """Score images (N, 1, S, S) float32 in [-1, 1], of the same size as in `fit`."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps, images a step and the largest learning rate of a training."""
+    """Steps, batch size and maximum learning rate of a training."""
 
     steps: int
     batch_size: int
     learning_rate: float
 
     def __post_init__(self) -> None:
-        """Refuse a budget that trains nothing."""
+        """Refuse a budget without training."""
         if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ConfigError(
                 f"a baseline's budget is {self.steps} steps of {self.batch_size} images at "
@@ -100,7 +100,7 @@ class Budget:
             )
 
     def share(self, step: int) -> float:
-        """Share of the learning rate at a step: a short rise, then a half cosine down to 0."""
+        """Return the fraction of the learning rate at a step: a short rise, then a half cosine."""
         rise = min(1.0, (step + 1) / max(1, self.steps // 20))
         return rise * (1 + math.cos(math.pi * step / self.steps)) / 2
 
@@ -112,7 +112,7 @@ def train_network(
     budget: Budget,
     seed: int,
 ) -> None:
-    """Train in place with Adam; leaves the network in evaluation mode, without gradients."""
+    """Train in place with Adam; afterwards the network is in evaluation mode, without gradients."""
     generator = seeded_generator(seed, 0)
     size = min(budget.batch_size, len(train))
     epochs = math.ceil(budget.steps * size / len(train))
@@ -141,7 +141,7 @@ def _warn_of_dead_parts(
     images: Tensor,
     seed: int,
 ) -> None:
-    """Warn of dead parts: a baseline that lost because its network died is no comparison."""
+    """Warn of dead parts: a baseline with a dead network is not a fair comparison."""
     uses = measure_use(network.parts, lambda: loss(images, seeded_generator(seed, 1)))
     for name in dead_parts({name: use.share for name, use in uses.items()}):
         log.warning(
@@ -153,22 +153,22 @@ def _warn_of_dead_parts(
 
 
 def seeded(make: Callable[[], Module], seed: int) -> Module:
-    """Build a network whose random weights depend on the seed alone."""
+    """Build a network whose random weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would reseed the accelerators too, which are not forked here.
+        # torch.manual_seed would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
         return make()
 
 
 def seeded_generator(seed: int, purpose: int) -> torch.Generator:
-    """CPU generator; each purpose of a seed has its own stream."""
+    """Return a CPU generator; each purpose of a seed has its own stream."""
     return torch.Generator().manual_seed(seed * 1_000_003 + purpose)
 
 
 def reconstruction_scores(
     network: nn.Module, images: Tensor, reconstruct: Callable[[Tensor], Tensor] | None = None
 ) -> BaselineScores:
-    """Squared differences from the reconstruction and their means."""
+    """Return squared differences from the reconstruction, and their means."""
     check_images(images)
     rebuild = network if reconstruct is None else reconstruct
     (maps,) = batchwise(lambda x: ((x - rebuild(x)).square()[:, 0],), network, images)
@@ -179,20 +179,20 @@ def reconstruction_scores(
 def batchwise(
     function: Callable[[Tensor], tuple[Tensor, ...]], network: nn.Module, images: Tensor
 ) -> tuple[NDArray[np.float32], ...]:
-    """Apply a function that gives rows for images, batch by batch, on the network's device."""
+    """Apply a function with one row per image, batch by batch, on the network's device."""
     device = next(network.parameters()).device
     parts = [function(part.to(device)) for part in images.split(SCORING_BATCH)]
     return tuple(torch.cat(rows).cpu().numpy() for rows in zip(*parts, strict=True))
 
 
 def fingerprint(images: Tensor) -> str:
-    """Name images by shape and content."""
+    """Return shape and content hash of images."""
     values = np.ascontiguousarray(images.detach().cpu().numpy())
     return f"{values.shape} {hashlib.sha256(values.data).hexdigest()}"
 
 
 def check_images(images: Tensor, multiple: int = 1) -> None:
-    """Refuse what is no batch of square images whose side is such a multiple."""
+    """Refuse anything but a batch of square images whose side is a multiple of `multiple`."""
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[0] < 1 or shape[1] != 1:
         raise ConfigError(f"images for a baseline have shape {shape}: expected (N, 1, S, S)")
@@ -204,7 +204,7 @@ def check_images(images: Tensor, multiple: int = 1) -> None:
 
 
 def fitted(model: Fitted | None, name: str) -> Fitted:
-    """Return the model, or say that there is none yet."""
+    """Return the model, or raise an error if it is not fitted yet."""
     if model is None:
         raise TrainingError(f"{name} has learnt nothing yet: call fit before score")
     return model

@@ -26,12 +26,12 @@ THUMBNAIL = 16
 
 
 class TotalVariation:
-    """How rough an image is, compared with normal scans; learns two numbers.
+    """Roughness of an image compared with normal scans; fits two numbers.
 
     Parameters
     ----------
     side : {"two", "low"}
-        "two": rougher and smoother are both abnormal; "low": smoother alone is.
+        "two": rougher and smoother are both abnormal; "low": only smoother is.
     """
 
     def __init__(self, side: Literal["two", "low"] = "two") -> None:
@@ -40,7 +40,7 @@ class TotalVariation:
         self._normal: tuple[float, float] | None = None
 
     def fit(self, train: Tensor, validation: Tensor, seed: int) -> None:
-        """Take mean and standard deviation over `validation`; see `Baseline.fit`.
+        """Compute mean and standard deviation over `validation`; see `Baseline.fit`.
 
         Raises
         ------
@@ -57,14 +57,14 @@ class TotalVariation:
         self._normal = mean, scale
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Distance from the normals' mean, in their standard deviations; no map."""
+        """Return the distance from the normals' mean in standard deviations; no map."""
         mean, scale = fitted(self._normal, self.name)
         above = (_total_variation(images) - mean) / scale
         return BaselineScores(np.abs(above) if self.side == "two" else -above, None)
 
 
 def _total_variation(images: Tensor) -> NDArray[np.float64]:
-    """Mean absolute difference of neighbours, down and right together: (N,)."""
+    """Mean absolute difference of vertical and horizontal neighbours: (N,)."""
     check_images(images)
     wide = images.double()
     steps = [wide.diff(dim=dim).abs().flatten(1) for dim in (2, 3)]
@@ -77,7 +77,7 @@ class PCAReconstruction:
     Parameters
     ----------
     components : int
-        At most; fewer where `train` has fewer images or pixels.
+        Largest number; fewer if `train` has fewer images or pixels.
     """
 
     def __init__(self, components: int = 64) -> None:
@@ -92,7 +92,7 @@ class PCAReconstruction:
         self._pca = PCA(count, random_state=seed).fit(pixels)
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Mean squared difference from the projection; its map."""
+        """Return the mean squared difference from the projection, and its map."""
         pca: PCA = fitted(self._pca, self.name)
         pixels = _pixels(images)
         squares = np.square(pixels - pca.inverse_transform(pca.transform(pixels)))
@@ -106,7 +106,7 @@ def _pixels(images: Tensor) -> NDArray[np.float64]:
 
 
 class PixelNeighbours:
-    """Distance to the nearest training images (deep nearest neighbours without the deep part).
+    """Distance to the nearest training images (like deep nearest neighbours, on plain pixels).
 
     The mean over the k nearest is the score of DN2 (arXiv 2002.10445), here on 16x16 block means.
 
@@ -122,12 +122,12 @@ class PixelNeighbours:
         self._index: NearestNeighbors | None = None
 
     def fit(self, train: Tensor, validation: Tensor, seed: int) -> None:
-        """Remember `train`; see `Baseline.fit`."""
+        """Store `train`; see `Baseline.fit`."""
         count = min(self.k, len(train))
         self._index = NearestNeighbors(n_neighbors=count).fit(_thumbnails(train))
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Mean Euclidean distance to the k nearest; no map."""
+        """Return the mean Euclidean distance to the k nearest; no map."""
         index: NearestNeighbors = fitted(self._index, self.name)
         distances, _ = index.kneighbors(_thumbnails(images))
         return BaselineScores(np.asarray(distances.mean(1)), None)

@@ -1,4 +1,4 @@
-"""Baselines of a plain diffusion model: score norms at several levels, partial noise."""
+"""Baselines with a plain diffusion model: score norms at several levels, partial noise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from anomaly.errors import CalibrationError, ConfigError
 __all__ = ["DenoiserMSMA", "DenoiserReconstruction", "PlainDenoiser"]
 
 NOISE_TO_SIGNAL = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""``sigma / alpha`` of the levels whose score norms `DenoiserMSMA` sees."""
+"""``sigma / alpha`` of the levels whose score norms `DenoiserMSMA` uses."""
 
 MAP_NOISE_TO_SIGNAL = 0.25
 RECONSTRUCTION_NOISE_TO_SIGNAL = 1.0
@@ -44,8 +44,8 @@ class PlainDenoiser:
     r"""A diffusion model's denoiser with the trunk of `Encoder`, trained once for two baselines.
 
     Trained on the mean squared error of :math:`\varepsilon` over levels 1 to T, drawn uniformly
-    and stratified. The two ends teach nothing: at level 0 there is no noise to find, at T + 1
-    nothing else.
+    and stratified. The two end levels are omitted: level 0 has no noise, and level T + 1 only
+    noise.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class PlainDenoiser:
     widths, blocks, patch
         As in `EncoderSettings`.
     steps, batch_size : int
-        Adam's, all of them.
+        Steps of Adam, and their batch size.
     learning_rate : float
         As in `AutoEncoderReconstruction`.
     """
@@ -75,9 +75,10 @@ class PlainDenoiser:
         self._trained: tuple[tuple[int, str], nn.Module] | None = None
 
     def fit(self, train: Tensor, seed: int) -> nn.Module:
-        """Return the denoiser ``(x_t, t) -> eps_hat`` of these images and this seed.
+        """Return the denoiser ``(x_t, t) -> eps_hat`` trained on these images with this seed.
 
-        Trained on the first call; a call with the same images and seed returns the same network.
+        It is trained on the first call; a call with the same images and seed returns the same
+        network.
 
         Raises
         ------
@@ -104,11 +105,11 @@ class PlainDenoiser:
 
 
 class _Denoiser(nn.Module):
-    r"""``(x_t, t) -> eps_hat``: down with the stages of an `Encoder`, up with those of another.
+    r"""``(x_t, t) -> eps_hat``, with the stages of one `Encoder` down and of another up.
 
-    The last layer gives :math:`v = \alpha \varepsilon - \sigma x_0` (Salimans & Ho 2022, arXiv
+    The last layer predicts :math:`v = \alpha \varepsilon - \sigma x_0` (Salimans & Ho 2022, arXiv
     2202.00512), so that :math:`\hat\varepsilon = \sigma x_t + \alpha v`: the network need not copy
-    pure noise from input to output. An `Encoder` has the same in its head.
+    pure noise from input to output. The head of an `Encoder` has the same property.
     """
 
     embedding: Tensor
@@ -136,7 +137,7 @@ class _Denoiser(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Where to look whether the network lives."""
+        """Parts to examine for dead ones."""
         down = {f"down {i}": stage for i, stage in enumerate(self.stages, start=1)}
         return {**down, **{f"up {i}": stage for i, stage in enumerate(self.up_stages, start=1)}}
 
@@ -158,20 +159,20 @@ class _Denoiser(nn.Module):
 
 
 def _place(h: Tensor) -> Tensor:
-    """Row and column in [-1, 1], the two channels that an `Encoder`'s stem wants: (B, 2, H, W)."""
+    """Row and column in [-1, 1], the two extra channels of an `Encoder`'s stem: (B, 2, H, W)."""
     axes = [torch.linspace(-1, 1, n, device=h.device, dtype=h.dtype) for n in h.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(h), -1, -1, -1)
 
 
 class DenoiserMSMA:
-    """Size of the estimated noise at several levels, under a density fitted on normals.
+    """Density of the norms of the estimated noise at several levels, fitted on normals.
 
-    MSMA (Mahmood et al. 2021, arXiv 2010.13132). As theirs, except that images are noised to each
-    level before the network sees them, as it was trained, and that the density over the logarithms
-    is one Gaussian with Ledoit-Wolf shrinkage, after each is standardised.
+    MSMA (Mahmood et al. 2021, arXiv 2010.13132) with two differences: images are noised to each
+    level before the network is applied, as in training, and the density over the standardised
+    logarithms is one Gaussian with Ledoit-Wolf shrinkage.
 
     The map is the plain denoiser's residual ``(x_0 - E[x_0 | x_t])^2`` in one step from
-    ``sigma / alpha = 0.25``; MSMA itself makes none, and the score is not its mean.
+    ``sigma / alpha = 0.25``; MSMA itself has no map, and the score is not the mean of this one.
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ class DenoiserMSMA:
         self._model: tuple[nn.Module, int, StandardScaler, LedoitWolf] | None = None
 
     def fit(self, train: Tensor, validation: Tensor, seed: int) -> None:
-        """Train the denoiser unless it is, and fit the density on `validation`.
+        """Train the denoiser if necessary, and fit the density on `validation`.
 
         Raises
         ------
@@ -201,57 +202,57 @@ class DenoiserMSMA:
                 f"{len(validation)} normal scans to fit {self.name} on: expected at least 10"
             )
         network = self.denoiser.fit(train, seed)
-        norms, _ = self._look(network, validation, seed)
+        norms, _ = self._observe(network, validation, seed)
         scaler = StandardScaler().fit(np.log(norms))
         density = LedoitWolf().fit(scaler.transform(np.log(norms)))
         self._model = network, seed, scaler, density
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Mahalanobis distance of the logarithms of the score norms; residual map."""
+        """Return the Mahalanobis distance of the log score norms, and the residual map."""
         network, seed, scaler, density = fitted(self._model, self.name)
-        norms, residual = self._look(network, images, seed)
+        norms, residual = self._observe(network, images, seed)
         squares = density.mahalanobis(scaler.transform(np.log(norms)))
         return BaselineScores(np.sqrt(squares), np.square(residual))
 
-    def _ladder(self) -> list[int]:
-        # A short schedule has one level near several of the ratios.
+    def _norm_levels(self) -> list[int]:
+        # In a short schedule the same level may be nearest to several ratios.
         return sorted({self.denoiser.levels.nearest(ratio) for ratio in NOISE_TO_SIGNAL})
 
-    def _look(
+    def _observe(
         self, network: nn.Module, images: Tensor, seed: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Score norms (N, L), and the signed residual (N, S, S), means over the draws."""
+        """Score norms (N, L) and signed residual (N, S, S), averaged over the draws."""
         check_images(images)
 
-        def look(x_0: Tensor) -> tuple[Tensor, Tensor]:
+        def observe_batch(x_0: Tensor) -> tuple[Tensor, Tensor]:
             streams = [seeded_generator(seed, 1 + draw) for draw in range(self.draws)]
-            draws = [self._look_once(network, x_0, stream) for stream in streams]
+            draws = [self._observe_once(network, x_0, stream) for stream in streams]
             norms, residuals = zip(*draws, strict=True)
             return torch.stack(norms).mean(0), torch.stack(residuals).mean(0)
 
-        norms, residual = batchwise(look, network, images)
+        norms, residual = batchwise(observe_batch, network, images)
         return norms.astype(np.float64), residual
 
-    def _look_once(
+    def _observe_once(
         self, network: nn.Module, x_0: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Score norms (B, L) and signed residual (B, S, S) for one draw of the noise."""
+        """Score norms (B, L) and signed residual (B, S, S) for one noise draw."""
         levels = self.denoiser.levels
-        shown = levels.nearest(MAP_NOISE_TO_SIGNAL)
+        map_level = levels.nearest(MAP_NOISE_TO_SIGNAL)
         norms, residual = [], torch.zeros_like(x_0)
-        for index in self._ladder():
+        for index in self._norm_levels():
             t = torch.full((len(x_0),), index, device=x_0.device)
             eps = torch.randn(x_0.shape[1:], generator=generator).to(x_0).expand_as(x_0)
             x_t = levels.perturb(x_0, t, eps)
             eps_hat = network(x_t, t)
             norms.append(eps_hat.square().flatten(1).mean(1))
-            if index == shown:
+            if index == map_level:
                 residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
         return torch.stack(norms, 1), residual[:, 0]
 
 
 class DenoiserReconstruction:
-    """Noise an image to ``sigma / alpha = 1``, denoise it and look at what changed.
+    """Difference of an image from itself after noising to ``sigma / alpha = 1`` and denoising.
 
     Like AnoDDPM (Wyatt et al. 2022, CVPR workshops) with Gaussian instead of simplex noise, and
     ten deterministic steps (DDIM, Song et al. 2021), evenly spread over the levels.
@@ -267,11 +268,11 @@ class DenoiserReconstruction:
         self._model: tuple[nn.Module, int] | None = None
 
     def fit(self, train: Tensor, validation: Tensor, seed: int) -> None:
-        """Train the denoiser unless it is; see `Baseline.fit`."""
+        """Train the denoiser if necessary; see `Baseline.fit`."""
         self._model = self.denoiser.fit(train, seed), seed
 
     def score(self, images: Tensor) -> BaselineScores:
-        """Mean squared difference from the denoised image; its map."""
+        """Return the mean squared difference from the denoised image, and its map."""
         network, seed = fitted(self._model, self.name)
         eps = torch.randn(images.shape[1:], generator=seeded_generator(seed, 0))
         return reconstruction_scores(
@@ -280,9 +281,9 @@ class DenoiserReconstruction:
 
     def _reconstruct(self, network: nn.Module, x_0: Tensor, eps: Tensor) -> Tensor:
         levels = self.denoiser.levels
-        ladder = _ladder_down(levels.nearest(RECONSTRUCTION_NOISE_TO_SIGNAL), RECONSTRUCTION_STEPS)
-        x = levels.perturb(x_0, torch.full((len(x_0),), ladder[0]), eps)
-        for start, end in pairwise(ladder):
+        visited = _levels_down(levels.nearest(RECONSTRUCTION_NOISE_TO_SIGNAL), RECONSTRUCTION_STEPS)
+        x = levels.perturb(x_0, torch.full((len(x_0),), visited[0]), eps)
+        for start, end in pairwise(visited):
             t = torch.full((len(x),), start, device=x.device)
             x_hat = clean_estimate(x, network(x, t), t, levels).clamp(-1, 1)
             eps_hat = (x - levels.alpha_at(t, x) * x_hat) / levels.sigma_at(t, x)
@@ -290,7 +291,7 @@ class DenoiserReconstruction:
         return x
 
 
-def _ladder_down(top: int, steps: int) -> list[int]:
+def _levels_down(top: int, steps: int) -> list[int]:
     """Levels from `top` down to clean, evenly spread over at most `steps` steps."""
     steps = min(steps, top)
     return [round(top * (steps - i) / steps) for i in range(steps + 1)]

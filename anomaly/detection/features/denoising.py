@@ -1,4 +1,4 @@
-"""Groups of the predicted noise: its size, and its error, at each noise level."""
+"""Feature groups of the predicted noise: its norm and its error at each noise level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["RESIDUAL", "SCORE_NORM", "level_names"]
 
 
 def level_names(settings: FeatureSettings) -> tuple[str, ...]:
-    """Names of the noise levels, as columns carry them."""
+    """Names of the noise levels, as used in column names."""
     return tuple(f"{ratio:g}" for ratio in settings.noise_to_signal)
 
 

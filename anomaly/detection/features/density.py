@@ -1,4 +1,4 @@
-"""Groups of the one-pass density: likelihood, its profile, the posterior of the noise level."""
+"""Feature groups of the one-pass density: likelihood, its profile, posterior of the noise level."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""A feature group: a name, its columns, and how they are computed from one of three sources.
+"""Feature groups: a name, columns, and their computation from one of three sources.
 
 ::
 
-    DrawGroup      a noise draw             once a draw, then averaged over draws
+    DrawGroup      a noise draw             once per draw, then averaged over draws
     ScanGroup      images and residual maps once
     EvidenceGroup  the heatmap              once the heatmap model is fitted
 
-To add one, make an object of one of these and register it (`anomaly.detection.features.registry`).
+To add a group, create an object of one of these classes and register it
+(`anomaly.detection.features.registry`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NoiseDraw:
-    """What the network makes of N images under one draw of noise.
+    """Network outputs for N images under one noise draw.
 
     Attributes
     ----------
@@ -45,7 +46,7 @@ class NoiseDraw:
         Mean square of the predicted noise, and of its error, at each of the L levels of
         `FeatureSettings.noise_to_signal`.
     dims : int
-        Values of an image.
+        Pixel values per image.
     grey_levels : int
         Grey values of an image, for bits/dim.
     last_level : int
@@ -63,7 +64,7 @@ class NoiseDraw:
 
 @dataclass(frozen=True)
 class ObservedScans:
-    """N images, and what is known of them once all noise draws are done.
+    """N images with the results of all noise draws.
 
     Attributes
     ----------
@@ -72,9 +73,9 @@ class ObservedScans:
         Mean over channels.
     grey_levels : int
     residuals : ndarray (N, L, H, W) float32
-        Signed residual maps, one a level.
+        Signed residual maps, one per level.
     shifts : ndarray (N, 2) float64
-        Where the anatomy lies (`anomaly.detection.placement.displacements`).
+        Displacement of the anatomy (`anomaly.detection.placement.displacements`).
     settings : FeatureSettings
     drawn : mapping of str to ndarray (N, F) float64
         Features of the draw groups.
@@ -91,18 +92,18 @@ class ObservedScans:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """What every group has.
+    """Common fields of all groups.
 
     Attributes
     ----------
     name : str
-        By which settings name it; begins the names of its columns.
+        Name in settings, and prefix of its column names.
     columns : callable
         ``columns(settings)``: names of its F features, in order.
     one_sided : bool
-        Its features are distances already: only large values are unusual.
+        Whether its features are distances, so that only large values are unusual.
     reported : bool
-        They stand in tables and reports, one by one.
+        Whether tables and reports show its features one by one.
     """
 
     name: str
@@ -113,7 +114,7 @@ class _Group:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawGroup(_Group):
-    """A group that each draw of noise gives anew; its features are means over the draws.
+    """A group computed for each noise draw; its features are means over the draws.
 
     Attributes
     ----------
@@ -126,7 +127,7 @@ class DrawGroup(_Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanGroup(_Group):
-    """A group of images and residual maps.
+    """A group computed from images and residual maps.
 
     Attributes
     ----------
@@ -139,7 +140,7 @@ class ScanGroup(_Group):
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceGroup(_Group):
-    """A group of the heatmap.
+    """A group computed from the heatmap.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Groups by octave and by place: of the residual maps, and of the image itself."""
+"""Feature groups by octave and by place: of the residual maps, and of the image itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OCTAVE = ScanGroup(
     ),
     compute=_octave,
 )
-# With a number a place, these are too many to be reported one by one.
+# One feature per cell is too many to report one by one.
 ENERGY = ScanGroup(
     name="energy",
     columns=lambda settings: tuple(

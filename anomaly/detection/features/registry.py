@@ -1,4 +1,4 @@
-"""The registry of feature groups, in the order of the detector's columns."""
+"""Registry of feature groups, in the order of the detector's columns."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ GROUPS: dict[str, FeatureGroup] = {
 
 
 def register_group(group: FeatureGroup) -> None:
-    """Add a group behind the others, so that settings may name it.
+    """Append a group to the registry, so that settings can use its name.
 
     Raises
     ------
     ConfigError
-        If there is one of that name.
+        If the name exists already.
     """
     if group.name in GROUPS:
         raise ConfigError(f"there is a feature group {group.name!r} already: give it another name")

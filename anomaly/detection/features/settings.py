@@ -1,4 +1,4 @@
-"""Which noise levels are looked at, how often, and on which grid of places."""
+"""Settings of the features: noise levels, noise draws, grid of cells."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["FeatureSettings"]
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """Which levels are looked at, and how often.
+    """Settings of the features.
 
     Attributes
     ----------
     noise_to_signal : tuple of float
-        ``sigma / alpha`` of the levels for score norms and residuals, rising.
+        ``sigma / alpha`` of the levels for score norms and residuals, ascending.
     map_range : tuple of float
-        The heatmap looks at levels with ``sigma / alpha`` within this: below it they show texture
-        noise, above it how one patient differs from another.
+        Range of ``sigma / alpha`` of the levels that the heatmap uses: lower levels show texture
+        noise, higher ones differences between patients.
     draws : int
-        Noise draws averaged; an even number lets every draw meet its negative.
+        Number of noise draws averaged; with an even number every draw has its negative.
     grid : int
-        Cells a side of the coarse grid.
+        Cells per side of the coarse grid.
     border : int
-        Cells of it left out on every side.
+        Number of cells excluded on every side.
     bands : int
         Octave bands of the image itself.
     precision : {"float32", "bfloat16"}
-        Of the network's layers; a detector is fitted and calibrated at the one it scores with.
+        Precision of the network's layers; fitting, calibration and scoring use the same.
     seed : int
     """
 
@@ -45,16 +45,16 @@ class FeatureSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an empty or unordered ladder."""
-        ladder = self.noise_to_signal
-        if not ladder or any(a >= b for a, b in pairwise(ladder)):
-            raise ConfigError(f"features.noise_to_signal is {ladder}: expected rising values")
-        if ladder[0] <= 0:
-            raise ConfigError(f"features.noise_to_signal starts at {ladder[0]}: expected > 0")
+        """Refuse empty or unordered levels, and counts out of range."""
+        ratios = self.noise_to_signal
+        if not ratios or any(a >= b for a, b in pairwise(ratios)):
+            raise ConfigError(f"features.noise_to_signal is {ratios}: expected rising values")
+        if ratios[0] <= 0:
+            raise ConfigError(f"features.noise_to_signal starts at {ratios[0]}: expected > 0")
         if not any(self.in_map):
             raise ConfigError(
                 f"features.map_range is {self.map_range}: expected a range that holds one of the "
-                f"levels {ladder}"
+                f"levels {ratios}"
             )
         for name in ("draws", "grid", "bands"):
             if getattr(self, name) < 1:
@@ -68,6 +68,6 @@ class FeatureSettings:
 
     @property
     def in_map(self) -> tuple[bool, ...]:
-        """Whether each level of `noise_to_signal` is one that the heatmap looks at."""
+        """Whether the heatmap uses each level of `noise_to_signal`."""
         low, high = self.map_range
         return tuple(low <= ratio <= high for ratio in self.noise_to_signal)

@@ -1,7 +1,7 @@
 """Kinds of detectors: densities over standardised features, one file each.
 
-All are scikit-learn's estimators, kept as plain arrays. Two-sided by nature: an image that is *too
-likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
+All use estimators of scikit-learn, stored as plain arrays. They are two-sided: an image that is
+*too likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
 """
 
 from anomaly.detection.kinds.base import Density, KindSettings, Normals

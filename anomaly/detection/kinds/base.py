@@ -1,8 +1,8 @@
-"""What a kind of detector is: settings, and a density fitted on standardised features of normals.
+"""Interface of a kind: settings, and a density fitted on standardised features of normals.
 
 ::
 
-    KindSettings   which features, and what the kind needs to know; one class a kind
+    KindSettings   features and parameters; one class per kind
     Density        fit(normals, settings), score(z), arrays(), from_arrays(arrays)
 
 To add a kind, write both classes and register them (`anomaly.detection.kinds.registry`).
@@ -25,18 +25,18 @@ Array: TypeAlias = NDArray[np.float64]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 FOLDS = 5
-"""Parts of the normals, where something is judged by normals that did not take part in it."""
+"""Folds of the normals, for statistics of normals that were not used in the fit."""
 
 
 def fold_of(scans: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Fold 0 ... FOLDS - 1 of every row; rows of one scan share it."""
+    """Return the fold, 0 ... FOLDS - 1, of every row; rows of the same scan share it."""
     _, position = np.unique(scans, return_inverse=True)
     return np.asarray(position % FOLDS, dtype=np.intp)
 
 
 @dataclass(frozen=True)
 class Normals:
-    """Standardised features of the normal scans that a density is fitted on.
+    """Standardised features of normal scans, to fit a density on.
 
     Attributes
     ----------
@@ -57,13 +57,13 @@ class Normals:
 
     @property
     def judged(self) -> Array:
-        """Features as a detector judges them: one-sided where they are, (N, F) float64."""
+        """Features as used in scores, with one-sided ones clipped at 0: (N, F) float64."""
         return np.where(self.one_sided, np.maximum(self.z, 0), self.z)
 
 
 @dataclass(frozen=True)
 class KindSettings:
-    """Which features a detector looks at; each kind adds its own.
+    """Features of a detector; each kind adds its own settings.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class KindSettings:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be fitted."""
+        """Refuse settings without features."""
         if not self.use:
             raise ConfigError(
                 "detector.candidates use is empty: expected groups or names of features"
@@ -84,29 +84,30 @@ class KindSettings:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Everything that it looks at, by name or group."""
+        """All features used, by name or group."""
         return self.use
 
     @property
     def guard(self) -> tuple[str, ...]:
-        """Features that have a say only where they are off the charts, by name or group."""
+        """Features that contribute only if they are extreme, by name or group."""
         return ()
 
     @property
     def details(self) -> str:
-        """What tables say of it beside kind and features."""
+        """Parameters shown in tables beside kind and features."""
         return ""
 
     def __str__(self) -> str:
-        """Name for tables."""
+        """Return the name for tables."""
         return f"{self.kind}{self.details} over {' + '.join(self.use)}"
 
     def need_positive(self, *names: str) -> None:
-        """Refuse numbers below 1.
+        """Check that settings are at least 1.
 
         Raises
         ------
         ConfigError
+            If one is below 1.
         """
         for name in names:
             if getattr(self, name) < 1:
@@ -119,7 +120,7 @@ class Density(Protocol):
     """A fitted density over standardised features."""
 
     counts_below: ClassVar[bool]
-    """Where all features are one-sided and below their means, the largest of them is the score."""
+    """If all features are one-sided and below their means, the largest of them is the score."""
 
     @classmethod
     def fit(cls, normals: Normals, settings: Any) -> Self:
@@ -131,10 +132,10 @@ class Density(Protocol):
         ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything it knows, of any dtype."""
+        """Return the complete state, with any dtypes."""
         ...
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         ...

@@ -1,4 +1,4 @@
-"""A ``ledoit_wolf`` distance for every block of features, from which two kinds are made."""
+"""A ``ledoit_wolf`` distance for every block of features, used by two kinds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Blocks:
     Attributes
     ----------
     group : ndarray (F,) float64
-        Number of the block of every feature, from 0.
+        Number of every feature's block, from 0.
     precision : ndarray (F, F) float64
-        Block by block that of its features.
+        Block-diagonal: the precision of each block's features.
     """
 
     group: Array
@@ -40,11 +40,13 @@ class Blocks:
     @staticmethod
     def held_out(normals: Normals, group: NDArray[np.intp]) -> Array:
         """Distances (G, N) of normals, each from densities fitted without its fold."""
-        fold, judged = fold_of(normals.scans), normals.judged
-        away = np.empty((group.max() + 1, len(normals.z)))
-        for out in (fold == f for f in range(FOLDS)):
-            away[:, out] = Blocks.fit(normals.z[~out], group).distances(judged[out])
-        return away
+        fold = fold_of(normals.scans)
+        result = np.empty((group.max() + 1, len(normals.z)))
+        for number in range(FOLDS):
+            out = fold == number
+            blocks = Blocks.fit(normals.z[~out], group)
+            result[:, out] = blocks.distances(normals.judged[out])
+        return result
 
     def distances(self, z: Array) -> Array:
         """Distances (G, N) of standardised features (N, F)."""
@@ -55,5 +57,5 @@ class Blocks:
         return np.stack(rows)
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {"group": self.group, "precision": self.precision}

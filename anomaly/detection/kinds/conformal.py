@@ -1,6 +1,6 @@
-r"""``conformal``: a distance a group of features, each a p-value, combined by Fisher.
+r"""``conformal``: p-values of a distance per feature group, combined by Fisher's method.
 
-Each distance is turned into a p-value by normals that its density was not fitted on, and
+Each distance is converted to a p-value using normals that its density was not fitted on;
 :math:`-2 \sum_g \log p_g` is the score.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["Conformal", "ConformalSettings"]
 
 @dataclass(frozen=True)
 class ConformalSettings(KindSettings):
-    """A distance a group of features, combined by p-values."""
+    """One distance per feature group, combined by p-values."""
 
     kind: Literal["conformal"] = "conformal"
 
@@ -31,9 +31,9 @@ class Conformal:
     Attributes
     ----------
     blocks : Blocks
-        One a group.
+        One block per group.
     normal : ndarray (G, N) float64
-        Rising: distances of normals from densities fitted without them.
+        Distances of normals from densities fitted without them, ascending.
     """
 
     blocks: Blocks
@@ -57,10 +57,10 @@ class Conformal:
         return total
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {**self.blocks.arrays(), "normal": self.normal}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Conformal:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         return cls(Blocks(arrays["group"], arrays["precision"]), arrays["normal"])

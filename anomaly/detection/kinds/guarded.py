@@ -1,9 +1,8 @@
-"""``guarded``: a distance over the features in use, and one over those on guard.
+"""``guarded``: a distance over the main features, and one over guard features.
 
-Each is in standard deviations of its logarithm beyond the 99 % quantile of normals that it was not
-fitted on. The score is that of the features in use; the guard has a say only where it is beyond its
-quantile and further than they are: an image off the charts there is abnormal, however the rest of
-it looks.
+Each is measured in standard deviations of its logarithm beyond the 99 % quantile of normals that it
+was not fitted on. The score is that of the main features, unless the guard is beyond its quantile
+and larger: an image that is extreme in the guard features is abnormal, whatever the others show.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from anomaly.errors import ConfigError
 __all__ = ["Guarded", "GuardedSettings"]
 
 GUARD = 0.99
-"""Share of normals on which a guard stays silent."""
+"""Share of normals for which the guard does not contribute."""
 
 
 @dataclass(frozen=True)
 class GuardedSettings(KindSettings):
-    """A distance, and a guard.
+    """A distance with a guard.
 
     Attributes
     ----------
     guard : tuple of str
-        Features on guard, by name or by group.
+        Guard features, by name or by group.
     """
 
     kind: Literal["guarded"] = "guarded"
     guard: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be fitted."""
+        """Refuse settings without guard features."""
         super().__post_init__()
         if not self.guard:
             raise ConfigError(
@@ -47,26 +46,26 @@ class GuardedSettings(KindSettings):
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Everything that it looks at, by name or group."""
+        """All features used, by name or group."""
         return self.use + self.guard
 
     def __str__(self) -> str:
-        """Name for tables."""
+        """Return the name for tables."""
         return f"{super().__str__()}, guard {' + '.join(self.guard)}"
 
 
 @dataclass(frozen=True)
 class Guarded:
-    """Fitted distances, and what is usual among normals.
+    """Fitted distances, and statistics of normals.
 
     Attributes
     ----------
     blocks : Blocks
-        Block 1, where there is one, is the guard.
+        Block 1, if there is one, is the guard.
     spread : ndarray (G,) float64
-        Deviation of the normals' log distances, from densities without them.
+        Standard deviation of the normals' log distances, from densities fitted without them.
     limit : ndarray (G,) float64
-        Their quantile `GUARD`.
+        Quantile `GUARD` of these log distances.
     """
 
     blocks: Blocks
@@ -78,31 +77,31 @@ class Guarded:
     @classmethod
     def fit(cls, normals: Normals, settings: GuardedSettings) -> Guarded:
         """Fit on normal scans."""
-        named = zip(normals.names, normals.groups, strict=True)
-        group = np.array([not {*both}.isdisjoint(settings.guard) for both in named])
-        group = group.astype(np.intp)
-        normal = _log(Blocks.held_out(normals, group))
+        columns = zip(normals.names, normals.groups, strict=True)
+        in_guard = [name in settings.guard or group in settings.guard for name, group in columns]
+        block = np.array(in_guard).astype(np.intp)
+        normal = _log(Blocks.held_out(normals, block))
         limit = np.quantile(normal, GUARD, axis=1)
-        return cls(Blocks.fit(normals.z, group), normal.std(1), limit)
+        return cls(Blocks.fit(normals.z, block), normal.std(1), limit)
 
     def score(self, z: Array) -> Array:
         """Anomaly scores (N,) of standardised features (N, F)."""
         beyond = (_log(self.blocks.distances(z)) - self.limit[:, None]) / self.spread[:, None]
-        # Both on one scale, on which 0 is the limit; below it the guard is silent.
+        # Both have the same scale, with the limit at 0; below it the guard does not contribute.
         guards = np.where(beyond[1:] > 0, beyond[1:], -np.inf)
         return np.asarray(np.maximum(beyond[0], guards.max(0, initial=-np.inf)))
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {**self.blocks.arrays(), "spread": self.spread, "limit": self.limit}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Guarded:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         blocks = Blocks(arrays["group"], arrays["precision"])
         return cls(blocks, arrays["spread"], arrays["limit"])
 
 
 def _log(distances: Array) -> Array:
-    """Logarithm; below a thousandth of a normal's usual distance, 1, nothing is more normal."""
+    """Logarithm, with distances clipped at a thousandth of the typical distance of a normal, 1."""
     return np.asarray(np.log(np.maximum(distances, 1e-3)))

@@ -1,4 +1,4 @@
-r"""``ledoit_wolf``: :math:`\sqrt{z^\top \Sigma^{-1} z / F}`, the Ledoit-Wolf shrunk covariance."""
+r"""``ledoit_wolf``: :math:`\sqrt{z^\top \Sigma^{-1} z / F}` with Ledoit-Wolf shrunk covariance."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["LedoitWolf", "LedoitWolfSettings", "distances", "shrunk_precision"]
 
 @dataclass(frozen=True)
 class LedoitWolfSettings(KindSettings):
-    """A distance over all features in use."""
+    """A distance over all features."""
 
     kind: Literal["ledoit_wolf"] = "ledoit_wolf"
 
 
 def shrunk_precision(z: Array) -> Array:
     """Inverse (F, F) of the shrunk covariance of standardised features (N, F)."""
-    from sklearn.covariance import LedoitWolf as Estimator  # a second to import, for fitting alone
+    # Takes a second to import; needed only for fitting.
+    from sklearn.covariance import LedoitWolf as Estimator
 
     return np.asarray(Estimator(assume_centered=True).fit(z).get_precision())
 
@@ -55,10 +56,10 @@ class LedoitWolf:
         return distances(z, self.precision)
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {"precision": self.precision}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> LedoitWolf:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         return cls(arrays["precision"])

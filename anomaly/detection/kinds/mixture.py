@@ -1,4 +1,4 @@
-"""``mixture``: minus the log density of a Gaussian mixture over whitened principal components."""
+"""``mixture``: negative log density of a Gaussian mixture over whitened principal components."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MixtureSettings(KindSettings):
     Attributes
     ----------
     components : int
-        Principal components; fewer where there are fewer features or scans.
+        Principal components; fewer if there are fewer features or scans.
     clusters : int
-        Gaussians.
+        Number of Gaussians.
     """
 
     kind: Literal["mixture"] = "mixture"
@@ -31,13 +31,13 @@ class MixtureSettings(KindSettings):
     clusters: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be fitted."""
+        """Refuse counts below 1."""
         super().__post_init__()
         self.need_positive("components", "clusters")
 
     @property
     def details(self) -> str:
-        """What tables say of it beside kind and features."""
+        """Parameters shown in tables beside kind and features."""
         return f" ({self.clusters} clusters, {self.components} components)"
 
 
@@ -64,10 +64,11 @@ class Mixture:
     @classmethod
     def fit(cls, normals: Normals, settings: MixtureSettings) -> Mixture:
         """Fit on normal scans."""
-        from sklearn.mixture import GaussianMixture  # a second to import, for fitting alone
+        # Takes a second to import; needed only for fitting.
+        from sklearn.mixture import GaussianMixture
 
         matrix = whitening(normals.z, settings.components)
-        # Whitened components have variance 1; a twentieth of it keeps a small cluster's
+        # Whitened components have variance 1; adding a twentieth of it keeps a small cluster's
         # covariance from collapsing onto its few scans.
         mixture = GaussianMixture(settings.clusters, reg_covar=0.05, random_state=0)
         mixture.fit(normals.z @ matrix)
@@ -78,14 +79,14 @@ class Mixture:
         white = z @ self.whitening
         logs = []
         for weight, mean, root in zip(self.weights, self.means, self.roots, strict=True):
-            away = (white - mean) @ root
+            standardised = (white - mean) @ root
             log_root = np.log(np.diag(root)).sum()
-            logs.append(np.log(weight) + log_root - 0.5 * np.square(away).sum(1))
+            logs.append(np.log(weight) + log_root - 0.5 * np.square(standardised).sum(1))
         constant = 0.5 * white.shape[1] * np.log(2 * np.pi)
         return np.asarray(constant - logsumexp(logs, axis=0))
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {
             "whitening": self.whitening,
             "weights": self.weights,
@@ -95,5 +96,5 @@ class Mixture:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Mixture:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         return cls(**arrays)

@@ -21,7 +21,7 @@ class NeighboursSettings(KindSettings):
     Attributes
     ----------
     components : int
-        Principal components; fewer where there are fewer features or scans.
+        Principal components; fewer if there are fewer features or scans.
     neighbours : int
         The k.
     """
@@ -31,19 +31,19 @@ class NeighboursSettings(KindSettings):
     neighbours: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be fitted."""
+        """Refuse counts below 1."""
         super().__post_init__()
         self.need_positive("components", "neighbours")
 
     @property
     def details(self) -> str:
-        """What tables say of it beside kind and features."""
+        """Parameters shown in tables beside kind and features."""
         return f" (k = {self.neighbours}, {self.components} components)"
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The normals, to measure distances to.
+    """Stored normals, for distances to them.
 
     Attributes
     ----------
@@ -67,15 +67,15 @@ class Neighbours:
 
     def score(self, z: Array) -> Array:
         """Anomaly scores (N,) of standardised features (N, F)."""
-        away = cdist(z @ self.whitening, self.points)
+        distances = cdist(z @ self.whitening, self.points)
         k = int(self.k) - 1
-        return np.asarray(np.partition(away, k, axis=1)[:, k])
+        return np.asarray(np.partition(distances, k, axis=1)[:, k])
 
     def arrays(self) -> dict[str, Array]:
-        """Everything it knows."""
+        """Return the complete state."""
         return {"whitening": self.whitening, "points": self.points, "k": self.k}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Neighbours:
-        """Rebuild what `arrays` took apart."""
+        """Restore a density from its `arrays`."""
         return cls(**arrays)

@@ -1,4 +1,4 @@
-"""The registry of detector kinds: by name, the settings and the density of each."""
+"""Registry of detector kinds: settings and density by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["KINDS", "DetectorKind", "kind_of", "register_kind"]
 
 
 class DetectorKind(NamedTuple):
-    """The two classes of a kind: what settings name, and what is fitted."""
+    """The two classes of a kind: its settings and its density."""
 
     settings: type[KindSettings]
     density: type[Density]
@@ -32,12 +32,12 @@ KINDS: dict[str, DetectorKind] = {
 
 
 def register_kind(settings: type[KindSettings], density: type[Density]) -> None:
-    """Add a kind, under the default of its settings' ``kind``, so that settings may name it.
+    """Register a kind under the default of its settings' ``kind``.
 
     Raises
     ------
     ConfigError
-        If there is one of that name.
+        If the name exists already.
     """
     name = settings.kind
     if name in KINDS:
@@ -46,7 +46,7 @@ def register_kind(settings: type[KindSettings], density: type[Density]) -> None:
 
 
 def kind_of(name: str) -> DetectorKind:
-    """Return the kind of a name.
+    """Return the kind with a given name.
 
     Raises
     ------
