@@ -24,7 +24,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, DataSettings, ResultsSettings, write_config
-from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.loaders import Deal, step_batches
 from anomaly.data.images.network_images import ImageReader, framed_images, network_images
 from anomaly.data.table.gate import Gate
 from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
@@ -266,9 +266,8 @@ class _Training:
         }
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        if (
-            self.rank == 0
-        ):  # not before: a configuration that the checkpoint refuses changes nothing
+        # Not before: a configuration that the checkpoint refuses changes nothing.
+        if self.rank == 0:
             write_config(self.run.config, self.config)
         settings = self.config.training
         loader = step_batches(
@@ -276,12 +275,8 @@ class _Training:
             self.images.keys,
             self.config.augmentation,
             self.config.preprocessing,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            steps=range(start, settings.steps),
-            total=settings.steps,
-            rank=self.rank,
-            world=self.world,
+            range(start, settings.steps),
+            Deal(settings.batch_size, settings.seed, settings.steps, self.rank, self.world),
         )
         for batch, names in loader:
             yield Batch(batch, names)
