@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.cdm.density import bits_per_dim, log_density, predict_noise
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import SCHEDULES, NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
-from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
+from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.training.checkpoint import Metrics
 from anomaly.training.loop import Observers, TrainingFolder, fit
 from anomaly.training.settings import TrainingSettings

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
+from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.data.images.network_images import ImageReader
 from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.features import FeatureSettings

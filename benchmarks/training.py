@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from anomaly.cdm.loss import CDMLoss
-from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.loaders import Deal, step_batches
 from anomaly.store.bundle import read_bundle
 from anomaly.store.bundle_files import find_bundle
 from anomaly.training.loop import Observers, TrainingFolder, fit
@@ -60,10 +60,8 @@ def main() -> None:
             [""] * IMAGES,
             config.augmentation,
             config.preprocessing,
-            batch_size=BATCH,
-            seed=0,
-            steps=range(start, options.steps),
-            total=options.steps,
+            range(start, options.steps),
+            Deal(BATCH, seed=0, total=options.steps),
         )
         for images, keys in loader:
             yield Batch(images, keys)

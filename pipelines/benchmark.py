@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly.cdm.network import EncoderSettings
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.config import Config, load_config, override
 from anomaly.data.images.augmentation import RandomAugmentation
 from anomaly.data.images.network_images import framed_images, network_images

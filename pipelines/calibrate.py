@@ -62,20 +62,8 @@ def calibrate(
     reader = ImageReader(
         config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
     )
-    scored = []
-    with progress_bar(len(rows), "calibrating", "scan") as bar:
-        for _, item in Scorer(bundle, reader, device).score((0, row) for row in rows):
-            if not isinstance(item, ScoredScan):
-                row, error = item
-                raise CalibrationError(
-                    f"calibration scan {row.key} could not be read ({error.reason}): a scan left "
-                    "out would bend the false-alarm rate. Put it back as it was, or prepare a new "
-                    "run"
-                )
-            scored.append(item)
-            bar.update()
     calibrated = calibration_of(
-        scored,
+        _score_all(Scorer(bundle, reader, device), rows),
         config.alpha,
         manifest_hash=manifest.hash,
         under_nuisance=config.detector.calibrate_under_nuisance,
@@ -92,6 +80,23 @@ def calibrate(
     )
     run.record("calibrate", {"bundle_hash": written.hash, "scans": len(rows)})
     return written
+
+
+def _score_all(scorer: Scorer, rows: tuple[ManifestRow, ...]) -> list[ScoredScan]:
+    """Score scans, every one of them."""
+    scored = []
+    with progress_bar(len(rows), "calibrating", "scan") as bar:
+        for _, item in scorer.score((0, row) for row in rows):
+            if not isinstance(item, ScoredScan):
+                row, error = item
+                raise CalibrationError(
+                    f"calibration scan {row.key} could not be read ({error.reason}): a scan left "
+                    "out would bend the false-alarm rate. Put it back as it was, or prepare a new "
+                    "run"
+                )
+            scored.append(item)
+            bar.update()
+    return scored
 
 
 def at_known_rate(config: Config, bundle_folder: Path) -> Config:

@@ -60,10 +60,7 @@ def score_on_ray(
     )
     started = not ray.is_initialized()
     if started:
-        os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
-        # Reading and dealing out take a processor beside the actors.
-        here = {"num_cpus": actors + 1, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**({} if "RAY_ADDRESS" in os.environ else here), log_to_driver=False)
+        _start(ray, actors)
     try:
         numbers = ray.data.from_items(
             [{"shard": shard.index} for shard in job.shards], override_num_blocks=len(job.shards)
@@ -89,6 +86,14 @@ def score_on_ray(
             ray.shutdown()
     finish(run, job)
     return job.results
+
+
+def _start(ray: Any, actors: int) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one of this machine."""
+    os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
+    # Reading and dealing out take a processor beside the actors.
+    here = {"num_cpus": actors + 1, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else here), log_to_driver=False)
 
 
 class _Actor:

@@ -53,14 +53,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     alpha = provenance.alpha  # the one that the flags were raised at
     by_key = {row.key: row for row in manifest.select()}
     labelled = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
-    pairs = [(row, scan) for row, scan in labelled if not row.seen]
-    if not labelled:
-        raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
-    if not pairs:
-        raise AnomalyError(
-            f"all {len(labelled)} scored scans with a label took part in training or calibration: "
-            "figures need scans that the bundle has not seen"
-        )
+    pairs = _unseen(labelled)
     abnormal = np.array([scan.label != config.data.normal for _, scan in pairs])
     patients = [scan.patient for _, scan in pairs]
     scores = np.array([row.score for row, _ in pairs], dtype=np.float64)
@@ -94,6 +87,27 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
     _say(metrics)
     run.record("evaluate", {"auroc": metrics["auroc"]["value"]}, [run.metrics])
     return metrics
+
+
+def _unseen(
+    labelled: Sequence[tuple[ScoreRow, ManifestRow]],
+) -> list[tuple[ScoreRow, ManifestRow]]:
+    """Those of the scored scans with a label that the bundle has not seen.
+
+    Raises
+    ------
+    AnomalyError
+        If there are none.
+    """
+    if not labelled:
+        raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
+    pairs = [(row, scan) for row, scan in labelled if not row.seen]
+    if not pairs:
+        raise AnomalyError(
+            f"all {len(labelled)} scored scans with a label took part in training or calibration: "
+            "figures need scans that the bundle has not seen"
+        )
+    return pairs
 
 
 def _feature_aurocs(
@@ -177,6 +191,23 @@ def _say(metrics: dict[str, Any]) -> None:
             "left out of every figure: %d scans that took part in training or calibration",
             metrics["seen"],
         )
+    _say_images(metrics)
+    if "pixels" in metrics:
+        pixels = metrics["pixels"]
+        log.info(
+            "pixel AP            %.3f, %.1f times the lesion prevalence %.4f (%d scans)",
+            pixels["average_precision"],
+            pixels["ratio"],
+            pixels["prevalence"],
+            pixels["scans"],
+        )
+    log.info("AUROC of every single feature (one-sided; below 0.5 is inverted):")
+    for name, estimate in metrics["features"].items():
+        log.info("  %-20s %s", Public(name), Public(Estimate(**estimate)))
+    log.info("intervals are 95 %%, by patient for AUROC. %s", Public(NOTICE))
+
+
+def _say_images(metrics: dict[str, Any]) -> None:
     log.info("image AUROC         %s", Public(Estimate(**metrics["auroc"])))
     log.info(
         "average precision   %.3f (prevalence %.3f)",
@@ -195,16 +226,3 @@ def _say(metrics: dict[str, Any]) -> None:
     log.info(
         "  flagged too, as drawn  %s", Public(Rate(**metrics["normals_flagged_with_a_region"]))
     )
-    if "pixels" in metrics:
-        pixels = metrics["pixels"]
-        log.info(
-            "pixel AP            %.3f, %.1f times the lesion prevalence %.4f (%d scans)",
-            pixels["average_precision"],
-            pixels["ratio"],
-            pixels["prevalence"],
-            pixels["scans"],
-        )
-    log.info("AUROC of every single feature (one-sided; below 0.5 is inverted):")
-    for name, estimate in metrics["features"].items():
-        log.info("  %-20s %s", Public(name), Public(Estimate(**estimate)))
-    log.info("intervals are 95 %%, by patient for AUROC. %s", Public(NOTICE))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomaly.data.readers.dicom import IMAGE_CLASSES
+from anomaly.data.readers.dicom_header import IMAGE_CLASSES
 from anomaly.errors import AnomalyError, ArchiveError, ArchiveUnreachable, ConfigError
 from anomaly.logs import Public
 from anomaly.pacs.client.destinations import Destination

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +195,13 @@ def _say_splits(manifest: Manifest, config: Config) -> None:
             "two files, give data.patient_pattern, or one may be trained on and the other tested",
             alone,
         )
-    normals = Counter(row.split for row in rows if row.label == config.data.normal)
+    _warn_of_few_normals(
+        Counter(row.split for row in rows if row.label == config.data.normal), config
+    )
+
+
+def _warn_of_few_normals(normals: Mapping[str, int], config: Config) -> None:
+    """Warn of splits with too few normal scans for what they are for."""
     for split in ("train", "validation"):
         if not normals[split]:
             log.warning(
@@ -279,6 +285,16 @@ def scan_folder(
             Public(what),
             Public(", ".join(patterns)),
         )
+    _warn_of_stored_ranges(manifest, config)
+    reasons = Counter(row.reason for row in manifest.select(status="skipped"))
+    log.info("%d scans can be used", len(manifest.select()))
+    for reason, count in reasons.most_common():
+        log.info("%d not used: %s", count, Public(reason))
+    return manifest
+
+
+def _warn_of_stored_ranges(manifest: Manifest, config: Config) -> None:
+    """Warn where the same tissue may have another grey in another file."""
     policy = config.intensity
     if policy.window is None and policy.voi == "full":
         absolute = sum(row.modality in ("CT", "PT") for row in manifest.select())
@@ -288,8 +304,3 @@ def scan_folder(
                 "may have another grey in another file. Train with intensity.window, in HU for CT",
                 absolute,
             )
-    reasons = Counter(row.reason for row in manifest.select(status="skipped"))
-    log.info("%d scans can be used", len(manifest.select()))
-    for reason, count in reasons.most_common():
-        log.info("%d not used: %s", count, Public(reason))
-    return manifest

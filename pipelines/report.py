@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from anomaly.scoring.companions import Companions
 from anomaly.scoring.verdicts import OperatingPoint, matching_scores, scan_again
 from anomaly.store.bundle import Bundle, Calibrated, read_bundle
 from anomaly.store.results import Provenance, ScoreRow
+from anomaly.types import Scan
 from anomaly.version import __version__
 
 __all__ = ["ScoredRun", "report"]
@@ -182,7 +184,7 @@ def _case(
     scan = source.scans[row.key]
     evidence, note = _evidence(source.run, row)
     verdict = point.verdict(row, scan, evidence)
-    pixels, expected, look_alike, grey = None, None, None, ""
+    pictures = _Pictures()
     if row.map_part is None:
         shown = False  # its map was not to be kept: neither is its image shown
         note += " Its image is not shown either."
@@ -198,27 +200,44 @@ def _case(
     if shown:
         try:
             image = scan_again(source.config, scan)
-            display = image.display
-            pixels, grey = display(image.pixels), display.source
-            look_alike = companions.look_alike(image, verdict.scan.evidence)
-            if row.flagged and verdict.scan.evidence is not None:
-                healthy = companions.expected(image, verdict.scan.evidence)
-                expected = None if healthy is None else display(healthy)
+            place = verdict.scan.evidence
+            pictures = _pictures(companions, image, place, flagged=bool(row.flagged))
             note = " ".join([note, *(f"{remark}." for remark in image.notes)])
         except ScanError as error:
             note += f" The image can no longer be read ({error.reason}), so it is not shown."
     return ReportCase(
         verdict,
-        pixels,
+        pictures.pixels,
         view=scan.view,
         note=note.strip(),
         site=row.site,
-        expected=expected,
+        expected=pictures.expected,
         study=row.study,
-        look_alike=look_alike,
-        grey=grey,
+        look_alike=pictures.look_alike,
+        grey=pictures.grey,
         seen=row.seen,
     )
+
+
+class _Pictures(NamedTuple):
+    """A scan as displayed, what the model expected in its place, and a normal look-alike."""
+
+    pixels: NDArray[np.float32] | None = None
+    expected: NDArray[np.float32] | None = None
+    look_alike: NDArray[np.float32] | None = None
+    grey: str = ""
+
+
+def _pictures(
+    companions: Companions, image: Scan, evidence: NDArray[np.float32] | None, *, flagged: bool
+) -> _Pictures:
+    display = image.display
+    expected = None
+    look_alike = companions.look_alike(image, evidence)
+    if flagged and evidence is not None:
+        healthy = companions.expected(image, evidence)
+        expected = None if healthy is None else display(healthy)
+    return _Pictures(display(image.pixels), expected, look_alike, display.source)
 
 
 def _evidence(run: RunFolder, row: ScoreRow) -> tuple[NDArray[np.float32] | None, str]:

@@ -6,23 +6,15 @@ Alone, or on several devices by ``torchrun --nproc-per-node N -m anomaly train R
 from __future__ import annotations
 
 import logging
-import math
-import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from anomaly.cdm.density import grey_step
 from anomaly.cdm.gaussian import CosineGaussianCDM
@@ -31,9 +23,8 @@ from anomaly.cdm.intercepts import fit_intercepts
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, inverse_error_weights
 from anomaly.cdm.network import LevelClassifier, build_network
-from anomaly.cdm.sampling import sample
 from anomaly.config import Config, DataSettings, ResultsSettings, write_config
-from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.loaders import Deal, step_batches
 from anomaly.data.images.network_images import ImageReader, framed_images, network_images
 from anomaly.data.table.gate import Gate
 from anomaly.data.table.manifest import Manifest, ManifestRow, scan_marks
@@ -45,12 +36,13 @@ from anomaly.pipelines.run import RunFolder, stop_on_interrupt
 from anomaly.progress import progress_bar
 from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.training.board import Board, quiet_board
 from anomaly.training.checkpoint import Metrics
 from anomaly.training.detector_fit import ScanObserver, fit_detector
 from anomaly.training.loop import FitResult, Observers, TrainingFolder, fit
+from anomaly.training.samples import draw_samples, write_samples
 from anomaly.training.state import Batch
 from anomaly.training.validation import validation_metrics
-from anomaly.types import DRAWN_PNG
 
 __all__ = ["look_alikes", "processes", "train", "trained_bundle"]
 
@@ -132,38 +124,46 @@ def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.dev
         log.info("stopped at step %d; the same command resumes", result.step)
         return result
     if process_place()[0] == 0:
-        if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
-            log.warning("the bundle is made anew: calibrate it again")
-        write_config(run.config, config)  # it may be re-exported
         assert isinstance(result.network, LevelClassifier)
-        network = result.network
-        _fit_intercepts(network, images["train"], levels, config, FINAL_DRAWS)
-        reference = images["train"].mean(0)
-        log.info("fitting the detector")
-        observer = ScanObserver(network, levels, config, reference, device)
-        fitted = fit_detector(observer, normals["train"], normals["validation"])
-        seen = frozenset(
-            mark for rows in normals.values() for row in rows for mark in scan_marks(row)
-        )
-        bundle = write_bundle(
-            Bundle(
-                config,
-                levels,
-                network,
-                fitted.detector,
-                fitted.heatmap,
-                reference,
-                manifest.hash,
-                seen,
-                str(fitted.chosen),
-                fitted.margins,
-                look_alikes(normals["train"], images["train"], config),
-            ),
-            run.bundle,
-        )
+        observer = ScanObserver(result.network, levels, config, images["train"].mean(0), device)
+        bundle = _write_bundle(run, manifest.hash, observer, normals, images["train"])
         samples = run.path / "samples"
         run.record("train", {"bundle_hash": bundle.hash, "steps": result.step}, [samples])
     return result
+
+
+def _write_bundle(
+    run: RunFolder,
+    manifest_hash: str,
+    observer: ScanObserver,
+    normals: Mapping[str, tuple[ManifestRow, ...]],
+    images: Tensor,
+) -> Bundle:
+    """Fit the constants and the detector, and write the bundle; images are the training scans'."""
+    config, levels = observer.config, observer.levels
+    if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
+        log.warning("the bundle is made anew: calibrate it again")
+    write_config(run.config, config)  # it may be re-exported
+    _fit_intercepts(observer.network, images, levels, config, FINAL_DRAWS)
+    log.info("fitting the detector")
+    fitted = fit_detector(observer, normals["train"], normals["validation"])
+    seen = frozenset(mark for rows in normals.values() for row in rows for mark in scan_marks(row))
+    return write_bundle(
+        Bundle(
+            config,
+            levels,
+            observer.network,
+            fitted.detector,
+            fitted.heatmap,
+            observer.reference,
+            manifest_hash,
+            seen,
+            str(fitted.chosen),
+            fitted.margins,
+            look_alikes(normals["train"], images, config),
+        ),
+        run.bundle,
+    )
 
 
 def look_alikes(rows: Sequence[ManifestRow], images: Tensor, config: Config) -> LookAlikes | None:
@@ -231,14 +231,14 @@ class _Training:
         self.rank, self.world = process_place()
         weights = _level_weights(config, classifier)
         self.loss = CDMLoss(classifier, levels, config.training.ce_weight, weights).to(device)
-        self.board = _open_board(run.path / "tensorboard") if self.rank == 0 else None
+        self.board = Board(run.path / "tensorboard") if self.rank == 0 else None
         steps = config.training.steps
         self.bar = progress_bar(steps, "training", "step", hidden=self.rank != 0)
         self._first: tuple[int, float] | None = None
 
     def fit(self, manifest_hash: str) -> FitResult:
         """Train to the end, or until a signal; the table of scans is that of a hash."""
-        with stop_on_interrupt() as stop, self.bar, _quiet_board():
+        with stop_on_interrupt() as stop, self.bar, quiet_board():
             result = fit(
                 self.loss,
                 self._batches,
@@ -248,9 +248,7 @@ class _Training:
                 observers=Observers(self._validate, self._on_metrics, self._on_step, stop),
             )
         if self.board is not None:
-            with writing(self.run.path / "tensorboard"):
-                self.board.close()
-                _remove_host_names(self.run.path / "tensorboard")
+            self.board.close()
         if not result.finished and stop.signal:
             log.info("stopped at step %d; the same command resumes", result.step)
             raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
@@ -268,9 +266,8 @@ class _Training:
         }
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        if (
-            self.rank == 0
-        ):  # not before: a configuration that the checkpoint refuses changes nothing
+        # Not before: a configuration that the checkpoint refuses changes nothing.
+        if self.rank == 0:
             write_config(self.run.config, self.config)
         settings = self.config.training
         loader = step_batches(
@@ -278,12 +275,8 @@ class _Training:
             self.images.keys,
             self.config.augmentation,
             self.config.preprocessing,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            steps=range(start, settings.steps),
-            total=settings.steps,
-            rank=self.rank,
-            world=self.world,
+            range(start, settings.steps),
+            Deal(settings.batch_size, settings.seed, settings.steps, self.rank, self.world),
         )
         for batch, names in loader:
             yield Batch(batch, names)
@@ -302,10 +295,11 @@ class _Training:
         shown = held_out[:HEALTH_IMAGES].to(self.device)
         health = network_health(averaged, averaged.parts, self.levels, shown)
         metrics["health"] = health.record()
-        sheet = _sample_sheet(averaged, self.levels, train.shape[1:], self.device)
+        drawn = draw_samples(averaged, self.levels, train.shape[1:], self.device)
         samples = self.run.path / "samples"
         with writing(samples):
-            _write_samples(samples / f"step-{step:06d}.png", sheet, self.board, step)
+            sheet = write_samples(samples / f"step-{step:06d}.png", drawn)
+            self.board.show("samples (synthetic)", sheet, step)
         self.bar.write(
             f"step {step}: {metrics['bits_per_dim']:.3f} bits/dim ({grey} grey levels, "
             f"dequantised; {metrics['bits_per_dim_bound']:.3f} by denoising), denoising error "
@@ -317,8 +311,7 @@ class _Training:
     def _on_metrics(self, record: Metrics) -> None:
         assert self.board is not None
         numbers = {name: value for name, value in record.items() if name != "step"}
-        with writing(self.run.path / "tensorboard"):
-            _write_board(self.board, numbers, record["step"])
+        self.board.write(numbers, record["step"])
 
     def _on_step(self, step: int, value: float) -> None:
         if self._first is None:
@@ -330,21 +323,6 @@ class _Training:
             log.info("%.3g s a step: some %.0f minutes to go", a_step, left / 60)
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-
-
-def _open_board(folder: Path) -> SummaryWriter:
-    _remove_host_names(folder)  # of a training that was killed
-    return SummaryWriter(str(folder))
-
-
-def _remove_host_names(folder: Path) -> None:
-    """Rename event files that TensorBoard named after this machine, which a run may be shared by.
-
-    It writes them by name, so not before they are closed.
-    """
-    for path in folder.glob("events.out.tfevents.*"):
-        plain = re.sub(r"(tfevents\.\d+)\..*\.(\d+\.\d+)$", r"\1.host.\2", path.name)
-        path.rename(path.with_name(plain))
 
 
 def _level_weights(config: Config, classifier: LevelClassifier) -> Tensor | None:
@@ -373,60 +351,6 @@ def _fit_intercepts(
             seed=config.training.seed,
             on_draws=bar.update,
         )
-
-
-@contextmanager
-def _quiet_board() -> Iterator[None]:
-    """Keep the board's own thread from a traceback: the loop meets the same disk, and says so."""
-    before = threading.excepthook
-
-    def hook(failed: threading.ExceptHookArgs) -> None:
-        of_board = type(failed.thread).__module__.startswith("tensorboard")
-        if not (of_board and issubclass(failed.exc_type, OSError)):
-            before(failed)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
-def _write_board(board: SummaryWriter, metrics: Mapping[str, Any], step: int) -> None:
-    """Draw every number under its path of names: ``health/parts/scale 1/share/3``."""
-    for name, value in metrics.items():
-        if value is None:
-            continue
-        parts = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(parts, Mapping):
-            _write_board(board, {f"{name}/{key}": part for key, part in parts.items()}, step)
-        elif not isinstance(parts, str):  # names of dead parts are no curve
-            board.add_scalar(name, parts, step)
-
-
-def _sample_sheet(
-    network: nn.Module, levels: NoiseLevels, shape: torch.Size, device: torch.device
-) -> Tensor:
-    """Nine DDIM images, as (9, C, H, W) in [-1, 1], from the same noise every time."""
-    noise = torch.randn(9, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    steps = min(20, levels.last - 1)
-    return sample(network, levels, noise, steps=steps, eta=0.0).cpu()
-
-
-def _write_samples(path: Path, images: Tensor, board: SummaryWriter, step: int) -> None:
-    """Write a contact sheet, marked synthetic in its pixels and in its metadata."""
-    side = math.isqrt(len(images))
-    rows = [torch.cat(list(images[r * side : (r + 1) * side]), dim=2) for r in range(side)]
-    grey = ((torch.cat(rows, dim=1).mean(0) + 1) * 127.5).clamp(0, 255).byte().numpy()
-    sheet = Image.new("L", (grey.shape[1], grey.shape[0] + 14))
-    sheet.paste(Image.fromarray(grey), (0, 14))
-    ImageDraw.Draw(sheet).text((2, 1), "SYNTHETIC: drawn by a model", fill=255)
-    info = PngInfo()
-    for name, text in DRAWN_PNG.items():
-        info.add_text(name, text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, pnginfo=info)
-    board.add_image("samples (synthetic)", np.asarray(sheet)[None], step)
 
 
 @contextmanager

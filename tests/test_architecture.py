@@ -260,6 +260,7 @@ def test_nothing_in_the_library_imports_the_pipelines() -> None:
             "pydicom",
             {
                 "anomaly.data.readers.dicom",
+                "anomaly.data.readers.dicom_header",
                 "anomaly.data.readers.dicom_media",
                 "anomaly.data.readers.dicom_pixels",
                 "anomaly.dicom.codestream",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from anomaly.cdm.network import EncoderSettings, UNetSettings
+from anomaly.cdm.encoder import EncoderSettings
+from anomaly.cdm.unet import UNetSettings
 from anomaly.config import Config, dump, load_config, override, parse_config
 from anomaly.detection.kinds import (
     GuardedSettings,

@@ -11,7 +11,8 @@ import torch
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
-from anomaly.cdm.network import LevelClassifier, UNetSettings, build_network
+from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.cdm.unet import UNetSettings
 from anomaly.config import Config, load_config
 from anomaly.data.images.augmentation import RandomAugmentation
 from anomaly.data.images.transforms import network_image

@@ -23,17 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.cdm.density import bits_per_dim, log_density
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.health import HasParts, NetworkHealth, network_health
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import POWERS, CDMLoss, LossTerms, inverse_error_weights
-from anomaly.cdm.network import (
-    EncoderSettings,
-    LevelClassifier,
-    NetworkSettings,
-    UNetSettings,
-    build_network,
-)
+from anomaly.cdm.network import LevelClassifier, NetworkSettings, build_network
+from anomaly.cdm.unet import UNetSettings
 from anomaly.config import load_config
 from anomaly.errors import CheckpointError, ConfigError, NonFiniteLoss, TrainingError
 from anomaly.training.checkpoint import read_checkpoint, read_metrics
@@ -702,7 +698,8 @@ def test_learning_needs_torch_alone(tmp_path: Path) -> None:
             importlib.import_module(f"anomaly.cdm.{module.name}")
         from anomaly.cdm.levels import NoiseLevels
         from anomaly.cdm.loss import CDMLoss
-        from anomaly.cdm.network import EncoderSettings, build_network
+        from anomaly.cdm.encoder import EncoderSettings
+        from anomaly.cdm.network import build_network
         from anomaly.training.loop import TrainingFolder, fit
         from anomaly.training.settings import TrainingSettings
         from anomaly.training.state import Batch

@@ -29,6 +29,10 @@ from anomaly.errors import TrainingError
 __all__ = ["fit_intercepts", "solve_intercepts"]
 
 
+BATCH = 64
+"""Draws in one pass of the network."""
+
+
 @torch.no_grad()
 def fit_intercepts(
     classifier: LevelClassifier,
@@ -38,7 +42,6 @@ def fit_intercepts(
     grey_levels: int | None,
     draws: int,
     seed: int,
-    batch: int = 64,
     on_draws: Callable[[int], object] | None = None,
 ) -> None:
     """Set ``classifier.intercept`` to minimise the cross-entropy of noised images, in place.
@@ -54,7 +57,6 @@ def fit_intercepts(
     draws : int
         Total number of noised images; about 20 per level give constants to a fraction of a nat.
     seed : int
-    batch : int
     on_draws : callable, optional
         Called with the number of draws after each batch.
     """
@@ -62,7 +64,7 @@ def fit_intercepts(
     device = classifier.intercept.device
     t = stratified_levels(draws, len(levels), generator)
     logits = []
-    for part in torch.arange(draws).split(batch):
+    for part in torch.arange(draws).split(BATCH):
         x_0 = images[part % len(images)]
         if grey_levels is not None:
             x_0 = dequantize(x_0, grey_levels, torch.rand(x_0.shape, generator=generator))

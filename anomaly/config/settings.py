@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, InstanceOf
 from pydantic.dataclasses import dataclass
 
-from anomaly.cdm.network import EncoderSettings, NetworkSettings
+from anomaly.cdm.encoder import EncoderSettings
+from anomaly.cdm.network import NetworkSettings
 from anomaly.cdm.schedules import SCHEDULES
 from anomaly.config.strict_yaml import write_yaml
 from anomaly.data.images.transforms import Augmentation, Preprocessing

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional
 
 from anomaly.cdm.density import predict_noise
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings, build_network
+from anomaly.cdm.network import build_network
 
 
 def printed(script: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.health import (
     HasParts,
     PartHealth,
@@ -22,13 +23,8 @@ from anomaly.cdm.health import (
     weight_rms,
 )
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import (
-    EncoderSettings,
-    LevelClassifier,
-    NetworkSettings,
-    UNetSettings,
-    build_network,
-)
+from anomaly.cdm.network import LevelClassifier, NetworkSettings, build_network
+from anomaly.cdm.unet import UNetSettings
 from anomaly.errors import ConfigError
 
 LEVELS = NoiseLevels.from_name("log_snr", 20)

@@ -12,10 +12,11 @@ from scipy import optimize, special
 from torch import Tensor, nn
 
 from anomaly.cdm.density import log_density
+from anomaly.cdm.encoder import Encoder
 from anomaly.cdm.gaussian import GaussianCDM
 from anomaly.cdm.intercepts import fit_intercepts, solve_intercepts
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import Encoder, LevelClassifier
+from anomaly.cdm.network import LevelClassifier
 from anomaly.errors import TrainingError
 
 LEVELS = NoiseLevels.from_name("log_snr", 8)

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.cdm.density import log_density, predict_noise
+from anomaly.cdm.encoder import Encoder, EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import CDMLoss
-from anomaly.cdm.network import (
-    Encoder,
-    EncoderSettings,
-    LevelClassifier,
-    NetworkSettings,
-    PaperUNet,
-    UNetSettings,
-    build_network,
-)
+from anomaly.cdm.network import LevelClassifier, NetworkSettings, build_network
+from anomaly.cdm.unet import PaperUNet, UNetSettings
 from anomaly.errors import ConfigError
 
 LEVELS = NoiseLevels.from_name("log_snr", 10)

@@ -20,7 +20,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from anomaly.data.readers import dicom, dicom_pixels, frames
+from anomaly.data.readers import dicom_header, dicom_pixels, frames
 from anomaly.data.readers.dicom import decodable_transfer_syntaxes, is_dicom, read_dicom
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.errors import ConfigError, ScanError, UnreadableScan, UnsupportedScan
@@ -397,14 +397,14 @@ def test_doctor_table() -> None:
 def test_no_decoder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(file, RAMP, syntax=RLELossless)
     assert read_one(file).levels == 4096
-    monkeypatch.setattr(dicom, "decoders", lambda _syntax: [])
+    monkeypatch.setattr(dicom_header, "decoders", lambda _syntax: [])
     assert refusal(file).reason == "no decoder"
 
 
 def test_twelve_bit_jpeg_needs_the_optional_decoder(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicom, "decoders", lambda _syntax: ["gdcm", "pillow"])
+    monkeypatch.setattr(dicom_header, "decoders", lambda _syntax: ["gdcm", "pillow"])
     dataset = make_dataset(RAMP)
     dataset.compress(RLELossless)
     dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly.data.images import network_images as network_images_module
-from anomaly.data.images.loaders import step_batches
+from anomaly.data.images.loaders import Deal, step_batches
 from anomaly.data.images.network_images import (
     ImageReader,
     NetworkImage,
@@ -43,9 +43,8 @@ Batches = list[tuple[torch.Tensor, list[str]]]
 
 def batches(steps: range, augmentation: Augmentation = ALL, **options: Any) -> Batches:
     defaults: dict[str, Any] = {"batch_size": 4, "seed": 0, "total": 1000}
-    return list(
-        step_batches(FRAMED, KEYS, augmentation, HOW, steps=steps, **{**defaults, **options})
-    )
+    deal = Deal(**{**defaults, **options})
+    return list(step_batches(FRAMED, KEYS, augmentation, HOW, steps, deal))
 
 
 def names(found: Iterable[tuple[torch.Tensor, list[str]]]) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
 
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings
 from anomaly.detection.baselines import (
     AutoEncoderReconstruction,
     Baseline,

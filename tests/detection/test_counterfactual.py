@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from anomaly.cdm.density import Network, grey_step
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
+from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.data.images.transforms import Frame
 from anomaly.data.synthetic.phantom import VISIBLE, draw_phantom
 from anomaly.detection.counterfactual import (

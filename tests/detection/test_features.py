@@ -16,9 +16,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM, GaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings, LevelClassifier, build_network
+from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.detection.extractor import FeatureExtractor, Observation, join
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
 from anomaly.detection.local import cell_energies, cell_means, image_bands

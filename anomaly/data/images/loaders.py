@@ -19,7 +19,40 @@ from torch.utils.data import DataLoader, Dataset
 from anomaly.data.images.augmentation import RandomAugmentation
 from anomaly.data.images.transforms import Augmentation, Preprocessing
 
-__all__ = ["step_batches"]
+__all__ = ["Deal", "step_batches"]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How the images of a training are dealt out.
+
+    Attributes
+    ----------
+    batch_size : int
+        Over all processes together.
+    seed : int
+    total : int
+        Steps of the whole training, of which `Augmentation.moved_until` is a share.
+    rank, world : int
+        This process and how many there are; it gets ``batch_size / world`` rows of each batch.
+    workers : int
+        Processes that prepare batches ahead; the result does not depend on it.
+    """
+
+    batch_size: int
+    seed: int
+    total: int
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+
+    @property
+    def share(self) -> slice:
+        """Rows of each batch that are this process's."""
+        start, stop = (
+            place * self.batch_size // self.world for place in (self.rank, self.rank + 1)
+        )
+        return slice(start, stop)
 
 
 @dataclass(frozen=True)
@@ -42,17 +75,14 @@ class _Steps(Dataset[tuple[Tensor, list[str]]]):
         framed: Tensor,
         keys: Sequence[str],
         changes: _Changes,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world: int,
+        deal: Deal,
     ) -> None:
         self.framed = framed
         self.keys = keys
         self.changes = changes
-        self.batch_size = batch_size
-        self.seed = seed
-        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.batch_size = deal.batch_size
+        self.seed = deal.seed
+        self.share = deal.share
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[str]]:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.share]
@@ -75,14 +105,8 @@ def step_batches(
     keys: Sequence[str],
     augmentation: Augmentation,
     preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    seed: int,
     steps: range,
-    total: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
+    deal: Deal,
 ) -> DataLoader[tuple[Tensor, list[str]]]:
     """Return the batches of the given steps; every epoch visits each image once, in seeded order.
 
@@ -91,17 +115,9 @@ def step_batches(
     framed : Tensor (N, 1, 2 size, 2 size), from `framed_images`
     keys : sequence of N str
     augmentation, preprocessing
-    batch_size : int
-        Total over all processes.
-    seed : int
     steps : range
         Steps to load.
-    total : int
-        Number of steps of the whole training, to which `Augmentation.moved_until` refers.
-    rank, world : int
-        Number of this process, and of processes; it gets ``batch_size / world`` rows of each batch.
-    workers : int
-        Processes that prepare batches ahead; the result does not depend on it.
+    deal : Deal
 
     Returns
     -------
@@ -111,7 +127,7 @@ def step_batches(
     changes = _Changes(
         RandomAugmentation(augmentation, preprocessing),
         RandomAugmentation(augmentation.unmoved, preprocessing),
-        math.ceil(augmentation.moved_until * total),
+        math.ceil(augmentation.moved_until * deal.total),
     )
-    dataset = _Steps(framed, keys, changes, batch_size, seed, rank, world)
-    return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=workers)
+    dataset = _Steps(framed, keys, changes, deal)
+    return DataLoader(dataset, batch_size=None, sampler=list(steps), num_workers=deal.workers)

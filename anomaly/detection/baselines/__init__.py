@@ -12,7 +12,7 @@ r"""Baselines to compare the method with, all fitted on normal scans only.
 ``denoiser_reconstruction``    mean squared error after noising and denoising the image
 =============================  ============================================================
 
-The two ``denoiser`` scores share one `PlainDenoiser`: the trunk of `anomaly.cdm.network.Encoder`
+The two ``denoiser`` scores share one `PlainDenoiser`: the trunk of `anomaly.cdm.encoder.Encoder`
 with a decoder, conditioned on the noise level and trained like any diffusion model, so that it
 differs from a classification diffusion model only in the classification.
 
@@ -25,8 +25,8 @@ the order.
 
 from __future__ import annotations
 
+from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import EncoderSettings
 from anomaly.detection.baselines.autoencoders import AutoEncoderReconstruction
 from anomaly.detection.baselines.base import Baseline, BaselineScores
 from anomaly.detection.baselines.classical import (

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly.cdm.density import clean_estimate
+from anomaly.cdm.encoder import Encoder, EncoderSettings
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.loss import stratified_levels
-from anomaly.cdm.network import Encoder, EncoderSettings
 from anomaly.detection.baselines.base import (
     BaselineScores,
     Budget,

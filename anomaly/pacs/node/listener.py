@@ -86,6 +86,27 @@ STATUSES = {
 }
 
 
+def _application(ae_title: str, allowed: Sequence[str]) -> AE:
+    """Return an application that takes every kind of object from those who may call."""
+    try:
+        application = AE(ae_title)
+        application.require_calling_aet = list(allowed)
+    except ValueError as error:
+        raise ConfigError(
+            f"an AE title among {[ae_title, *allowed]} is none ({error}): expected 1 to 16 "
+            "characters without a backslash"
+        ) from error
+    application.require_called_aet = True
+    # Connections that ask for nothing count there; `Listener` counts associations.
+    application.maximum_associations = MAX_ASSOCIATIONS + 2 * MAX_SILENT
+    application.acse_timeout = application.dimse_timeout = application.network_timeout = TIMEOUT
+    application.supported_contexts = VerificationPresentationContexts + [
+        build_context(str(context.abstract_syntax), SYNTAXES)
+        for context in AllStoragePresentationContexts
+    ]
+    return application
+
+
 class Listener:
     """A DICOM listener that fills a spool from threads of its own; a context manager.
 
@@ -125,22 +146,7 @@ class Listener:
         self._silent: dict[Association, None] = {}  # in the order of their connections
         self._at_work: set[Association] = set()
         self._connections: dict[Association, socket.socket] = {}
-        try:
-            self._ae = AE(ae_title)
-            self._ae.require_calling_aet = list(allowed)
-        except ValueError as error:
-            raise ConfigError(
-                f"an AE title among {[ae_title, *allowed]} is none ({error}): expected 1 to 16 "
-                "characters without a backslash"
-            ) from error
-        self._ae.require_called_aet = True
-        # Connections that ask for nothing count there; `_requested` counts associations.
-        self._ae.maximum_associations = MAX_ASSOCIATIONS + 2 * MAX_SILENT
-        self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = TIMEOUT
-        self._ae.supported_contexts = VerificationPresentationContexts + [
-            build_context(str(context.abstract_syntax), SYNTAXES)
-            for context in AllStoragePresentationContexts
-        ]
+        self._ae = _application(ae_title, allowed)
         handlers: list[EventHandlerType] = [
             (evt.EVT_CONN_OPEN, self._open),
             (evt.EVT_REQUESTED, self._requested),

@@ -221,31 +221,8 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
     """
     _refuse_multiframe(source, "contours")
     case = source.case
-    listed, count = case.listed_regions, len(case.verdict.regions)
-    traced = region_outlines(case.evidence, case.evidence_threshold, listed)
     layer = pr.GraphicLayer("ANOMALY", order=1, description=NOTICE)
-    graphics = [
-        pr.GraphicObject(
-            pr.GraphicTypeValues.POLYLINE,
-            outline,
-            pr.AnnotationUnitsValues.PIXEL,
-            tracking_id=f"region {number}",
-            tracking_uid=source.uid("contours", "region", str(number)),
-        )
-        for number, loops in enumerate(traced, 1)
-        for outline in loops
-    ]
-    more = f" {SEEN}" if case.seen else ""
-    more += f" {len(listed)} of {count} regions are outlined." if count > len(listed) else ""
-    notice = pr.TextObject(
-        NOTICE + more,
-        pr.AnnotationUnitsValues.DISPLAY,
-        bounding_box=(0.0, 0.95, 1.0, 1.0),
-        text_justification=pr.TextJustificationValues.LEFT,
-    )
-    annotation = pr.GraphicAnnotation(
-        [source.reference], layer, graphic_objects=graphics, text_objects=[notice]
-    )
+    annotation = _outlines(source, layer)
     shapes = hd.PresentationLUTShapeValues
     inverted = is_inverted(source.header)
     made = pr.GrayscaleSoftcopyPresentationState(
@@ -267,6 +244,35 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
     for area in made.DisplayedAreaSelectionSequence:
         area.PresentationPixelAspectRatio = source.aspect_ratio
     return made
+
+
+def _outlines(source: SourceImage, layer: pr.GraphicLayer) -> pr.GraphicAnnotation:
+    """Outlines of the regions that are listed, and the notice."""
+    case = source.case
+    listed, count = case.listed_regions, len(case.verdict.regions)
+    traced = region_outlines(case.evidence, case.evidence_threshold, listed)
+    graphics = [
+        pr.GraphicObject(
+            pr.GraphicTypeValues.POLYLINE,
+            outline,
+            pr.AnnotationUnitsValues.PIXEL,
+            tracking_id=f"region {number}",
+            tracking_uid=source.uid("contours", "region", str(number)),
+        )
+        for number, loops in enumerate(traced, 1)
+        for outline in loops
+    ]
+    more = f" {SEEN}" if case.seen else ""
+    more += f" {len(listed)} of {count} regions are outlined." if count > len(listed) else ""
+    notice = pr.TextObject(
+        NOTICE + more,
+        pr.AnnotationUnitsValues.DISPLAY,
+        bounding_box=(0.0, 0.95, 1.0, 1.0),
+        text_justification=pr.TextJustificationValues.LEFT,
+    )
+    return pr.GraphicAnnotation(
+        [source.reference], layer, graphic_objects=graphics, text_objects=[notice]
+    )
 
 
 def _refuse_multiframe(source: SourceImage, kind: Kind) -> None:
