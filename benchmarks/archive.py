@@ -170,7 +170,7 @@ def account(profile: cProfile.Profile, seconds: float, rows: int) -> dict[str, f
         "decoding and framing": total(profile, "data/loaders.py", "__call__"),
         "waiting for the network": total(profile, "concurrent/futures/_base.py", "result"),
         "features to score and map": total(profile, "scoring/scorer.py", "_outcomes"),
-        "regions": total(profile, "detection/heatmap.py", "find_regions"),
+        "regions": total(profile, "anomaly/regions.py", "find_regions"),
         "waiting for the writer": 0.0,
     }
     parts["waiting for the writer"] = total(profile, "scoring/job.py", "submit")

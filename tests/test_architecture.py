@@ -78,6 +78,7 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.files", ("anomaly.errors",)),
         ("anomaly.grey", ()),
         ("anomaly.types", ("anomaly.grey", "anomaly.errors")),
+        ("anomaly.regions", ("anomaly.types",)),
         ("anomaly.dicom", ("anomaly.dicom", "anomaly.grey", "anomaly.types", "anomaly.errors")),
         ("anomaly.cdm", ("anomaly.cdm", "anomaly.errors")),
         ("anomaly.logs", ()),
@@ -165,7 +166,13 @@ def test_the_walk_sees_imports_inside_functions() -> None:
             "anomaly.scoring",
             (
                 *("anomaly.scoring", "anomaly.store", "anomaly.config", "anomaly.detection"),
-                *("anomaly.cdm", "anomaly.data", "anomaly.types", "anomaly.errors"),
+                *(
+                    "anomaly.cdm",
+                    "anomaly.data",
+                    "anomaly.types",
+                    "anomaly.errors",
+                    "anomaly.regions",
+                ),
                 *("anomaly.files", "anomaly.logs", "anomaly.progress"),
             ),
         ),
@@ -188,6 +195,7 @@ def test_the_walk_sees_imports_inside_functions() -> None:
                 "anomaly.dicom",
                 "anomaly.files",
                 "anomaly.types",
+                "anomaly.regions",
                 "anomaly.errors",
                 "anomaly.store.results",
             ),
@@ -239,6 +247,7 @@ def test_the_maths_knows_torch_alone(part: str) -> None:
         "anomaly.store.results",
         "anomaly.errors",
         "anomaly.types",
+        "anomaly.regions",
     ],
 )
 def test_statistics_and_reports_need_no_torch(part: str) -> None:

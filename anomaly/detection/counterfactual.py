@@ -92,7 +92,7 @@ def suspect_pixels(marked: NDArray[np.bool_], dilation: int) -> NDArray[np.bool_
     Parameters
     ----------
     marked : ndarray (N, H, W) bool, in the network's frame
-        Pixels of regions (`anomaly.detection.heatmap.find_regions`). Regions are found on
+        Pixels of regions (`anomaly.regions.find_regions`). Regions are found on
         the source's pixels, where peaks are lower than in the network's frame: with evidence of the
         network's frame, scans without a region would be changed.
     dilation : int

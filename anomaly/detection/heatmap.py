@@ -30,9 +30,8 @@ from scipy import ndimage
 
 from anomaly.detection.placement import displaced
 from anomaly.errors import CalibrationError, ConfigError
-from anomaly.types import Region
 
-__all__ = ["LOCAL_FEATURES", "HeatmapModel", "HeatmapSettings", "find_regions", "local_features"]
+__all__ = ["LOCAL_FEATURES", "HeatmapModel", "HeatmapSettings", "local_features"]
 
 LOCAL_FEATURES = ("evidence_mean", "evidence_top", "evidence_peak")
 """``evidence_mean`` over the image, ``evidence_top`` over its highest 2 %, ``evidence_peak``."""
@@ -168,33 +167,6 @@ def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> N
     # Logarithms, because a maximum has a long tail and the detector is Gaussian.
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(rows))
-
-
-def find_regions(
-    evidence: NDArray[np.float32], threshold: float, spacing: tuple[float, float] | None
-) -> tuple[Region, ...]:
-    """Find connected areas (8 neighbours) with evidence at or above a threshold, by peak.
-
-    Parameters
-    ----------
-    evidence : ndarray (H, W), in source geometry
-    threshold : float
-    spacing : tuple of float or None
-        Height and width of a pixel in mm.
-    """
-    labels, count = ndimage.label(evidence >= threshold, structure=np.ones((3, 3)))
-    index = range(1, count + 1)
-    if not count:
-        return ()
-    centres = ndimage.center_of_mass(labels > 0, labels, index)
-    areas = ndimage.sum_labels(labels > 0, labels, index)
-    peaks = ndimage.maximum(evidence, labels, index)
-    pixel = spacing[0] * spacing[1] if spacing is not None else None
-    regions = [
-        Region(float(row), float(column), int(area), pixel and float(area) * pixel, float(peak))
-        for (row, column), area, peak in zip(centres, areas, peaks, strict=True)
-    ]
-    return tuple(sorted(regions, key=lambda region: -region.peak))
 
 
 def _added(residuals: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from anomaly.errors import AnomalyError
+from anomaly.regions import label_regions
 from anomaly.types import Region
 
 __all__ = ["MAX_POINTS", "outlines", "region_outlines"]
@@ -46,7 +47,7 @@ def region_outlines(
     AnomalyError
         A region is not one of this evidence at this threshold.
     """
-    labels, count = ndimage.label(evidence >= threshold, structure=np.ones((3, 3)))
+    labels, count = label_regions(evidence, threshold)
     index = np.arange(1, count + 1)
     areas = ndimage.sum_labels(labels > 0, labels, index)
     centres = np.reshape(ndimage.center_of_mass(labels > 0, labels, index), (-1, 2))

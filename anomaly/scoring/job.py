@@ -30,9 +30,9 @@ from anomaly.data.images.network_images import ImageReader
 from anomaly.data.readers.isolation import Workers
 from anomaly.data.readers.zips import file_of
 from anomaly.data.table.manifest import Manifest, ManifestRow
-from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError, ConfigError, ManifestError, ScanError
 from anomaly.logs import Public
+from anomaly.regions import find_regions
 from anomaly.scoring.leases import Lease, Leases
 from anomaly.scoring.scorer import Outcome, Scorer
 from anomaly.scoring.shard_results import shard_results

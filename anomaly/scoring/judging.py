@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomaly.detection.heatmap import find_regions
+from anomaly.regions import find_regions
 from anomaly.scoring.scorer import Outcome, ScoredScan
 from anomaly.store.bundle import Bundle
 from anomaly.types import Verdict

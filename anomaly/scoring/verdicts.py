@@ -11,8 +11,8 @@ from anomaly.config import Config
 from anomaly.data.images.transforms import Frame, Preprocessing
 from anomaly.data.readers.registry import read_scan
 from anomaly.data.table.manifest import Manifest, ManifestRow
-from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError
+from anomaly.regions import find_regions
 from anomaly.store.bundle import Bundle
 from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.types import JudgedScan, Orientation, Scan, ScanScore

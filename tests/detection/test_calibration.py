@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from anomaly.detection.calibration import Calibration, allowed_rank, false_alarm_interval
-from anomaly.detection.heatmap import find_regions
 from anomaly.errors import CalibrationError, TooFewCalibrationScans
+from anomaly.regions import find_regions
 
 alphas = st.one_of(
     st.floats(0.02, 0.98),

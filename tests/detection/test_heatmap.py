@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from anomaly.detection.heatmap import (
     HeatmapModel,
     HeatmapSettings,
-    find_regions,
     local_features,
 )
 from anomaly.errors import CalibrationError, ConfigError
+from anomaly.regions import find_regions
 from anomaly.types import Region
 
 SIDE = 24

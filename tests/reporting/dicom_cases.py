@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from anomaly.detection.heatmap import find_regions
+from anomaly.regions import find_regions
 from anomaly.reporting.dicom.objects import KINDS, DicomCase, Kind, write_objects
 from anomaly.types import JudgedScan, ScanScore
 

@@ -13,7 +13,7 @@ from pydicom import dcmread
 import anomaly
 from anomaly.data.readers.dicom import open_dicom
 from anomaly.data.readers.intensity import IntensityPolicy
-from anomaly.detection.heatmap import find_regions
+from anomaly.regions import find_regions
 from anomaly.reporting.dicom.case import SEEN
 from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
 from anomaly.reporting.plots.figures import overlay_rgba

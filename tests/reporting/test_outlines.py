@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly.detection.heatmap import find_regions
 from anomaly.errors import AnomalyError
+from anomaly.regions import find_regions
 from anomaly.reporting.outlines import MAX_POINTS, outlines, region_outlines
 from anomaly.types import Region
 

@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from anomaly.errors import AnomalyError
 from anomaly.files import whole
+from anomaly.regions import label_regions
 from anomaly.reporting.outlines import outlines
 from anomaly.reporting.plots.figures import colour_bar, overlay_rgba, shrink_max, shrink_mean
 from anomaly.types import FIGURE_PNG, NOTICE, JudgedScan
@@ -125,7 +125,7 @@ def _pair(
     axes[0].set_title(title, loc="left", linespacing=1.25)
     overlay = overlay_rgba(evidence, threshold, ceiling)
     axes[1].imshow(overlay, extent=extent, interpolation="none")
-    labels, count = ndimage.label(evidence >= threshold, structure=np.ones((3, 3)))
+    labels, count = label_regions(evidence, threshold)
     edges = [loop for place in range(count) for loop in outlines(labels == place + 1)]
     # Dark below, bright above: seen on bone and on lung.
     for colour, width in (("black", 1.5), ("white", 0.6)):
