@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +35,8 @@ __all__ = [
     "sync_folder",
     "temporary_name",
     "whole",
+    "whole_path",
+    "write_together",
     "writing",
 ]
 
@@ -127,16 +129,55 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     OSError
         If the disk refuses; then nothing is left.
     """
+    with whole_path(path, mode=mode) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_path(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """Name a file to write, for a library that opens it itself; parameters and errors as `whole`.
+
+    Yields
+    ------
+    Path
+        An empty file in the same folder, which replaces `path` at the end of the block.
+    """
     temporary = temporary_name(path)
     try:
-        opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(opened, "wb") as file:
-            yield file
-            file.flush()
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files: what needs space comes before any of them changes.
+
+    Parameters
+    ----------
+    contents : mapping of Path to bytes
+        In the order in which they appear.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses, with the name of the file; while there is no room for all, nothing is
+        changed.
+    """
+    with ExitStack() as stack:
+        # The stack closes from its end.
+        for path, data in reversed(list(contents.items())):
+            try:
+                temporary = stack.enter_context(whole_path(path))
+                temporary.write_bytes(data)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                error.filename = str(path)
+                raise
 
 
 def file_hash(path: Path) -> str:

@@ -48,7 +48,7 @@ from anomaly.evaluation.benchmark.splits import (
     unfamiliar,
 )
 from anomaly.evaluation.benchmark.tables import baseline_table, cost, detector_table, feature_table
-from anomaly.files import CONFIGS, strict_json, writing
+from anomaly.files import CONFIGS, strict_json, write_together, writing
 from anomaly.logs import Public
 from anomaly.pipelines.calibrate import calibrate
 from anomaly.pipelines.prepare import prepare, scan_folder
@@ -168,8 +168,12 @@ def benchmark(
     }
     text = benchmark_page(result)
     with writing(run.path / "benchmark.json"):
-        (run.path / "benchmark.json").write_text(strict_json(result, indent=1), encoding="utf-8")
-        (run.path / "benchmark.md").write_text(text, encoding="utf-8")
+        write_together(
+            {
+                run.path / "benchmark.json": strict_json(result, indent=1).encode(),
+                run.path / "benchmark.md": text.encode(),
+            }
+        )
     log.info("%s", Public(text))
     run.record("benchmark", {"split_hash": identity, "bundle_hash": bundle.hash}, [run.path])
     return result

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.errors import BundleError
-from anomaly.files import TEMPORARY, writing
+from anomaly.files import TEMPORARY, write_together, writing
 
 __all__ = [
     "CALIBRATION",
@@ -253,7 +253,14 @@ def write_files(folder: Path, files: Mapping[str, bytes], record: Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     main = _seal({**record, "files": hashes})
-    _write_all(folder, {**files, _MAIN: main})
+    contents = {folder / name: data for name, data in {**files, _MAIN: main}.items()}
+    try:
+        write_together(contents)
+    except OSError as error:
+        raise BundleError(
+            f"bundle {folder}: {Path(error.filename or folder).name} could not be written "
+            f"({error.strerror}). Free some space and run again"
+        ) from error
     # An earlier bundle's: a signature, and images that may no longer be shown.
     for name in {SIGNATURE, *_OPTIONAL} - files.keys():
         (folder / name).unlink(missing_ok=True)
@@ -265,23 +272,3 @@ def _seal(record: Mapping[str, Any]) -> bytes:
     plain = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
     return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file under a temporary name first: what needs space comes before any change."""
-    temporary = {name: folder / f"{name}.tmp" for name in files}
-    try:
-        for name, data in files.items():
-            with temporary[name].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            temporary[name].replace(folder / name)
-    except OSError as error:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-        raise BundleError(
-            f"bundle {folder}: {name} could not be written ({error.strerror}). Free some space and "
-            "run again"
-        ) from error

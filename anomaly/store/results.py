@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from anomaly.errors import AnomalyError
-from anomaly.files import file_hash, temporary_name
+from anomaly.files import file_hash, whole_path
 from anomaly.store.database import connected, select
 from anomaly.store.parts import Parts, part_file
 from anomaly.store.provenance import Provenance
@@ -185,18 +185,14 @@ class Results(Parts):
     @contextmanager
     def _asked(self, path: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         """Yield the database and the name under which to write a file that then appears whole."""
-        temporary = temporary_name(path)
         try:
-            with self._open() as connection:
+            with whole_path(path) as temporary, self._open() as connection:
                 yield connection, str(temporary)
-            temporary.replace(path)
         except (duckdb.Error, OSError) as error:
             raise AnomalyError(
                 f"{path} could not be written ({str(error).splitlines()[0]}): make room for it and "
                 "run again. Parts that are done are kept"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def table(self) -> pa.Table:
         """All rows, in order and without features."""
