@@ -217,7 +217,7 @@ def _case(
         study=row.study,
         look_alike=look_alike,
         grey=grey,
-        seen=row.seen,
+        used_to_fit=row.seen,
     )
 
 
