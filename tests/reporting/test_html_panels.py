@@ -42,7 +42,9 @@ def two_scans() -> ReportData:
 def test_panels_come_in_the_order_of_the_page() -> None:
     areas = list(dict.fromkeys(panel.area for panel in PANELS.values()))
     assert areas == ["head", "list", "case", "facts", "after"]
-    assert all(panel.name == name for name, panel in PANELS.items())
+    for name, panel in PANELS.items():
+        assert panel.name == name
+        panel.check()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from anomaly.errors import ConfigError
 from anomaly.reporting.html import rows
 from anomaly.reporting.html.panels import PAGE, PANELS, SHARED_SCRIPTS
-from anomaly.reporting.html.scripts import one_script
+from anomaly.reporting.html.scripts import bundle_scripts
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "node_modules" / ".bin"
@@ -27,7 +27,9 @@ DATACLASSES = [
 
 def test_a_module_runs_after_those_that_it_imports() -> None:
     first = 'import * as second from "./second.js";\nsecond.hello();\n'
-    script = one_script({"first": first, "second": "export function hello() {}\nconst own = 1;\n"})
+    script = bundle_scripts(
+        {"first": first, "second": "export function hello() {}\nconst own = 1;\n"}
+    )
     assert script == (
         '(() => {\n"use strict";\n'
         "const second = (() => {\nfunction hello() {}\nconst own = 1;\nreturn { hello };\n})();\n"
@@ -51,7 +53,7 @@ def test_a_module_runs_after_those_that_it_imports() -> None:
 )
 def test_what_cannot_be_put_into_one_is_refused(modules: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        one_script(modules)
+        bundle_scripts(modules)
 
 
 def test_every_script_of_the_page_belongs_to_a_panel_or_is_shared() -> None:

@@ -22,8 +22,8 @@ import numpy as np
 from anomaly.reporting.html.cases import ReportCase, ReportData, SkippedCase
 from anomaly.reporting.html.features import feature_columns, feature_values
 from anomaly.reporting.html.figure import figure_of
-from anomaly.reporting.html.files import Pictures, inlined
 from anomaly.reporting.html.panels import scan_facts
+from anomaly.reporting.html.pictures import Pictures, data_address
 from anomaly.reporting.html.rows import (
     ColourBar,
     Counts,
@@ -71,7 +71,7 @@ def report_content(data: ReportData, pictures: Pictures) -> ReportContent:
     """
     data.check()
     axis = ScoreAxis.around(data)
-    cases = [_scored(case, data, axis, pictures) for case in data.cases]
+    cases = [_prepare(case, data, axis, pictures) for case in data.cases]
     cases.sort(key=lambda case: (case.row.p, -case.row.score, -case.peak, case.row.key))
     names = dict.fromkeys(name for case in cases for name in case.features)
     columns = feature_columns(names, data.feature_ranges)
@@ -105,7 +105,9 @@ def report_content(data: ReportData, pictures: Pictures) -> ReportContent:
     )
 
 
-def _scored(case: ReportCase, data: ReportData, axis: ScoreAxis, pictures: Pictures) -> _ScoredCase:
+def _prepare(
+    case: ReportCase, data: ReportData, axis: ScoreAxis, pictures: Pictures
+) -> _ScoredCase:
     case.check()
     return _ScoredCase(
         row=_row(case, data, axis, pictures),
@@ -183,7 +185,7 @@ def _run_id(scored: Sequence[ScanRow]) -> str:
 def _colour_bar(data: ReportData) -> ColourBar:
     low, high = data.evidence_threshold, data.evidence_ceiling
     ticks = tuple(number_text(value) for value in np.linspace(high, low, 5))
-    return ColourBar(inlined(colour_bar(low, high)), ticks)
+    return ColourBar(data_address(colour_bar(low, high)), ticks)
 
 
 def _region(region: Region) -> RegionRow:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.reporting.html.cases import ReportCase, ReportData
-from anomaly.reporting.html.files import Pictures
+from anomaly.reporting.html.pictures import Pictures
 from anomaly.reporting.html.rows import Figure
 from anomaly.reporting.plots.figures import contour_path, overlay_rgba, shrink_max, shrink_mean
 from anomaly.types import Region

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from anomaly.reporting.html.cases import ReportCase, ReportData, SkippedCase
 from anomaly.reporting.html.content import report_content
-from anomaly.reporting.html.files import Pictures, write_page
+from anomaly.reporting.html.files import write_page
+from anomaly.reporting.html.pictures import Pictures
 from anomaly.reporting.html.words import odds_in_words
 
 __all__ = [

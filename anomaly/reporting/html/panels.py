@@ -113,7 +113,7 @@ def text_of(source: Source) -> str:
     return source.read_text(encoding="utf-8") if isinstance(source, Path) else source
 
 
-def _own(
+def _builtin(
     name: str,
     area: Area,
     title: str = "",
@@ -138,17 +138,17 @@ def _own(
 PANELS: dict[str, Panel] = {
     panel.name: panel
     for panel in (
-        _own("summary", "head", run=lambda content: content.counts),
-        _own("warnings", "head", "Read with care", run=lambda content: content.warnings),
-        _own("worklist", "list", "Worklist", script=True, run=lambda content: content.counts),
-        _own("study", "case", script=True),
-        _own("verdict", "case", script=True),
-        _own("films", "case", script=True, run=lambda content: content.colour_bar),
-        _own("score", "facts", "Score", script=True, run=lambda content: content.histogram),
-        _own("regions", "facts", "Regions beyond the limit", script=True, style=False),
-        _own("features", "facts", "Features", script=True),
-        _own("readings", "facts", "Your reading", script=True),
-        _own("provenance", "after", "About this run", run=lambda content: content.provenance),
+        _builtin("summary", "head", run=lambda content: content.counts),
+        _builtin("warnings", "head", "Read with care", run=lambda content: content.warnings),
+        _builtin("worklist", "list", "Worklist", script=True, run=lambda content: content.counts),
+        _builtin("study", "case", script=True),
+        _builtin("verdict", "case", script=True),
+        _builtin("films", "case", script=True, run=lambda content: content.colour_bar),
+        _builtin("score", "facts", "Score", script=True, run=lambda content: content.histogram),
+        _builtin("regions", "facts", "Regions beyond the limit", script=True, style=False),
+        _builtin("features", "facts", "Features", script=True),
+        _builtin("readings", "facts", "Your reading", script=True),
+        _builtin("provenance", "after", "About this run", run=lambda content: content.provenance),
     )
 }
 """Panels by name, in the order of the page."""

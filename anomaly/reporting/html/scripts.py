@@ -19,14 +19,14 @@ from collections.abc import Mapping
 
 from anomaly.errors import ConfigError
 
-__all__ = ["one_script"]
+__all__ = ["bundle_scripts"]
 
 _IMPORT = re.compile(r'^import \* as (\w+) from "\./(\w+)\.js";\n', re.M)
 _EXPORT = re.compile(r"^export (?=(?:const|function|class) (\w+))", re.M)
 _OTHER = re.compile(r"^\s*(?:import|export)\b(?!\().*", re.M)
 
 
-def one_script(modules: Mapping[str, str]) -> str:
+def bundle_scripts(modules: Mapping[str, str]) -> str:
     """Return modules as one script.
 
     Parameters
@@ -65,11 +65,11 @@ def _add(
                 f"the script {name!r} imports {imported!r} as {alias!r}: keep its name"
             )
         _add(imported, modules, order, (*importers, name))
-    order[name] = _as_function(name, modules[name])
+    order[name] = _wrap(name, modules[name])
 
 
-def _as_function(name: str, source: str) -> str:
-    """Return the body of a module's function."""
+def _wrap(name: str, source: str) -> str:
+    """Return the body of the function that a module becomes."""
     exports = _EXPORT.findall(source)
     body = _EXPORT.sub("", _IMPORT.sub("", source))
     if other := _OTHER.search(body):

@@ -24,7 +24,8 @@ from anomaly.errors import ConfigError
 from anomaly.files import whole
 from anomaly.reporting.html.cases import ReportData
 from anomaly.reporting.html.content import report_content
-from anomaly.reporting.html.files import Pictures, packaged, templates
+from anomaly.reporting.html.files import package_text, templates
+from anomaly.reporting.html.pictures import Pictures
 from anomaly.reporting.html.rows import STATUSES, Counts
 from anomaly.reporting.plots.figures import FONTS
 from anomaly.types import NOTICE
@@ -55,7 +56,7 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
         As `anomaly.reporting.html.page.write_report`.
     """
     weasyprint = _weasyprint()
-    content = report_content(data, Pictures(None))
+    content = report_content(data, Pictures())
     environment = templates()
     environment.filters["cut"] = _cut
     page = environment.get_template("study.html.j2").render(
@@ -68,8 +69,8 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
         most_features=_MOST_FEATURES,
         made_of="; ".join(f"{name}: {value}" for name, value in data.provenance.items()),
         faces=_faces(),
-        style=packaged("study.css"),
-        drawing_style=packaged("study-drawing.css"),
+        style=package_text("study.css"),
+        drawing_style=package_text("study-drawing.css"),
     )
     # Fonts and pictures are in the page; whatever else it names is an error, not a request.
     embedded = weasyprint.urls.URLFetcher(allowed_protocols={"data"}, fail_on_errors=True)
