@@ -159,7 +159,6 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Parameters
     ----------
     contents : mapping of Path to bytes
-        In the order in which they appear.
 
     Raises
     ------
@@ -168,8 +167,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         changed.
     """
     with ExitStack() as stack:
-        # The stack closes from its end.
-        for path, data in reversed(list(contents.items())):
+        for path, data in contents.items():
             try:
                 temporary = stack.enter_context(whole_path(path))
                 temporary.write_bytes(data)

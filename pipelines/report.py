@@ -215,7 +215,7 @@ def _case(
         study=row.study,
         look_alike=pictures.look_alike,
         grey=pictures.grey,
-        seen=row.seen,
+        used_to_fit=row.seen,
     )
 
 

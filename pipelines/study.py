@@ -12,7 +12,7 @@ from anomaly.errors import AnomalyError
 from anomaly.files import make_results_folder, writing
 from anomaly.pipelines.report import ScoredRun
 from anomaly.pipelines.run import RunFolder
-from anomaly.reporting.html.files import file_stem
+from anomaly.reporting.html.pictures import file_stem
 from anomaly.reporting.pdf.study import write_study
 from anomaly.store.results import ScoreRow
 

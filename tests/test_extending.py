@@ -40,7 +40,8 @@ def test_the_code_of_a_page_runs(document: Path, tmp_path: Path) -> None:
 
 def test_every_registry_has_a_page_with_code() -> None:
     assert {page.stem for page in PAGES if code_of(page)} == {
-        *("schedule", "feature-group", "detector-kind", "reader", "output-object", "command")
+        *("schedule", "feature-group", "detector-kind", "reader", "output-object", "command"),
+        "report-panel",
     }
 
 
@@ -56,6 +57,7 @@ def test_every_registry_has_a_page_with_code() -> None:
         "from anomaly.data.readers.registry import *\n"
         "[register_reader(kind, ('.mha',), print) for kind in 'xy']",
         "from anomaly.reporting.dicom.objects import *; register_object('report', print)",
+        "from anomaly.reporting.html.panels import *; register_panel(PANELS['score'])",
     ],
 )
 def test_nothing_takes_the_place_of_what_is_there(again: str, tmp_path: Path) -> None:

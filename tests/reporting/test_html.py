@@ -140,6 +140,7 @@ def test_skipped_scans_are_rows_with_their_reason_and_never_normal(render: Rende
 
     assert page.data["rows"][1] == {
         "key": "gone",
+        "study": None,
         "status": "not scored",
         "site": "north",
         "view": "PA",
@@ -225,7 +226,7 @@ def test_a_flagged_scan_without_a_region_says_that_it_is_all_of_it(render: Rende
     assert [c["note"] for c in page.cases] == [whole, "", "No map was computed for this scan.", ""]
 
 
-def test_features_stand_in_one_order_and_what_is_missing_or_no_number_is_null(
+def test_features_stand_in_one_order_and_what_is_missing_or_no_number_is_left_out(
     render: Render,
 ) -> None:
     first, second = make_case("a", 0.01, 2.0), make_case("b", 0.02, 2.0)
@@ -236,10 +237,11 @@ def test_features_stand_in_one_order_and_what_is_missing_or_no_number_is_null(
     page = render(data)
 
     assert page.data["features"] == [
-        {"name": "nll", "unit": "bits/dim", "range": [1.0, 2.0]},
-        {"name": "edge", "unit": "", "range": None},
+        {"name": "nll", "unit": "bits/dim", "range": [1.0, 2.0], "range_text": "1.00 to 2.00"},
+        {"name": "edge", "unit": "", "range": None, "range_text": ""},
     ]
-    assert [c["features"] for c in page.cases] == [[3.25, None], [1.235, None]]
+    # 3.25 is more than a width of the range above; (1 + 0.235) / 3 = 0.411667
+    assert [c["features"] for c in page.cases] == [[[0, 3.25, 1.0, 1]], [[0, 1.235, 0.411667, 0]]]
 
 
 @pytest.mark.parametrize("span", [(2.0, 2.0), (3.0, 2.0), (0.0, np.inf), (np.nan, 1.0)])

@@ -40,7 +40,7 @@ class ReportCase:
     look_alike : ndarray (H, W) float32 in [0, 1], or None
         The normal scan most like this one among those that the bundle may show, brought onto this
         scan's pixels. Shown with `image` only.
-    seen : bool
+    used_to_fit : bool
         The scan took part in training or calibration: the page counts it in no rate.
     grey : str
         Where the grey of `image` comes from, such as ``"window 40 / 400 of the file"``.
@@ -55,7 +55,7 @@ class ReportCase:
     study: str = ""
     look_alike: NDArray[np.float32] | None = None
     grey: str = ""
-    seen: bool = False
+    used_to_fit: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be shown.

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,10 @@ from markupsafe import Markup
 from anomaly.errors import ConfigError
 from anomaly.files import whole
 from anomaly.reporting.html.cases import ReportData
-from anomaly.reporting.html.files import Pictures, joined, templates
-from anomaly.reporting.html.page import report_content
+from anomaly.reporting.html.content import report_content
+from anomaly.reporting.html.files import package_text, templates
+from anomaly.reporting.html.pictures import Pictures
+from anomaly.reporting.html.rows import STATUSES, Counts
 from anomaly.reporting.plots.figures import FONTS
 from anomaly.types import NOTICE
 
@@ -56,21 +56,21 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
         As `anomaly.reporting.html.page.write_report`.
     """
     weasyprint = _weasyprint()
-    content = report_content(data, Pictures(None))
-    scored = [row for row in content["rows"] if row["status"] != "not scored"]
+    content = report_content(data, Pictures())
     environment = templates()
     environment.filters["cut"] = _cut
     page = environment.get_template("study.html.j2").render(
-        **content,
+        page=content,
+        statuses=STATUSES,
         study=study,
         notice=NOTICE,
-        counts=_counts(content),
-        ranges=[_feature_ranges(row["features"], content["features"]) for row in scored],
+        counts=_counts(content.counts),
         most_regions=_MOST_REGIONS,
+        most_features=_MOST_FEATURES,
         made_of="; ".join(f"{name}: {value}" for name, value in data.provenance.items()),
         faces=_faces(),
-        style=joined(("study.css",)),
-        drawing_style=joined(("study-drawing.css",)),
+        style=package_text("study.css"),
+        drawing_style=package_text("study-drawing.css"),
     )
     # Fonts and pictures are in the page; whatever else it names is an error, not a request.
     embedded = weasyprint.urls.URLFetcher(allowed_protocols={"data"}, fail_on_errors=True)
@@ -100,66 +100,13 @@ def _cut(text: str, most: int) -> str:
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
-def _counts(content: dict[str, Any]) -> str:
+def _counts(counts: Counts) -> str:
     counted = {
-        "flagged": content["flagged"],
-        "within normal range": content["scored"] - content["flagged"],
-        "not scored": content["skipped"],
+        "flagged": counts.flagged,
+        "within normal range": counts.scored - counts.flagged,
+        "not scored": counts.skipped,
     }
     return " · ".join(f"{count:,} {status}" for status, count in counted.items() if count)
-
-
-@dataclass(frozen=True)
-class _FeatureRanges:
-    """Features of a scan as the table shows them.
-
-    Attributes
-    ----------
-    shown : list of dict
-        Those furthest outside the normals' range first.
-    ranged : bool
-        Some range is known.
-    left : int
-        How many more there are.
-    """
-
-    shown: list[dict[str, Any]]
-    ranged: bool
-    left: int
-
-
-def _feature_ranges(
-    values: Sequence[float | None], features: Sequence[dict[str, Any]]
-) -> _FeatureRanges:
-    known = [
-        (value, feature)
-        for value, feature in zip(values, features, strict=True)
-        if value is not None
-    ]
-    known.sort(key=lambda pair: -_distance(pair[0], pair[1]["range"]))
-    shown = [_feature(value, feature) for value, feature in known[:_MOST_FEATURES]]
-    ranged = any(feature["range"] for feature in features)
-    return _FeatureRanges(shown, ranged, len(known) - len(shown))
-
-
-def _distance(value: float, span: tuple[float, float] | None) -> float:
-    """How many widths of its range a value lies outside of it; -1 where none is known."""
-    if span is None:
-        return -1.0
-    low, high = span
-    return max(0.0, low - value, value - high) / (high - low)
-
-
-def _feature(value: float, feature: dict[str, Any]) -> dict[str, Any]:
-    """One row: its place in a drawing of 90 units, of which the range is the middle third."""
-    row = {**feature, "value": f"{value:.4g}", "range": "", "place": None, "side": ""}
-    if feature["range"] is not None:
-        low, high = feature["range"]
-        share = (1 + (value - low) / (high - low)) / 3
-        row["range"] = f"{low:.3g} to {high:.3g}"
-        row["place"] = round(3 + 84 * min(1.0, max(0.0, share)), 1)
-        row["side"] = "below" if value < low else "above" if value > high else ""
-    return row
 
 
 def _faces() -> Markup:

@@ -1,0 +1,100 @@
+r"""Features of a scan against their range on normal scans.
+
+With the range :math:`[l, h]` of a feature, a value :math:`v` lies
+
+.. math:: \max(0, l - v, v - h) / (h - l)
+
+widths of the range outside of it: the order of a table. Its share of a drawing is
+:math:`(1 + (v - l) / (h - l)) / 3`, kept in [0, 1]: the range is the middle third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from anomaly.reporting.html.rows import FeatureColumn, FeatureValue
+
+__all__ = ["feature_columns", "feature_values"]
+
+_UNITS = {"nll": "bits/dim"}
+
+
+def feature_columns(
+    names: Iterable[str], ranges: Mapping[str, tuple[float, float]]
+) -> tuple[FeatureColumn, ...]:
+    """Return what is known of each feature of the run.
+
+    Parameters
+    ----------
+    names : iterable of str
+    ranges : mapping of str to (float, float)
+        Ranges on normal scans, of those features that have one.
+    """
+    return tuple(
+        FeatureColumn(name, _UNITS.get(name, ""), ranges.get(name), _range_text(ranges.get(name)))
+        for name in names
+    )
+
+
+def feature_values(
+    features: Mapping[str, float], columns: Sequence[FeatureColumn]
+) -> tuple[FeatureValue, ...]:
+    """Return the features of a scan, the farthest outside their ranges first.
+
+    Parameters
+    ----------
+    features : mapping of str to float
+        What is no finite number is left out.
+    columns : sequence of FeatureColumn
+        Of the run; equally distant features follow their order.
+    """
+    numbers = [
+        (place, column.range, _four_digits(features[column.name]))
+        for place, column in enumerate(columns)
+        if math.isfinite(features.get(column.name, math.nan))
+    ]
+    numbers.sort(key=lambda number: -_distance(number[2], number[1]))
+    return tuple(
+        FeatureValue(place, value, _share(value, span), _side(value, span))
+        for place, span, value in numbers
+    )
+
+
+def _four_digits(value: float) -> float:
+    """Round a value as it is shown, so that its mark and its number say the same."""
+    return float(f"{value:.4g}")
+
+
+def _distance(value: float, span: tuple[float, float] | None) -> float:
+    """Widths of the range that a value lies outside of it; -1 without one."""
+    if span is None:
+        return -1.0
+    low, high = span
+    return max(0.0, low - value, value - high) / (high - low)
+
+
+def _share(value: float, span: tuple[float, float] | None) -> float | None:
+    if span is None:
+        return None
+    low, high = span
+    share = (1 + (value - low) / (high - low)) / 3
+    return round(min(1.0, max(0.0, share)), 6)  # finer than any drawing, and short in a page
+
+
+def _side(value: float, span: tuple[float, float] | None) -> int:
+    if span is None:
+        return 0
+    low, high = span
+    return (value > high) - (value < low)
+
+
+def _range_text(span: tuple[float, float] | None) -> str:
+    return f"{_three_digits(span[0])} to {_three_digits(span[1])}" if span else ""
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, zeros at the end included."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    power = int(exponent)
+    return f"{value:.{2 - power}f}" if -7 < power < 3 else f"{mantissa}e{power:+d}"
