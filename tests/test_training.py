@@ -755,10 +755,10 @@ def test_cross_entropy_joins_where_the_settings_say(tmp_path: Path) -> None:
 
 
 def train_for_300_steps(folder: Path, *, normalize: bool) -> NetworkHealth:
-    """Train a small encoder on 64x64 textures at the shipped rate; look at it at the end."""
+    """Train a small encoder on 32x32 textures at the shipped rate; look at it at the end."""
     shipped = load_config(CONFIGS / "zhanglab-64.yaml").training
     levels = NoiseLevels.from_name("log_snr", 100)
-    side, steps, batch = 64, 300, 4
+    side, steps, batch = 32, 300, 4
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(200, 1, side, side, generator=generator)
     place = torch.fft.fftfreq(side).square()
