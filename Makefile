@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 # An extra package index, for a machine that wants another build of PyTorch: make demo TORCH_INDEX=...
 TORCH_INDEX ?=
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test coverage lint boundaries check format clean
 
 $(VENV)/.ok: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -15,8 +15,15 @@ $(VENV)/.ok: pyproject.toml constraints.txt
 demo: $(VENV)/.ok
 	$(VENV)/bin/anomaly demo --out runs/demo
 
+# A file's tests go to one worker, which makes once what they share.
 test: $(VENV)/.ok
-	$(PYTHON) -m pytest -q -n auto --dist worksteal
+	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+coverage: $(VENV)/.ok
+	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+
+boundaries: $(VENV)/.ok
+	$(PYTHON) -m pytest -q -n 0 tests/test_architecture.py
 
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff format --check .

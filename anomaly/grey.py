@@ -93,6 +93,11 @@ def window_range(centre: float, width: float) -> tuple[float, float]:
     Returns
     -------
     low, high : float
+
+    Examples
+    --------
+    >>> window_range(40.0, 400.0)
+    (-160.0, 240.0)
     """
     return centre - width / 2, centre + width / 2
 

@@ -269,7 +269,11 @@ def test_no_flipped_bit_of_a_file_of_readings_is_read_as_something_else(tmp_path
     Feedback("0a", "disagree", "r1", "a clip", "2026-01-01T00:00:00+00:00").add(path)
     content, intact = path.read_bytes(), Feedback.read(path)
     refused_flips = 0
-    for place in (*range(0, 120), *range(3900, len(content))):
+    # Two pages of 4096 bytes: the header, the schema at the end of the first, what heads the
+    # second, and the entry at its end; of the nothing between, every 16th byte.
+    table, entry = 4096, len(content) - 300
+    places = [*range(120), *range(table - 196, table + 104), *range(table + 104, entry, 16)]
+    for place in (*places, *range(entry, len(content))):
         for bit in range(8):
             path.write_bytes(
                 content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]

@@ -38,6 +38,11 @@ def step_ladder(levels: NoiseLevels, steps: int) -> list[int]:
     ------
     ConfigError
         If there are fewer than 1 or more than ``T`` steps.
+
+    Examples
+    --------
+    >>> step_ladder(NoiseLevels.from_name("cosine", 10), 3)
+    [10, 7, 3, 0]
     """
     top = levels.last - 1
     if not 1 <= steps <= top:

@@ -66,7 +66,14 @@ def log_snr(steps: int) -> tuple[Tensor, Tensor]:
 
 
 def flow(steps: int) -> tuple[Tensor, Tensor]:
-    """Optimal transport / flow matching: ``alpha = 1 - u, sigma = u`` (App. B.4)."""
+    """Optimal transport / flow matching: ``alpha = 1 - u, sigma = u`` (App. B.4).
+
+    Examples
+    --------
+    >>> alpha, sigma = flow(3)
+    >>> alpha.tolist(), sigma.tolist()
+    ([0.75, 0.5, 0.25], [0.25, 0.5, 0.75])
+    """
     sigma = torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1)
     return 1 - sigma, sigma
 

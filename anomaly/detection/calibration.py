@@ -36,6 +36,17 @@ class Calibration:
     Attributes
     ----------
     scores : ndarray (n,) float64, ascending
+
+    Examples
+    --------
+    Of nine normal scans, three score 7 or more; a tenth normal scan scores highest with a
+    probability of 0.1.
+
+    >>> normal = Calibration.from_scores(np.arange(1.0, 10.0))
+    >>> normal.p_values(np.array([0.5, 7.0, 42.0])).tolist()
+    [1.0, 0.4, 0.1]
+    >>> normal.p_values(np.array([8.0, normal.threshold(0.2)])).tolist()
+    [0.3, 0.2]
     """
 
     scores: NDArray[np.float64]
@@ -110,6 +121,11 @@ def combined_p_value(p_values: Sequence[float]) -> float | None:
     """Return the smallest of m p-values times m, at most 1; None if there are none.
 
     The result is a p-value for any dependence between them (Bonferroni).
+
+    Examples
+    --------
+    >>> combined_p_value([0.5, 0.02, 0.9])
+    0.06
     """
     return min(1.0, len(p_values) * min(p_values)) if p_values else None
 
@@ -126,6 +142,11 @@ def allowed_rank(n: int, alpha: float) -> int:
         If alpha is not within (0, 1).
     TooFewCalibrationScans
         If l would be 0.
+
+    Examples
+    --------
+    >>> allowed_rank(99, 0.05)
+    5
     """
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha is {alpha}: expected a rate between 0 and 1, such as 0.05")

@@ -63,9 +63,9 @@ def test_log_ratio_at_pure_noise_is_zero() -> None:
     assert torch.equal(log_ratio(logits, torch.full((7,), LEVELS.last)), torch.zeros(7).double())
 
 
-def test_log_density_at_pure_noise_is_the_reference() -> None:
-    x = draw(5, 1, 2, 2)
-    assert torch.equal(log_density(tiny_network()(x), x)[:, -1], log_reference(x))
+def test_log_density_at_pure_noise_is_the_reference(device: torch.device) -> None:
+    x = draw(5, 1, 2, 2).to(device)
+    assert torch.equal(log_density(tiny_network().to(device)(x), x)[:, -1], log_reference(x))
 
 
 @pytest.mark.parametrize("constant", [1.0, -300.0])
@@ -85,27 +85,29 @@ def test_a_constant_added_to_all_logits_changes_nothing(constant: float) -> None
     )
 
 
-def test_score_is_the_gradient_of_the_log_density() -> None:
-    network, x = tiny_network(), draw(6, 1, 2, 2).requires_grad_()
-    t = torch.arange(6)
+def test_score_is_the_gradient_of_the_log_density(device: torch.device) -> None:
+    network, x = tiny_network().to(device), draw(6, 1, 2, 2).to(device).requires_grad_()
+    t = torch.arange(6, device=device)
     at_t = log_density(network(x), x).gather(1, t[:, None]).sum()
     (expected,) = torch.autograd.grad(at_t, x)
     torch.testing.assert_close(score(network, x.detach(), t), expected)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_denoiser_is_the_score_times_minus_sigma(name: str) -> None:
+def test_denoiser_is_the_score_times_minus_sigma(name: str, device: torch.device) -> None:
     levels = NoiseLevels.from_name(name, 4)
-    network, x, t = tiny_network(levels), draw(6, 1, 2, 2), torch.arange(6)
+    network, x = tiny_network(levels).to(device), draw(6, 1, 2, 2).to(device)
+    t = torch.arange(6, device=device)
     eps_hat, logits = predict_noise(network, x, t, levels)
-    sigma = levels.sigma.reshape(-1, 1, 1, 1)
+    sigma = levels.sigma.reshape(-1, 1, 1, 1).to(device)
     torch.testing.assert_close(eps_hat, -sigma * score(network, x, t))
     assert torch.equal(logits, network(x))
 
 
-def test_denoiser_at_pure_noise_returns_the_image() -> None:
-    x = draw(3, 1, 2, 2)
-    eps_hat, _ = predict_noise(tiny_network(), x, torch.full((3,), LEVELS.last), LEVELS)
+def test_denoiser_at_pure_noise_returns_the_image(device: torch.device) -> None:
+    x = draw(3, 1, 2, 2).to(device)
+    t = torch.full((3,), LEVELS.last, device=device)
+    eps_hat, _ = predict_noise(tiny_network().to(device), x, t, LEVELS)
     assert torch.equal(eps_hat, x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -38,9 +39,10 @@ def pixel(*values: float) -> Tensor:
     ],
 )
 def test_both_terms_by_hand(
-    x_0: float, eps: float, t: int, cross_entropy: float, denoising: float
+    x_0: float, eps: float, t: int, cross_entropy: float, denoising: float, device: torch.device
 ) -> None:
-    terms = CDMLoss(ORACLE, LEVELS, 0.25)(pixel(x_0), torch.tensor([t]), pixel(eps))
+    loss = CDMLoss(deepcopy(ORACLE), LEVELS, 0.25).to(device)
+    terms = loss(pixel(x_0).to(device), torch.tensor([t], device=device), pixel(eps).to(device))
     assert float(terms.cross_entropy) == pytest.approx(cross_entropy, abs=1e-12)
     assert float(terms.denoising) == pytest.approx(denoising, abs=1e-12)
     assert float(terms.total.detach()) == pytest.approx(0.25 * cross_entropy + denoising, abs=1e-12)
@@ -56,21 +58,23 @@ def test_total_is_the_weighted_mean_of_the_rows() -> None:
     assert terms.cross_entropy.tolist() == pytest.approx([float(r.cross_entropy) for r in rows])
 
 
-def test_denoising_of_clean_images_is_the_mean_square_of_the_noise() -> None:
+def test_denoising_of_clean_images_is_the_mean_square_of_the_noise(device: torch.device) -> None:
     levels = NoiseLevels.from_name("cosine", 3)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5))
-    x_0, eps = torch.randn(4, 1, 2, 3), torch.randn(4, 1, 2, 3)
-    terms = CDMLoss(network, levels, 1.0)(x_0, torch.zeros(4, dtype=torch.long), eps)
+    x_0, eps = torch.randn(4, 1, 2, 3).to(device), torch.randn(4, 1, 2, 3).to(device)
+    t = torch.zeros(4, dtype=torch.long, device=device)
+    terms = CDMLoss(network, levels, 1.0).to(device)(x_0, t, eps)
     torch.testing.assert_close(terms.denoising, eps.square().mean((1, 2, 3)))
 
 
-def test_loss_has_a_graph_only_where_gradients_are_wanted() -> None:
+def test_loss_has_a_graph_only_where_gradients_are_wanted(device: torch.device) -> None:
     levels = NoiseLevels.from_name("cosine", 3)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5))
-    loss = CDMLoss(network, levels, 0.0)
-    x_0, eps, t = torch.randn(4, 1, 2, 3), torch.randn(4, 1, 2, 3), torch.tensor([1, 2, 3, 4])
+    loss = CDMLoss(network, levels, 0.0).to(device)
+    x_0, eps = torch.randn(4, 1, 2, 3).to(device), torch.randn(4, 1, 2, 3).to(device)
+    t = torch.tensor([1, 2, 3, 4], device=device)
     terms = loss(x_0, t, eps)
     assert not terms.cross_entropy.requires_grad
     assert not terms.denoising.requires_grad
@@ -135,15 +139,16 @@ def test_level_weights_by_hand(name: str, weights: list[float]) -> None:
     torch.testing.assert_close(found, 3 * torch.tensor(weights) / sum(weights))
 
 
-def test_level_weights_multiply_the_denoising_error_of_their_level_alone() -> None:
+def test_level_weights_multiply_the_denoising_error_of_their_level_alone(
+    device: torch.device,
+) -> None:
     levels = NoiseLevels.from_name("log_snr", 3)
     network = GaussianCDM(torch.zeros(1, 2, 2), 0.25 * torch.eye(4), levels)
-    x_0, eps = torch.full((2, 1, 2, 2), 0.3), torch.ones(2, 1, 2, 2)
-    t = torch.tensor([1, 3])
-    plain: LossTerms = CDMLoss(network, levels, 0.0)(x_0, t, eps)
-    weighted: LossTerms = CDMLoss(network, levels, 0.0, torch.tensor([9.0, 2.0, 9.0, 5.0, 9.0]))(
-        x_0, t, eps
-    )
+    x_0, eps = torch.full((2, 1, 2, 2), 0.3).to(device), torch.ones(2, 1, 2, 2).to(device)
+    t = torch.tensor([1, 3], device=device)
+    weights = torch.tensor([9.0, 2.0, 9.0, 5.0, 9.0])
+    plain: LossTerms = CDMLoss(network, levels, 0.0).to(device)(x_0, t, eps)
+    weighted: LossTerms = CDMLoss(network, levels, 0.0, weights).to(device)(x_0, t, eps)
     torch.testing.assert_close(weighted.denoising, plain.denoising)
     torch.testing.assert_close(
         weighted.total, (2 * plain.denoising[0] + 5 * plain.denoising[1]) / 2

@@ -64,8 +64,11 @@ def test_stride_follows_from_the_settings(
 
 @BOTH
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (12, 8), (4, 16)])
-def test_logits_have_one_column_a_level(settings: NetworkSettings, size: tuple[int, int]) -> None:
-    logits = build(settings)(images(3, settings.channels, *size))
+def test_logits_have_one_column_a_level(
+    settings: NetworkSettings, size: tuple[int, int], device: torch.device
+) -> None:
+    logits = build(settings).to(device)(images(3, settings.channels, *size).to(device))
+    assert logits.device.type == device.type
     assert logits.shape == (3, 12)
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
@@ -82,11 +85,13 @@ def test_sides_that_do_not_divide_are_refused(
 
 
 @BOTH
-def test_every_parameter_learns_from_the_loss(settings: NetworkSettings) -> None:
+def test_every_parameter_learns_from_the_loss(
+    settings: NetworkSettings, device: torch.device
+) -> None:
     # No parameter is exempt. (Within a tensor some entries have no gradient by symmetry: the first
     # step of the cumulative sum and the bias of the attention's keys move nothing.)
-    network = build(settings)
-    x, t = images(12, settings.channels), torch.arange(12)
+    network = build(settings).to(device)
+    x, t = images(12, settings.channels).to(device), torch.arange(12, device=device)
     CDMLoss(network, LEVELS, 1e-3)(x, t, x.flip(0)).total.backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -96,15 +101,15 @@ def test_every_parameter_learns_from_the_loss(settings: NetworkSettings) -> None
 
 @BOTH
 def test_denoising_alone_reaches_every_parameter_but_the_constants(
-    settings: NetworkSettings,
+    settings: NetworkSettings, device: torch.device
 ) -> None:
     # Constants of the logits have no input gradient; only cross-entropy can learn them.
     constants = {
         "encoder": {"offset"},
         "unet": {"classify.bias", "head.2.bias"},  # the latter is pooled into a constant too
     }[settings.kind]
-    network = build(settings)
-    x, t = images(12, settings.channels), torch.arange(12)
+    network = build(settings).to(device)
+    x, t = images(12, settings.channels).to(device), torch.arange(12, device=device)
     CDMLoss(network, LEVELS, 0.0)(x, t, x.flip(0)).total.backward()
     still = {
         name

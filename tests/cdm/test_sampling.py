@@ -54,32 +54,35 @@ def draw(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_ddim_of_standard_normal_data_by_hand(steps: int) -> None:
+def test_ddim_of_standard_normal_data_by_hand(steps: int, device: torch.device) -> None:
     # Variance-preserving noise leaves N(0, I) as it is: eps_hat = sin(a) x, x_0 = cos(a) x with the
     # angle a = asin(sigma). A step from a to b multiplies by cos(b) cos(a) + sin(b) sin(a).
     levels = NoiseLevels.from_name("cosine", 7)
     angle = torch.asin(levels.sigma)[step_ladder(levels, steps)]
     noise = draw(5)
-    got = sample(standard_normal(levels), levels, noise, steps=steps, eta=0.0, clip=False)
-    torch.testing.assert_close(got, noise * torch.cos(angle.diff()).prod())
+    network = standard_normal(levels).to(device)
+    got = sample(network, levels, noise.to(device), steps=steps, eta=0.0, clip=False)
+    torch.testing.assert_close(got.cpu(), noise * torch.cos(angle.diff()).prod())
 
 
 @pytest.mark.parametrize("name", ["cosine", "uniform", "linear"])
-def test_ancestral_step_is_bayes_rule(name: str) -> None:
+def test_ancestral_step_is_bayes_rule(name: str, device: torch.device) -> None:
     # Given x_0, x_s is N(alpha_s x_0, sigma_s^2) and x_t is N(a x_s, b) with a = alpha_t / alpha_s,
     # b = sigma_t^2 - a^2 sigma_s^2. So x_s given both has precision 1 / sigma_s^2 + a^2 / b. For
     # standard normal data x_0 is estimated by alpha_t x, and the last step multiplies by alpha_s.
     levels = NoiseLevels.from_name(name, 8)
     noise, generator = draw(5), torch.Generator().manual_seed(3)
-    network = standard_normal(levels)
-    got = sample(network, levels, noise, steps=2, eta=1.0, generator=generator, clip=False)
+    network = standard_normal(levels).to(device)
+    got = sample(
+        network, levels, noise.to(device), steps=2, eta=1.0, generator=generator, clip=False
+    )
     (alpha_t, alpha_s), (sigma_t, sigma_s) = levels.alpha[[8, 4]], levels.sigma[[8, 4]]
     a = alpha_t / alpha_s
     b = sigma_t**2 - a**2 * sigma_s**2
     precision = 1 / sigma_s**2 + a**2 / b
     mean = (alpha_s * alpha_t * noise / sigma_s**2 + a * noise / b) / precision
     z = torch.randn(5, 1, 2, 2, generator=generator.manual_seed(3), dtype=torch.float64)
-    torch.testing.assert_close(got, alpha_s * (mean + z / precision.sqrt()))
+    torch.testing.assert_close(got.cpu(), alpha_s * (mean + z / precision.sqrt()))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -93,7 +96,9 @@ def test_one_step_is_the_posterior_mean(eta: float) -> None:
 
 @pytest.mark.parametrize("name", ["log_snr", "cosine", "flow"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_samples_have_the_mean_and_covariance_of_the_data(name: str, eta: float) -> None:
+def test_samples_have_the_mean_and_covariance_of_the_data(
+    name: str, eta: float, device: torch.device
+) -> None:
     levels = NoiseLevels.from_name(name, 100)
     mean = torch.tensor([[[0.5, -0.5], [0.2, 0.0]]], dtype=torch.float64)
     root = torch.tensor(
@@ -103,14 +108,15 @@ def test_samples_have_the_mean_and_covariance_of_the_data(name: str, eta: float)
     covariance = root @ root.T
     count = 1000
     x = sample(
-        GaussianCDM(mean, covariance, levels),
+        GaussianCDM(mean, covariance, levels).to(device),
         levels,
-        draw(count),
+        draw(count).to(device),
         steps=100,
         eta=eta,
         generator=torch.Generator().manual_seed(1),
         clip=False,
-    ).flatten(1)
+    )
+    x = x.flatten(1).cpu()
     spread = covariance.diagonal()
     # 4 standard errors of mean and covariance of normals, and 2 % of the spread for 100 steps.
     error = (x.mean(0) - mean.flatten()).abs()

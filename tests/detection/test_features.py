@@ -54,9 +54,17 @@ def chosen(**settings: Any) -> FeatureSettings:
     return FeatureSettings(**{**usual, **settings})
 
 
-def look(images: Tensor, grey_levels: int = GREY, **settings: Any) -> Observation:
+def look(
+    images: Tensor,
+    grey_levels: int = GREY,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> Observation:
     network, mean, _ = oracle()
-    return FeatureExtractor(network, LEVELS, chosen(**settings), grey_levels, mean)(images)
+    extract = FeatureExtractor(
+        network.to(device), LEVELS, chosen(**settings), grey_levels, mean.to(device)
+    )
+    return extract(images.to(device))
 
 
 def column(seen: Observation, name: str, **settings: Any) -> NDArray[np.float64]:
@@ -102,8 +110,8 @@ def test_names_by_hand() -> None:
     }
 
 
-def test_groups_have_a_column_a_name() -> None:
-    seen = look(draw_images(2))
+def test_groups_have_a_column_a_name(device: torch.device) -> None:
+    seen = look(draw_images(2), device=device)
     names = feature_groups(chosen())
     assert tuple(names) == tuple(GROUPS)
     # The evidence comes later, of a heatmap model.
@@ -129,29 +137,29 @@ def test_reported_are_all_but_the_grids() -> None:
     }
 
 
-def test_nll_is_the_analytic_code_length() -> None:
+def test_nll_is_the_analytic_code_length(device: torch.device) -> None:
     images = draw_images(20)
     expected = bits(at_level(0).log_prob(images.flatten(1)), GREY)
-    assert_allclose(column(look(images), "nll"), expected, atol=2e-3)
+    assert_allclose(column(look(images, device=device), "nll"), expected, atol=2e-3)
 
 
-def test_profile_is_the_analytic_density_at_sixteen_rungs() -> None:
+def test_profile_is_the_analytic_density_at_sixteen_rungs(device: torch.device) -> None:
     # From level 1 to T = 40 in 15 even strides of 2.6: 1, 3.6, 6.2, 8.8, ... 37.4, 40, rounded.
     rungs = [1, 4, 6, 9, 11, 14, 17, 19, 22, 24, 27, 30, 32, 35, 37, 40]
     images = draw_images(5)
-    seen = look(images)
+    seen = look(images, device=device)
     for k, level in enumerate(rungs):
         expected = bits(at_level(level).log_prob(images.flatten(1)), GREY)
         assert_allclose(column(seen, f"profile_{k}"), expected, atol=2e-3)
 
 
-def test_posterior_is_bayes_rule_over_even_levels() -> None:
+def test_posterior_is_bayes_rule_over_even_levels(device: torch.device) -> None:
     images = draw_images(5)
     flat = images.flatten(1)
     log_p = torch.stack([at_level(t).log_prob(flat) for t in range(42)], 1).numpy()
     odds = np.exp(log_p - log_p.max(1, keepdims=True))
     posterior = odds / odds.sum(1, keepdims=True)
-    seen = look(images)
+    seen = look(images, device=device)
     assert_allclose(column(seen, "posterior_mean"), posterior @ (np.arange(42) / 41), atol=1e-3)
     assert_allclose(column(seen, "posterior_clean"), -np.log(posterior[:, 0]), atol=2e-2)
 

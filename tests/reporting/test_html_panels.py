@@ -10,11 +10,11 @@ from typing import Any
 
 import jinja2
 import pytest
-from html_pages import Render, make_case, make_data
 
 from anomaly.errors import ConfigError
 from anomaly.reporting.html.page import ReportCase, ReportData, SkippedCase
 from anomaly.reporting.html.panels import PANELS, Fact, Panel, register_panel
+from tests.reporting.html_pages import Render, make_case, make_data
 
 CANARY = "<b>bold</b> & <script>document.title = 'harmed'</script>"
 

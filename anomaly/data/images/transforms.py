@@ -180,7 +180,15 @@ class Frame:
         return full[top : top + height, left : left + width].numpy()
 
     def point_to_source(self, row: float, column: float) -> tuple[float, float]:
-        """Return the source position of a network position; the centre of the first pixel is 0."""
+        """Return the source position of a network position; the centre of the first pixel is 0.
+
+        Examples
+        --------
+        A source of 64 x 32 is padded to a square of 64, which is halved.
+
+        >>> Frame((64, 32), 32, "pad").point_to_source(0, 8)
+        (0.5, 0.5)
+        """
         (top, left), (rows, columns) = self.offset, self.padded
         return (
             (row + 0.5) * rows / self.size - 0.5 - top,
