@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -76,9 +77,9 @@ def main() -> None:
     settings = ["intensity.colour=luminance"]
     with tempfile.TemporaryDirectory() as place:
         run = RunFolder(Path(place) / "run")
-        config, _ = choose_scans(run, FOLDER, find_bundle(options.bundle), settings)
-        manifest = scan_folder(run, override(config, settings))
-        results = score(run, config, run.bundle, manifest, torch.device("cpu"))
+        inputs = choose_scans(run, FOLDER, find_bundle(options.bundle), settings)
+        manifest = scan_folder(run, override(inputs.config, settings))
+        results = score(run, replace(inputs, manifest=manifest), torch.device("cpu"))
         said = {row.key: row for row in results.read()[0]}
     by_file: dict[str, Counter[str]] = {}
     for row in manifest.rows:

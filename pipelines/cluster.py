@@ -25,7 +25,8 @@ from anomaly.logs import log_what_is_allowed
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
-from anomaly.scoring.job import Job
+from anomaly.scoring.job import Job, JobInputs
+from anomaly.store.bundle import read_bundle
 from anomaly.store.results import Results
 
 __all__ = ["score_on_ray"]
@@ -36,9 +37,8 @@ RETRIES = 3
 
 def score_on_ray(
     run: RunFolder,
-    config: Config,
+    inputs: JobInputs,
     bundle_folder: Path,
-    manifest: Manifest,
     device: torch.device,
     *,
     actors: int,
@@ -55,9 +55,7 @@ def score_on_ray(
     ray = _ray()
     # An actor may start elsewhere.
     run, bundle_folder = RunFolder(run.path.resolve()), bundle_folder.resolve()
-    job = Job.open(
-        run.results, load_site_key(run.site_key), config, bundle_folder, manifest, device
-    )
+    job = Job.open(run.results, load_site_key(run.site_key), inputs, device)
     started = not ray.is_initialized()
     if started:
         _start(ray, actors)
@@ -67,7 +65,10 @@ def score_on_ray(
         )
         done = numbers.map_batches(
             _Actor,
-            fn_constructor_args=(run, config, bundle_folder, manifest.root.resolve(), device.type),
+            fn_constructor_args=(
+                *(run, inputs.config, bundle_folder),
+                *(inputs.manifest.root.resolve(), device.type),
+            ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
@@ -104,14 +105,9 @@ class _Actor:
     ) -> None:
         manifest = Manifest.read(run.manifest, root)
         log_what_is_allowed()
-        self.job = Job.open(
-            run.results,
-            load_site_key(run.site_key),
-            config,
-            bundle_folder,
-            manifest,
-            torch.device(device),
-        )
+        inputs = JobInputs(config, read_bundle(bundle_folder), manifest)
+        key = load_site_key(run.site_key)
+        self.job = Job.open(run.results, key, inputs, torch.device(device))
         self.workers = self.job.workers()
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -23,6 +23,8 @@ from anomaly.pipelines.report import report
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import score
 from anomaly.pipelines.train import train
+from anomaly.scoring.job import JobInputs
+from anomaly.store.bundle import read_bundle
 
 __all__ = ["NORMALS", "demo"]
 
@@ -69,7 +71,8 @@ def demo(
     log.info("4/6 calibrating on held-out normals")
     calibrate(run, config, run.bundle, "calibration", device)
     log.info("5/6 scoring the test split, normal and abnormal")
-    score(run, config, run.bundle, Manifest.read(run.manifest, config.data.root), device)
+    manifest = Manifest.read(run.manifest, config.data.root)
+    score(run, JobInputs(config, read_bundle(run.bundle), manifest), device)
     metrics = evaluate(run, config)
     log.info("6/6 writing the report")
     report(run, config)

@@ -352,10 +352,10 @@ class BatchScorer:
     def _score(self, run: RunFolder, batch: Batch) -> BatchResult:
         self._furnish(run)
         decode = self._processes
-        config, manifest = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
-        score(run, config, self._bundle, manifest, self._device, processes=decode)
-        objects = self._objects(run, config, decode) if self._objects else []
-        return BatchResult(_outcomes(run, manifest), objects)
+        inputs = choose_scans(run, batch.scans, self._bundle, self._overrides, decode)
+        score(run, inputs, self._device, processes=decode)
+        objects = self._objects(run, inputs.config, decode) if self._objects else []
+        return BatchResult(_outcomes(run, inputs.manifest), objects)
 
     def _furnish(self, run: RunFolder) -> None:
         """Give a run the node's key and bundle, instead of a key of its own and a copy."""

@@ -30,11 +30,11 @@ from anomaly.pipelines.context import overrides_name, refuse_idle_settings, run_
 from anomaly.pipelines.prepare import scan_folder
 from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
-from anomaly.scoring.job import Job, rows_to_score
+from anomaly.scoring.job import Job, JobInputs, rows_to_score
 from anomaly.scoring.leases import Leases
 from anomaly.scoring.shards import ShardAssignment
 from anomaly.store.bundle import Bundle, read_bundle
-from anomaly.store.bundle_files import copy_bundle, same_detector
+from anomaly.store.bundle_files import bundle_hash, bundle_problems, copy_bundle, same_detector
 from anomaly.store.export import export
 from anomaly.store.results import Results
 
@@ -45,9 +45,7 @@ log = logging.getLogger(__name__)
 
 def score(
     run: RunFolder,
-    config: Config,
-    bundle_folder: Path,
-    manifest: Manifest,
+    inputs: JobInputs,
     device: torch.device,
     *,
     assignment: ShardAssignment | None = None,
@@ -62,9 +60,7 @@ def score(
     Parameters
     ----------
     run : RunFolder
-    config : Config
-    bundle_folder : Path
-    manifest : Manifest
+    inputs : JobInputs
     device : device
     assignment : ShardAssignment, optional
         Shards to begin with; default: as torchrun or SLURM says.
@@ -82,9 +78,7 @@ def score(
     AnomalyError
         If another run is writing its results here, the archive is gone, or the disk is full.
     """
-    job = Job.open(
-        run.results, load_site_key(run.site_key), config, bundle_folder, manifest, device, leases
-    )
+    job = Job.open(run.results, load_site_key(run.site_key), inputs, device, leases)
     todo = (assignment or ShardAssignment.of_environment(os.environ)).order(job.shards)
     scans = sum(len(shard.rows) for shard in todo)
     pool = nullcontext(processes) if processes else job.workers()
@@ -108,8 +102,8 @@ def choose_scans(
     *,
     data: Path | None = None,
     may_have_grown: bool = False,
-) -> tuple[Config, Manifest]:
-    """Return the run's own manifest, or one of a folder of new scans made as the bundle asks.
+) -> JobInputs:
+    """Return the run's own table of scans, or one of a folder of new scans made as the bundle asks.
 
     Scoring that was interrupted continues with the list that it had.
 
@@ -153,19 +147,20 @@ def choose_scans(
     if not _holds(run, bundle):
         # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
         copy_bundle(bundle_folder, run.bundle)
-    return config, manifest
+    return JobInputs(config, bundle, manifest)
 
 
 def _own_scans(
     run: RunFolder, bundle_folder: Path, overrides: list[str], data: Path | None
-) -> tuple[Config, Manifest]:
-    """Return the configuration and the manifest that the run was prepared with."""
+) -> JobInputs:
+    """Return the configuration and the table of scans that the run was prepared with."""
     run.need(run.config, "prepare")
     bundle = read_bundle(bundle_folder)
     config = run_config(run, overrides, data, stage="score")
     config = _at_operating_point(config, bundle, overrides)
     _refuse_foreign_bundle(run, bundle)
-    return config, Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
+    return JobInputs(config, bundle, manifest)
 
 
 def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: list[str]) -> Config:
@@ -203,7 +198,11 @@ def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: li
 def _holds(run: RunFolder, bundle: Bundle) -> bool:
     """Whether the run has an intact copy of a bundle."""
     try:
-        return run.bundle.exists() and read_bundle(run.bundle).hash == bundle.hash
+        return (
+            run.bundle.exists()
+            and bundle_hash(run.bundle) == bundle.hash
+            and not bundle_problems(run.bundle)
+        )
     except BundleError:
         return False
 

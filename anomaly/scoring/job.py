@@ -38,13 +38,31 @@ from anomaly.scoring.scorer import Outcome, Scorer
 from anomaly.scoring.shard_results import shard_results
 from anomaly.scoring.shards import Shard, cut
 from anomaly.scoring.verdicts import on_source
-from anomaly.store.bundle import Bundle, read_bundle
+from anomaly.store.bundle import Bundle
 from anomaly.store.results import Provenance, Results, ScoreRow
 from anomaly.version import __version__
 
-__all__ = ["Job", "check_same_grey", "rows_to_score"]
+__all__ = ["Job", "JobInputs", "check_same_grey", "rows_to_score"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """What results are made of.
+
+    Attributes
+    ----------
+    config : Config
+        Of the run.
+    bundle : Bundle
+    manifest : Manifest
+        Of the scans.
+    """
+
+    config: Config
+    bundle: Bundle
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -80,13 +98,11 @@ class Job:
         cls,
         results: Results,
         site_key: bytes,
-        config: Config,
-        bundle_folder: Path,
-        manifest: Manifest,
+        inputs: JobInputs,
         device: torch.device,
         leases: Leases | None = None,
     ) -> Job:
-        """Read the bundle, cut the table and join what others have begun.
+        """Cut the table of scans and join what others have begun.
 
         Raises
         ------
@@ -95,12 +111,13 @@ class Job:
         AnomalyError
             If another run is writing its results here.
         """
-        shards = cut(rows_to_score(manifest), config.results.shard)
+        config, bundle, manifest = inputs.config, inputs.bundle, inputs.manifest
+        shards = tuple(cut(rows_to_score(manifest), config.results.shard))
         if not shards:
             raise ManifestError("the table of scans lists none to score: prepare a folder of scans")
-        bundle, leases = read_bundle(bundle_folder), leases or Leases()
         check_same_grey(config, bundle.config)
-        job = cls(results, site_key, config, bundle, manifest, tuple(shards), device, leases)
+        leases = leases or Leases()
+        job = cls(results, site_key, config, bundle, manifest, shards, device, leases)
         job._join()
         return job
 

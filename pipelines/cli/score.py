@@ -107,20 +107,20 @@ def score(
     if signer is not None:
         check_signature(source, signer)
     overrides = [*(set_ or []), *([] if alpha is None else [f"alpha={alpha!r}"])]
-    config, manifest = choose_scans(
+    inputs = choose_scans(
         folder, scans, source, overrides, data=data, may_have_grown=dicomweb is not None
     )
     if ray is not None:
         from anomaly.pipelines.cluster import score_on_ray
 
-        score_on_ray(folder, config, source, manifest, pick_device(device), actors=ray)
+        score_on_ray(folder, inputs, source, pick_device(device), actors=ray)
     else:
-        score_scans(folder, config, source, manifest, pick_device(device), assignment=assignment)
+        score_scans(folder, inputs, pick_device(device), assignment=assignment)
     if target is not None:
         from anomaly.pipelines.dicom import write_dicom
         from anomaly.pipelines.pacs import store_results
 
-        store_results(target, write_dicom(folder, config).paths)
+        store_results(target, write_dicom(folder, inputs.config).paths)
     if missing:
         raise AnomalyError(
             f"{missing} images of the archive could not be fetched, and are in no result: run the "

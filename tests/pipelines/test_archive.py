@@ -226,8 +226,8 @@ def test_what_came_since_the_list_was_made_is_scored_too(road: Road, tmp_path: P
     run.results.finished.unlink()  # as if it had been killed
     for number, path in enumerate(paths[4:], 4):
         shutil.copy(path, spool / f"{number}.dcm")
-    _, old = choose_scans(run, spool, road.run.bundle, [])
-    _, new = choose_scans(run, spool, road.run.bundle, [], may_have_grown=True)
+    old = choose_scans(run, spool, road.run.bundle, []).manifest
+    new = choose_scans(run, spool, road.run.bundle, [], may_have_grown=True).manifest
     assert (len(old.rows), len(new.rows)) == (4, 6)
 
 
