@@ -48,8 +48,8 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two workers a processor: a third of the time of tests is waiting for others."""
-    return min(2 * len(os.sched_getaffinity(0)), WORKERS_AT_MOST)
+    """Return one worker more than processors: a third of the time of tests is waiting."""
+    return min(len(os.sched_getaffinity(0)) + 1, WORKERS_AT_MOST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
