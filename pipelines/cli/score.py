@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from anomaly.pipelines.cli.options import (
     SetOption,
     SignerOption,
 )
+
+if TYPE_CHECKING:
+    from anomaly.pipelines.run import RunFolder
 
 __all__ = ["score"]
 
@@ -83,7 +86,7 @@ def score(
     from anomaly.store.signatures import check_signature
 
     is_new_folder = bundle is not None and scans is None and dicomweb is None
-    is_new_folder = is_new_folder and run.is_dir() and not RunFolder(run).manifest.exists()
+    is_new_folder = is_new_folder and _is_folder_of_scans(run)
     refuse_idle(
         {
             "--query": bool(query_) and dicomweb is None,
@@ -96,13 +99,11 @@ def score(
     )
     assignment = None if shard is None else ShardAssignment.parse(shard)
     target = None if send is None else destination_at(send, calling)
+    if is_new_folder:
+        run, scans = out or Path("runs") / f"{run.resolve().name}-scores", run
     folder, missing = RunFolder(run), 0
     if dicomweb is not None:
-        if scans is not None or not query_:
-            raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
-        scans, missing = folder.spool, fetch(folder, dicomweb, query_)
-    elif is_new_folder:
-        folder, scans = RunFolder(out or Path("runs") / f"{run.resolve().name}-scores"), run
+        scans, missing = _fetched(folder, scans, dicomweb, query_)
     source = bundle_at(bundle) or folder.bundle
     if signer is not None:
         check_signature(source, signer)
@@ -126,3 +127,20 @@ def score(
             f"{missing} images of the archive could not be fetched, and are in no result: run the "
             "same command again"
         )
+
+
+def _is_folder_of_scans(folder: Path) -> bool:
+    """Whether a folder exists and is no run."""
+    from anomaly.pipelines.run import RunFolder
+
+    return folder.is_dir() and not RunFolder(folder).manifest.exists()
+
+
+def _fetched(
+    folder: RunFolder, scans: Path | None, url: str, query: list[str] | None
+) -> tuple[Path, int]:
+    """Fetch the scans of a query; return their folder, and how many could not be had."""
+    if scans is not None or not query:
+        raise ConfigError("--dicomweb needs --query KEY=VALUE, and takes no --scans")
+    missing = fetch(folder, url, query)
+    return folder.spool, missing
