@@ -1,1 +1,1 @@
-"""The archive: scans come from it, and results go back to it, by DICOMweb or DIMSE."""
+"""Fetch scans from an archive and return results to it, over DICOMweb or DIMSE."""

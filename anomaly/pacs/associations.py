@@ -1,11 +1,11 @@
-"""An association that ends early ends alone.
+"""Close a DICOM association cleanly when something unexpected happens on it.
 
-pynetdicom drives each association by a thread of its own, and that thread dies of what it does not
-expect: an event that the state machine of PS3.8 section 9.2 has no transition for, such as an abort
-of ours after the peer's while the connection is being closed, or a message that is none. What is
-lost then is a thread, not a program, and nobody is told. And it waits for ever for the rest of a
-message whose beginning has come, or for a peer that stops reading: no timer of the standard's can
-go off meanwhile. Either ends the association here, and no thread.
+pynetdicom runs each association in its own thread. An unexpected event stops that thread without
+any message: an event for which the state machine of PS3.8 section 9.2 has no transition (such as
+our abort after the peer's abort, while the connection is being closed), or an invalid message. The
+thread also waits without limit for the rest of a partly received message, or for a peer that stops
+reading, because no timer of the standard runs during that time. `end_alone` makes both cases close
+the association and does not affect any other.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def end_alone(event: Any, ended: Callable[[], None] | None = None) -> None:
-    """Handle EVT_CONN_OPEN: from now on what goes wrong closes this association alone.
+    """Handle EVT_CONN_OPEN: close only this association if an error occurs on it.
 
-    The peer may be silent for as long as the network timeout, also within a message.
+    The peer may be silent for at most the network timeout, also within a message.
 
     Parameters
     ----------
     event : pynetdicom.events.Event
     ended : callable, optional
-        Called when the connection is closed, whichever way it ended; maybe more than once.
+        Called when the connection closes, for whatever reason; possibly more than once.
     """
     provider = event.assoc.dul
     connection = None if provider.socket is None else provider.socket.socket
@@ -42,9 +42,9 @@ def end_alone(event: Any, ended: Callable[[], None] | None = None) -> None:
     def finish() -> None:
         if connection is not None:
             with suppress(OSError):
-                connection.close()  # pynetdicom does not where the peer was faster
+                connection.close()  # pynetdicom does not if the peer closed first
         if event.assoc.is_acceptor and event.assoc.requestor.primitive is None:
-            # The peer has gone before it asked for anything, and its thread waits for a request.
+            # The peer left before it requested anything; the thread still waits for a request.
             provider.to_user_queue.put(None)
         if ended is not None:
             ended()
@@ -58,7 +58,7 @@ def end_alone(event: Any, ended: Callable[[], None] | None = None) -> None:
             if machine.current_state == _IDLE:
                 finish()
         except Exception as error:
-            # What a peer sends can make the machine raise anything at all.
+            # Input from a peer can make the state machine raise any exception.
             log.debug("an association ended out of turn (%s)", type(error).__name__)
             if provider.socket is not None:
                 provider.socket.close()

@@ -1,4 +1,4 @@
-"""Pauses after failures in a row: each twice as long as the one before, up to a longest.
+"""Exponential backoff: the pause doubles with each consecutive failure, up to a maximum.
 
 ::
 
@@ -14,33 +14,33 @@ __all__ = ["Backoff", "growing_pause"]
 
 
 def growing_pause(failures: int, first: float, longest: float) -> float:
-    """Return the seconds to wait after so many failures in a row.
+    """Return the seconds to wait after a number of consecutive failures.
 
     Parameters
     ----------
     failures : int
         1 or more.
     first, longest : float
-        Seconds of the first pause, and of the longest.
+        Length of the first pause and the maximum, in seconds.
 
     Examples
     --------
     >>> [growing_pause(failures, 0.5, 3.0) for failures in (1, 2, 3, 4)]
     [0.5, 1.0, 2.0, 3.0]
     """
-    doublings = min(failures - 1, 64)  # beyond, `longest` has long been reached
+    doublings = min(failures - 1, 64)  # `longest` is reached well before this
     return min(first * 2.0**doublings, longest)
 
 
 class Backoff:
-    """When something that failed may be tried again.
+    """Timer that says when a failed operation may be retried.
 
     Parameters
     ----------
     clock : callable
-        Monotonic seconds.
+        Returns monotonic time in seconds.
     first, longest : float
-        Seconds of the first pause, and of the longest.
+        Length of the first pause and the maximum, in seconds.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Backoff:
 
     @property
     def is_over(self) -> bool:
-        """Whether the pause is over; there is none before the first failure."""
+        """Whether the pause is over; always true before the first failure."""
         return self._clock() >= self._end
 
     def begin(self) -> float:
-        """Begin the pause after a failure; return its seconds."""
+        """Start the pause after a failure; return its length in seconds."""
         self._failures += 1
         pause = growing_pause(self._failures, self._first, self._longest)
         self._end = self._clock() + pause
         return pause
 
     def reset(self) -> None:
-        """Forget the failures: the next pause is the first again."""
+        """Reset the failure count, so that the next pause has the first length again."""
         self._failures = 0

@@ -1,4 +1,4 @@
-"""Whose instance an encoded data set is, found in its bytes without decoding the rest.
+"""Identifiers of an encoded data set, read from its bytes without decoding the rest.
 
 ::
 
@@ -8,9 +8,8 @@
 
     file     = preamble, "DICM", group 2, data set                   PS3.10 7.1
 
-The bytes come from the network. Of what comes before the Series Instance UID a few elements are
-kept, nothing after it is looked at, and a length that leads beyond the end is an error, not a
-guess.
+The bytes come from the network. A few elements up to the Series Instance UID are kept, and nothing
+after it is parsed. A length that points beyond the end raises an error.
 """
 
 from __future__ import annotations
@@ -59,20 +58,20 @@ _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 
 _HEAD = 2**20
-"""Bytes of a deflated data set that are looked at."""
+"""Number of bytes of a deflated data set that are inflated to find the identifiers."""
 
 _Answer = TypeVar("_Answer")
 
 
 class Identity(NamedTuple):
-    """Whose an instance is.
+    """Identifiers of an instance.
 
     Attributes
     ----------
     instance, study, series, sop_class : str
-        UIDs; the latter two are empty where the data set has none.
+        UIDs; the latter two are empty if the data set has none.
     patient : str
-        Patient ID, without spaces around it; empty where there is none.
+        Patient ID without surrounding spaces; empty if absent.
     """
 
     instance: str
@@ -85,16 +84,16 @@ class Identity(NamedTuple):
 def read_identity(
     dataset: bytes | mmap.mmap, *, implicit: bool, little_endian: bool, start: int = 0
 ) -> Identity:
-    """Read the identity of a data set.
+    """Read the identifiers of a data set.
 
     Parameters
     ----------
     dataset : bytes or mmap
-        As encoded; not deflated.
+        Encoded data set, not deflated.
     implicit, little_endian : bool
-        Of its transfer syntax.
+        VR encoding and byte order of its transfer syntax.
     start : int
-        Where it begins, behind preamble and file meta information.
+        Offset of the data set, after the preamble and the file meta information.
 
     Returns
     -------
@@ -103,7 +102,7 @@ def read_identity(
     Raises
     ------
     ValueError
-        If the bytes are no data set, or SOP or Study Instance UID are missing or no UID.
+        If the bytes are not a data set, or the SOP or Study Instance UID is missing or invalid.
     """
     elements: dict[int, bytes] = {}
     try:
@@ -121,22 +120,22 @@ def read_identity(
 
 
 def read_file_identity(content: bytes | mmap.mmap, start: int = 0) -> Identity:
-    """Read the identity of a DICOM file.
+    """Read the identifiers of a DICOM file.
 
     Parameters
     ----------
     content : bytes or mmap
     start : int
-        Where the file begins in it.
+        Offset of the file in `content`.
 
     Raises
     ------
     ValueError
-        If it is no DICOM file, or as `read_identity`.
+        If it is not a DICOM file; otherwise as for `read_identity`.
     """
     syntax, begin = read_syntax(content, start)
     if syntax.is_deflated:
-        # What all of it would become is not known before; what is asked for comes first.
+        # The inflated size is unknown, but the identifiers are near the start.
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             content, begin = inflater.decompress(content[begin : begin + _HEAD], _HEAD), 0
@@ -151,14 +150,14 @@ def read_file_identity(content: bytes | mmap.mmap, start: int = 0) -> Identity:
 
 
 def check_whole(content: bytes | mmap.mmap, start: int = 0) -> None:
-    """Refuse a DICOM file that ends before its last value does.
+    """Raise an error if a DICOM file is truncated.
 
     Raises
     ------
     ValueError
     """
     syntax, begin = read_syntax(content, start)
-    if syntax.is_deflated:  # it has an end of its own, which its reader will miss
+    if syntax.is_deflated:  # the stream has its own end marker, which its reader checks
         return
     walk = _Walk(content, "<" if syntax.is_little_endian else ">")
     try:
@@ -168,7 +167,7 @@ def check_whole(content: bytes | mmap.mmap, start: int = 0) -> None:
 
 
 def _either(syntax: UID, read: Callable[[bool], _Answer]) -> _Answer:
-    """Read as the transfer syntax says; some write implicit VR and say that it is explicit."""
+    """Read with the stated VR encoding, else as implicit VR: some files wrongly state explicit."""
     try:
         return read(syntax.is_implicit_VR)
     except (ValueError, struct.error):
@@ -182,12 +181,12 @@ def _either(syntax: UID, read: Callable[[bool], _Answer]) -> _Answer:
 
 
 def read_syntax(content: bytes | mmap.mmap, start: int = 0) -> tuple[UID, int]:
-    """Read the transfer syntax of a DICOM file, and where its data set begins.
+    """Read the transfer syntax of a DICOM file and the offset of its data set.
 
     Raises
     ------
     ValueError
-        If it is no DICOM file with a transfer syntax.
+        If it is not a DICOM file with a transfer syntax.
     """
     if content[start + 128 : start + 132] != b"DICM":
         raise ValueError("no DICOM file")
@@ -203,24 +202,25 @@ def read_syntax(content: bytes | mmap.mmap, start: int = 0) -> tuple[UID, int]:
 
 
 def _text(value: bytes, character_set: bytes) -> str:
-    """Decode a text by the character sets of its data set (PS3.5 6.1)."""
+    """Decode text with the character sets of its data set (PS3.5 6.1)."""
     names = character_set.rstrip(b"\0 ").decode("ascii", errors="replace").split("\\")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sets that are none: the text is then as it can be
+        warnings.simplefilter("ignore")  # an invalid character set: decode what is possible
         encodings = convert_encodings(names)
         return decode_bytes(value.rstrip(b"\0 "), encodings, TEXT_VR_DELIMS).strip()
 
 
 def instance_digest(syntax: str, dataset: bytes) -> str:
-    """Hash that is equal where an instance's data set and its transfer syntax are.
+    """Hash of an instance's data set and its transfer syntax.
 
-    Not of the whole file: its meta information names the version of the receiving software.
+    The file meta information is excluded, because it contains the version of the receiving
+    software.
     """
     return hashlib.sha256(syntax.encode() + b"\0" + dataset).hexdigest()
 
 
 class _Walk:
-    """Positions in one data set; every method starts at one and returns the next."""
+    """Parser of one data set; each method takes a byte offset and returns the next one."""
 
     def __init__(self, data: bytes | mmap.mmap, order: str) -> None:
         self._data = data
@@ -233,7 +233,7 @@ class _Walk:
         kept: dict[int, bytes] | None = None,
         last: int = _SERIES_INSTANCE,
     ) -> int:
-        """Walk until the end of the item, or, where `kept` takes values, behind the last tag."""
+        """Return the offset after the item or, with `kept`, of the first element after `last`."""
         while kept is None or at < len(self._data):
             begin = at
             tag, vr, length, at = self._header(at, implicit)

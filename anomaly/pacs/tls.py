@@ -1,12 +1,13 @@
-"""TLS of DIMSE (PS3.15 B.12): of the node's listener, and towards a destination.
+"""TLS for DIMSE (PS3.15 B.12): for the node's listener and for connections to a destination.
 
-An AE title is a name that anyone can claim; a certificate that an authority of one's own has signed
-is a proof. TLS 1.2 and later, never without a look at the certificate.
+Anyone can claim an AE title, whereas a certificate signed by your own authority proves the identity
+of the peer. TLS 1.2 or later is required. The certificate of a destination is always verified;
+those of clients are verified if the listener is given their authorities.
 
-A destination ``AET@host:port`` is reached by TLS where the environment says whom to trust::
+A destination ``AET@host:port`` is contacted over TLS if these environment variables are set::
 
-    ANOMALY_DIMSE_CA                             authorities of its certificate, a PEM file
-    ANOMALY_DIMSE_CERTIFICATE, ANOMALY_DIMSE_KEY our own, where it asks for one
+    ANOMALY_DIMSE_CA                             PEM file with the certificate authorities to trust
+    ANOMALY_DIMSE_CERTIFICATE, ANOMALY_DIMSE_KEY client certificate and key, if it requires one
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ CERTIFICATE, KEY = "ANOMALY_DIMSE_CERTIFICATE", "ANOMALY_DIMSE_KEY"
 
 
 class _Context(ssl.SSLContext):
-    """Leaves the handshake to the first reading, in the connection's own thread.
+    """Context that defers the handshake to the first read, in the connection's own thread.
 
-    pynetdicom would do it where it takes new connections, and whoever says nothing would hold up
-    all others.
+    pynetdicom would do the handshake in the accept loop, where a silent client would block all
+    other clients.
     """
 
     def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> ssl.SSLSocket:
@@ -41,19 +42,19 @@ class _Context(ssl.SSLContext):
 def listener_context(
     certificate: Path | None, key: Path | None, clients: Path | None
 ) -> ssl.SSLContext | None:
-    """Make the TLS of a listener; None where no certificate is named.
+    """Create the TLS context of a listener; None if no certificate is given.
 
     Parameters
     ----------
     certificate, key : Path or None
-        Of the node, in PEM.
+        PEM files of the node.
     clients : Path or None
-        Certificates of the authorities whose clients may call, in PEM; None: anyone may.
+        PEM file with the authorities whose clients may connect; None accepts any client.
 
     Raises
     ------
     ConfigError
-        If one of the files cannot be used, or is named without the others that it needs.
+        If a file cannot be used, or is given without the others that it needs.
     """
     if certificate is None or key is None:
         if certificate is None and key is None and clients is None:
@@ -79,12 +80,12 @@ def listener_context(
 
 
 def destination_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
-    """Make the TLS towards a destination; None where the environment names no authorities.
+    """Create the TLS context for a destination; None if the environment names no authorities.
 
     Raises
     ------
     ConfigError
-        If one of the files cannot be used, or is named without the others that it needs.
+        If a file cannot be used, or is given without the others that it needs.
     """
     ca, certificate, key = (environment.get(name, "") for name in (CA, CERTIFICATE, KEY))
     if not ca and not certificate and not key:
