@@ -1,1 +1,1 @@
-"""What takes instances in, and keeps them until they are scored and delivered."""
+"""DICOM node: receives instances and keeps them until they are scored and delivered."""

@@ -1,10 +1,10 @@
-"""Who called a node: a line an association, in JSON, for the node's owner alone (mode 0600).
+"""Audit log of a node: one JSON line per association, readable only by the owner (mode 0600).
 
 ::
 
     {"at": ..., "address": ..., "calling": ..., "called": ..., "outcome": ..., "answers": {...}}
 
-Titles come from the network: JSON escapes what a terminal or a log would take for something else.
+AE titles come from the network: JSON escapes control characters that could affect a terminal.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class Audit:
-    """The audit of a listener; its methods may be called from any thread.
+    """The audit log of a listener; methods are thread-safe.
 
     Parameters
     ----------
     path : Path
-        Appended to; made where it does not exist.
+        File to append to; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,18 +41,18 @@ class Audit:
         self._answers: dict[Any, Counter[str]] = {}
 
     def requested(self, association: Any) -> None:
-        """Note that somebody asks for an association."""
+        """Record an association request."""
         with self._mutex:
             self._answers[association] = Counter()
 
     def answered(self, association: Any, status: int) -> None:
-        """Count an answer to a request to store."""
+        """Count a C-STORE response."""
         with self._mutex:
             if association in self._answers:
                 self._answers[association][f"{status:04X}"] += 1
 
     def ended(self, association: Any) -> None:
-        """Write the line of an association; of a connection that asked for none there is none."""
+        """Write the line of an association; a connection without a request has no line."""
         with self._mutex:
             answers = self._answers.pop(association, None)
             if answers is None:

@@ -1,4 +1,4 @@
-"""What a spool takes in, one instance at a time, and gives out, one study at a time."""
+"""Types of a spool: arriving instances, batches of one study, and their states."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ PASSING = (
     Reason.OUT_OF_MEMORY,
     Reason.UNREADABLE,
 )
-"""Reasons that may be the machine's and not the scan's: another try may score it."""
+"""Reasons that may be due to the machine, not the scan: a retry may succeed."""
 
 
 class State(StrEnum):
-    """How far the node is with a batch; the value is what its database holds."""
+    """Processing state of a batch; the value is stored in the database."""
 
     CLOSED = "closed"
     SCORED = "scored"
     SENT = "sent"
     KEPT = "kept"
-    """Scored, and there is no destination."""
+    """Scored; there is no destination."""
     FAILED = "failed"
-    """Given up instead of scored, until the next start."""
+    """Scoring was given up until the next start."""
     UNDELIVERED = "undelivered"
-    """Refused by the destination, until the next start."""
+    """Rejected by the destination; not retried until the next start."""
 
 
 class Received(Enum):
-    """What became of an instance that arrived; the value is for a person."""
+    """Result of receiving an instance; the value is a message for people."""
 
     STORED = "stored"
     AGAIN = "stored before, with equal content"
@@ -51,10 +51,10 @@ class Arrival:
     instance, study : str
         SOP and Study Instance UID.
     content : bytes or Path
-        The DICOM file; a path is that of a file on the spool's own disk that is flushed, and is
-        moved.
+        The DICOM file. A path must be of a flushed file on the same disk as the spool, which moves
+        it.
     digest : str
-        Hash that is equal when the same instance comes again.
+        Hash that is equal if the same instance arrives again.
     """
 
     instance: str
@@ -64,13 +64,13 @@ class Arrival:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The instances of one study that were complete together.
+    """The instances of one study that are scored together.
 
     Attributes
     ----------
@@ -78,11 +78,11 @@ class Batch:
         From 1, in the order of completion.
     folder : Path
     attempts : int
-        How often scoring it was begun and did not return.
+        Number of scoring attempts that were started and did not return.
     objects : tuple of Path
-        What is to be sent; empty until it is scored.
+        Objects to send; empty until the batch is scored.
     reason : str
-        Why it was not delivered before; may quote paths.
+        Reason why an earlier delivery failed; may quote paths.
     """
 
     number: int
@@ -93,5 +93,5 @@ class Batch:
 
     @property
     def scans(self) -> Path:
-        """Folder of its instances."""
+        """Folder of the instances."""
         return self.folder / "scans"

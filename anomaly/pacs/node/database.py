@@ -1,13 +1,13 @@
-"""The database of a node: a row an instance, a row a batch, in one SQLite file.
+"""SQLite database of a node, with one row per instance and one row per batch.
 
 ::
 
-    instance    received -> outcome ("scored", or why not)
+    instance    received -> outcome ("scored", or the reason why it was not)
     batch       closed -> scored -> sent | kept | undelivered
                 closed -> failed
-                undelivered -> scored, failed -> closed     by the next start
+                undelivered -> scored, failed -> closed     at the next start
 
-`NEXT` is the whole table of what a batch may become; any other change is refused.
+`NEXT` lists all allowed state changes of a batch; any other change raises an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from anomaly.pacs.node.durable import open_private
 __all__ = ["NEXT", "NodeDatabase"]
 
 NEXT: dict[State, frozenset[State]] = {
-    # To "sent" at a start, where an older copy of the database does not know of the delivery.
+    # To "sent" at a start, if an older copy of the database does not know of the delivery.
     State.CLOSED: frozenset({State.SCORED, State.FAILED, State.SENT}),
     State.SCORED: frozenset({State.SENT, State.KEPT, State.UNDELIVERED}),
     State.UNDELIVERED: frozenset({State.SCORED, State.SENT}),
@@ -35,7 +35,7 @@ NEXT: dict[State, frozenset[State]] = {
     State.SENT: frozenset(),
     State.KEPT: frozenset(),
 }
-"""The states that may follow each state of a batch."""
+"""Allowed next states for each state of a batch."""
 
 _VERSION = 1
 _TABLES = f"""
@@ -66,12 +66,12 @@ COMMIT;
 
 
 class NodeDatabase:
-    """The rows of a node; its callers take turns.
+    """The database of a node; not thread-safe, so callers must use a lock.
 
     Parameters
     ----------
     path : Path
-        Made, for its owner alone, where it does not exist.
+        Created with mode 0600 if it does not exist.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class NodeDatabase:
     """
 
     def __init__(self, path: Path) -> None:
-        os.close(open_private(path, os.O_RDWR))  # SQLite's side files get its mode
+        os.close(open_private(path, os.O_RDWR))  # SQLite's -wal and -shm files get the same mode
         self._connection = sqlite3.connect(path, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
@@ -99,7 +99,7 @@ class NodeDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Keep all changes of a block, or none of them where it raises."""
+        """Commit all changes of a block, or none if it raises."""
         with self._connection:
             yield
 
@@ -116,12 +116,12 @@ class NodeDatabase:
         return self.change("INSERT INTO batches (number, state) VALUES (?, ?)", number, state)
 
     def held(self, number: int) -> list[str]:
-        """UIDs of the instances of a batch whose files are there."""
+        """UIDs of the instances of a batch whose files still exist."""
         held = self.rows("SELECT uid FROM instances WHERE batch = ? AND held", number)
         return [uid for (uid,) in held]
 
     def count_attempts(self, number: int, by: int) -> None:
-        """Add to the attempts at scoring a batch."""
+        """Add to the number of scoring attempts of a batch."""
         self.change("UPDATE batches SET attempts = attempts + ? WHERE number = ?", by, number)
 
     def move_batch(
@@ -133,24 +133,24 @@ class NodeDatabase:
         made: int | None = None,
         objects: Sequence[str] | None = None,
     ) -> None:
-        """Put a batch into another state.
+        """Change the state of a batch.
 
         Parameters
         ----------
         number : int
         state : State
-            One that may follow the present one (`NEXT`).
+            Allowed next state (`NEXT`).
         reason : str
-            Why, where it failed or was not delivered; may quote paths.
+            Reason why it failed or was not delivered; may quote paths.
         made : int, optional
-            Bytes that scoring it has left; default: as before.
+            Size of the scoring results in bytes; unchanged by default.
         objects : sequence of str, optional
-            Paths to send; default: as before.
+            Paths to send; unchanged by default.
 
         Raises
         ------
         AnomalyError
-            If there is no such batch, or its state may not become this one.
+            If there is no such batch, or the change is not allowed.
         """
         states = self.rows("SELECT state FROM batches WHERE number = ?", number)
         present = State(states[0][0]) if states else None

@@ -1,13 +1,13 @@
-"""Delivery: results of scored batches -> the destination, with as much patience as they need.
+"""Delivery of the results of scored batches to the destination, with retries.
 
 ::
 
-    scored --(stored)-----------------> sent           scans, objects and maps are removed here
+    scored --(stored)-----------------> sent           scans, objects and maps are deleted here
            --(refused FINAL times)----> undelivered    all is kept; the next start tries once more
            --(there is no destination)> kept           all is kept
 
-A destination that does not answer is asked again for ever, and less and less often; one that has
-decided (`ArchiveError`) would say the same again.
+A destination that does not answer is retried indefinitely, with growing pauses. An `ArchiveError`
+is a decision of the destination, which is unlikely to change.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["FINAL", "Delivery"]
 log = logging.getLogger(__name__)
 
 FINAL = 5
-"""Refusals of a destination that could answer, after which it is believed."""
+"""Number of refusals after which a batch is undelivered; unanswered attempts do not count."""
 
 
 class Delivery:
-    """Hands over what is scored, a batch at a time.
+    """Sends the results of scored batches, one batch at a time.
 
     Parameters
     ----------
     spool : Spool
     destination : Destination or None
     clock : callable
-        Monotonic seconds.
+        Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Delivery:
         self._refusals: Counter[int] = Counter()
 
     def send_next(self) -> bool:
-        """Send the results of one batch; return whether there was one, and its time had come."""
+        """Send the results of one batch; return whether one was due."""
         batches = self._spool.batches(State.SCORED)
         if not batches or not self._backoff.is_over:
             return False
-        # One that is refused every time does not keep the others.
+        # A batch that is always refused must not block the others.
         batch = min(batches, key=lambda batch: (self._troubles[batch.number], batch.number))
         if self._destination is None:
             self._spool.kept(batch)
@@ -65,7 +65,7 @@ class Delivery:
         try:
             if batch.objects:
                 self._destination.store(batch.objects)
-        except Exception as error:  # whatever it is, the node goes on receiving and scoring
+        except Exception as error:  # after any error the node must keep receiving and scoring
             self._refused(batch, error)
             return True
         self._backoff.reset()
@@ -85,7 +85,7 @@ class Delivery:
         self._troubles[batch.number] += 1
         if isinstance(error, ArchiveError) and not isinstance(error, ArchiveUnreachable):
             self._refusals[batch.number] += 1
-            # One with a reason was given up before: this start has tried it once more.
+            # A batch with a reason was given up before; this was its one retry.
             if batch.reason or self._refusals[batch.number] >= FINAL:
                 self._spool.undelivered(batch, str(error))
                 log.error(

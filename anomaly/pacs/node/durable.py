@@ -1,8 +1,8 @@
-"""Files that are for their owner alone, and that are there after a power cut once written.
+"""Private files (mode 0600) that survive a power failure once written.
 
 ::
 
-    durable = content flushed, then renamed into place, then the folder flushed
+    durable = flush the content, rename the file into place, flush the folder
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["lock", "open_private", "write_durably"]
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file as `os.open` does, or make it with mode 0600."""
+    """Open a file like `os.open`; create it with mode 0600 if it does not exist."""
     return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is there whole, or not at all.
+    """Write a file atomically and flush it to disk.
 
     Raises
     ------
     OSError
-        If the disk refuses; then nothing is left.
+        If writing fails; no partial file remains.
     """
     with whole(path, mode=0o600) as file:
         file.write(content)
@@ -36,12 +36,12 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def lock(path: Path) -> int:
-    """Hold a lock until the handle returned is closed, or the process ends however it does.
+    """Acquire a lock that lasts until the returned handle is closed or the process ends.
 
     Raises
     ------
     AnomalyError
-        If somebody else holds it.
+        If another process holds it.
     """
     handle = open_private(path, os.O_RDWR)
     try:

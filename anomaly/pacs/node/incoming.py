@@ -1,14 +1,14 @@
-"""What comes on a connection of the node, bounded while it comes.
+"""Size and time limits for the data that a node receives on a connection.
 
 ::
 
-    before a request    REQUEST_SECONDS in all, however the bytes drip
+    before a request    REQUEST_SECONDS in total, however slowly the bytes arrive
     a request           MAX_REQUEST bytes
     another PDU         MAX_PDU bytes and PDU_SECONDS
-    a data set          what the spool has room for; on the disk as it comes, never in memory
+    a data set          the free space of the spool; streamed to disk, never held in memory
 
-A peer that goes beyond costs its own association. PS3.8 leaves the length of a PDU to four bytes,
-and the length of a data set to nobody.
+A peer that exceeds a limit loses its association only. PS3.8 limits the length of a PDU only by its
+four-byte length field, and does not limit the length of a data set.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ from anomaly.pacs.node.durable import open_private
 __all__ = ["MAX_PDU", "PDU_SECONDS", "REQUEST_SECONDS", "DataSetFile", "bound", "release"]
 
 MAX_PDU = 131_072
-"""Bytes of a PDU, as DCMTK has it (ASC_MAXIMUMPDUSIZE)."""
+"""Maximum bytes of a PDU, the same as in DCMTK (ASC_MAXIMUMPDUSIZE)."""
 
 MAX_REQUEST = 2**20
-"""Bytes of a request for an association: 128 contexts of many syntaxes are more than a PDU."""
+"""Maximum bytes of an association request: 128 contexts of many syntaxes exceed `MAX_PDU`."""
 
 REQUEST_SECONDS = 10.0
-"""From the connection to the last byte of the request for an association."""
+"""Time from the connection to the last byte of the association request."""
 
 PDU_SECONDS = 60.0
-"""From the first byte of a PDU to its last."""
+"""Time from the first byte of a PDU to its last."""
 
 LOOK = 16 * 2**20
-"""Bytes of a data set between two looks at what there is room for."""
+"""Bytes of a data set between two checks of the free space."""
 
 
 class NoRoom(OSError):
-    """There is no room for what comes."""
+    """There is no room for the incoming data set."""
 
 
 class DataSetFile(BytesIO):
-    """The data set of a message, on the disk instead of in memory.
+    """The data set of a message, stored on disk instead of in memory.
 
-    A BytesIO, since pynetdicom takes nothing else; of that no more is used than `write`.
+    It subclasses BytesIO because pynetdicom requires that; only `write` is used.
 
     Parameters
     ----------
     folder : Path
-        Where to put it, under a hidden name.
+        Where to store it, under a hidden name.
     meta : callable
-        Writes what comes before the data set in a DICOM file.
+        Writes the part of a DICOM file before the data set.
     syntax : callable
-        Transfer syntax of the data set.
+        Returns the transfer syntax of the data set.
     has_room : callable
-        Whether so many bytes may be kept.
+        Whether a number of bytes can be stored.
 
     Attributes
     ----------
     size : int
-        Bytes of the data set so far.
+        Bytes of the data set received so far.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class DataSetFile(BytesIO):
         return self._file.write(data)
 
     def finish(self) -> tuple[Path, str]:
-        """Flush the file to the disk; return where it is, and the digest of the instance.
+        """Flush the file to disk; return its path and the digest of the instance.
 
         See `anomaly.pacs.identity.instance_digest`.
 
@@ -128,7 +128,7 @@ class DataSetFile(BytesIO):
         return self.path, self._hash.hexdigest()
 
     def close(self) -> None:
-        """Remove the file, unless it has been moved to where it is kept."""
+        """Delete the file, unless it has been moved to its final place."""
         if self._file is not None and not self._file.closed:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -142,15 +142,15 @@ class DataSetFile(BytesIO):
 
 
 def bound(event: Any, folder: Path, has_room: Callable[[int], bool]) -> None:
-    """Handle EVT_CONN_OPEN of an acceptor: from now on what comes is bounded.
+    """Handle EVT_CONN_OPEN of an acceptor: apply the limits to the connection.
 
     Parameters
     ----------
     event : pynetdicom.events.Event
     folder : Path
-        Where data sets go as they come.
+        Where data sets are written during transfer.
     has_room : callable
-        Whether so many bytes may be kept.
+        Whether a number of bytes can be stored.
     """
     association = event.assoc
     association.acse_timeout = REQUEST_SECONDS
@@ -159,7 +159,7 @@ def bound(event: Any, folder: Path, has_room: Callable[[int], bool]) -> None:
 
 
 def release(association: Any) -> None:
-    """Remove what has come of a message that will not be whole any more."""
+    """Delete the partial data set of a message that will not be completed."""
     message = association.dimse.message
     if message is not None and isinstance(message.data_set, DataSetFile):
         message.data_set.close()

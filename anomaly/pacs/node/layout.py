@@ -1,17 +1,17 @@
-"""The folder of a node: what is where, for whose eyes, and what is left of a batch in the end.
+"""Folder layout of a node, file permissions, and the files that remain of a finished batch.
 
 ::
 
     FOLDER/node.sqlite               instances and batches (`anomaly.pacs.node.spool`)
-    FOLDER/node.lock                 held by the one node that works here
-    FOLDER/audit.jsonl               who called (`anomaly.pacs.node.audit`)
-    FOLDER/spool/HASH.dcm            instances of studies that may not be complete yet
-    FOLDER/batches/000001/scans/     instances of one study that were complete together
-    FOLDER/batches/000001/run/       what scoring made of them; once delivered, RECORD alone
-    FOLDER/unknown/                  files of no instance (`anomaly.pacs.node.rebuild`)
+    FOLDER/node.lock                 lock held by the node that uses the folder
+    FOLDER/audit.jsonl               log of associations (`anomaly.pacs.node.audit`)
+    FOLDER/spool/HASH.dcm            instances of studies that may be incomplete
+    FOLDER/batches/000001/scans/     instances of one study that form a batch
+    FOLDER/batches/000001/run/       scoring results; only RECORD after delivery
+    FOLDER/unknown/                  files that are no instance (`anomaly.pacs.node.rebuild`)
 
-Everything here identifies patients, RECORD excepted: what a node makes is for its owner alone
-(folders 0700, files 0600). File names are hashes; no text from the network becomes part of a path.
+Everything here except RECORD identifies patients, so only the owner can read it (folders 0700,
+files 0600). File names are hashes; no text from the network becomes part of a path.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from anomaly.files import TEMPORARY, sync_folder
 __all__ = ["RECORD", "NodeFolder", "file_name"]
 
 RECORD = ("run.jsonl", "scores.csv")
-"""What is left of a run that was delivered: scores by pseudonym, and what made them; small."""
+"""Small files that remain of a delivered run: scores by pseudonym, and how they were computed."""
 
 
 def file_name(uid: str) -> str:
-    """Name of the file of an instance."""
+    """File name of an instance."""
     return hashlib.sha256(uid.encode()).hexdigest()[:40] + ".dcm"
 
 
@@ -41,12 +41,12 @@ class NodeFolder:
     Parameters
     ----------
     path : Path
-        Made where it does not exist; its parent must.
+        Created if it does not exist; its parent must exist.
 
     Raises
     ------
     AnomalyError
-        If it exists, is no node's, holds something and can be read by others.
+        If it exists, is not a node's folder, is not empty and can be read by other users.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class NodeFolder:
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def _take(self) -> None:
-        """Work in a folder that somebody else made: its mode is theirs while it holds anything."""
+        """Use an existing folder; change its mode only if it is empty."""
         mode = self.path.stat().st_mode & 0o777
         if not mode & 0o077 or self.database.exists():
             return
@@ -72,17 +72,17 @@ class NodeFolder:
 
     @property
     def database(self) -> Path:
-        """Instances and batches."""
+        """Database of instances and batches."""
         return self.path / "node.sqlite"
 
     @property
     def lock(self) -> Path:
-        """Held by the one node that works here."""
+        """Lock file of the node that uses the folder."""
         return self.path / "node.lock"
 
     @property
     def spool(self) -> Path:
-        """Instances that are in no batch yet, or whose batch was not begun."""
+        """Folder of the instances without a batch, or whose batch was not started."""
         return self.path / "spool"
 
     @property
@@ -94,12 +94,12 @@ class NodeFolder:
         return self._batches / f"{number:06d}"
 
     def assemble(self, number: int, names: Sequence[str]) -> None:
-        """Move the scans of a batch into its folder, or go on with that.
+        """Move the scans of a batch into its folder; continue an interrupted move.
 
         Raises
         ------
         OSError
-            If the disk refuses.
+            If the disk fails.
         """
         batch = self.batch(number)
         scans = batch / "scans"
@@ -107,19 +107,19 @@ class NodeFolder:
             folder.mkdir(mode=0o700, exist_ok=True)
         for name in names:
             waiting = self.spool / name
-            if waiting.exists():  # else an attempt before has moved it
+            if waiting.exists():  # otherwise an earlier attempt moved it
                 waiting.replace(scans / name)
         for folder in (self.spool, scans, batch, self._batches):
             sync_folder(folder)
 
     def has(self, number: int | None, name: str) -> bool:
-        """Whether a scan is there: of a batch, gathered or not, or of none yet."""
+        """Whether the file of a scan exists, in its batch or in the spool."""
         if number is not None and (self.batch(number) / "scans" / name).exists():
             return True
         return (self.spool / name).exists()
 
     def has_record(self, number: int) -> bool:
-        """Whether there are scores of a batch."""
+        """Whether a batch has scores."""
         return (self.batch(number) / "run" / RECORD[-1]).exists()
 
     def batches(self) -> list[int]:
@@ -132,14 +132,14 @@ class NodeFolder:
         return sorted(folder.iterdir()) if folder.exists() else []
 
     def waiting(self) -> list[Path]:
-        """Files of instances that wait; what a killed process left half written is removed."""
+        """Files of the waiting instances; partial files of a killed process are deleted."""
         for path in list(self.spool.iterdir()):
             if path.name.startswith(".") and path.name.endswith(TEMPORARY):
                 path.unlink()
         return sorted(self.spool.iterdir())
 
     def set_aside(self, path: Path) -> None:
-        """Move a file that nothing is known of to where nothing removes it."""
+        """Move an unknown file to a folder from which nothing is deleted."""
         folder = self.path / "unknown"
         folder.mkdir(mode=0o700, exist_ok=True)
         aside, copies = folder / path.name, 1
@@ -149,17 +149,17 @@ class NodeFolder:
         path.rename(aside)
 
     def made(self, number: int) -> int:
-        """Bytes that scoring a batch has left."""
+        """Size of the scoring results of a batch in bytes."""
         run = self.batch(number) / "run"
         return sum(path.lstat().st_size for path in run.rglob("*") if not path.is_dir())
 
     def clear(self, number: int, kept: Collection[str]) -> None:
-        """Remove scans of a batch but those kept, and of its run all but `RECORD`.
+        """Delete the scans of a batch except those in `kept`, and all of its run except `RECORD`.
 
         Raises
         ------
         OSError
-            If the disk refuses.
+            If the disk fails.
         """
         batch = self.batch(number)
         for folder, names in ((batch / "scans", kept), (batch / "run", RECORD)):

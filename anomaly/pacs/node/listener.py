@@ -1,20 +1,20 @@
-"""The ear of a node: C-STORE and C-ECHO over a spool (PS3.4 annexes A and B).
+"""DICOM listener of a node: C-STORE and C-ECHO into a spool (PS3.4 annexes A and B).
 
 ::
 
-    0x0000    stored, on the disk; or stored before with equal content, and no other try is due
+    0x0000    stored on disk, or already stored with equal content and not to be scored again
     0xA700    out of resources: the queue or the disk is full; send again later
-    0xA900    the data set is another instance than the request names
+    0xA900    the data set does not match the instance that the request names
     0xC000    the data set cannot be understood
     0xC001    another instance with this UID was stored before
 
-What is kept are the bytes that came. An instance is equal to an earlier one when its data set and
-its transfer syntax are.
+The received bytes are stored unchanged. Two instances are equal if their data sets and transfer
+syntaxes are.
 
-An AE title is a name, not a proof: whoever reaches the port can claim one. The port is therefore on
-the loopback interface by default; beyond it, it wants TLS with certificates of the clients
-(`anomaly.pacs.tls`). What comes is bounded (`anomaly.pacs.node.incoming`); who came is written down
-(`anomaly.pacs.node.audit`).
+An AE title proves nothing: any client that reaches the port can claim one. The port is therefore on
+the loopback interface by default; on other interfaces, use TLS with client certificates
+(`anomaly.pacs.tls`). Incoming data is limited (`anomaly.pacs.node.incoming`), and every association
+is logged (`anomaly.pacs.node.audit`).
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ log = logging.getLogger(__name__)
 MAX_ASSOCIATIONS = 10
 
 MAX_SILENT = 100
-"""Connections that have not asked for an association yet; of more the oldest is closed."""
+"""Maximum number of connections without an association request; beyond, the oldest is closed."""
 
 SILENT_SECONDS, ASKED_SECONDS = 0.02, 0.001
-"""Between two looks at a connection, before and after it asks for an association: pynetdicom looks
-a thousand times a second, and sixty silent connections would take a processor for themselves."""
+"""Polling interval of a connection before and after its association request. pynetdicom polls a
+thousand times a second by default; sixty silent connections would then occupy one processor."""
 
 BACKLOG = 128
-"""Connections that the system keeps while the listener takes others."""
+"""Connections that the operating system queues until the listener accepts them."""
 
 LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
 """Rejected transient, by the presentation service provider (PS3.8 table 9-21)."""
 
 TIMEOUT = 60
-"""Seconds without a sign of life after which an association is aborted."""
+"""Seconds without activity after which an association is aborted."""
 
-# A deflated data set may be a thousand times what came; no image is sent so.
+# A deflated data set may expand a thousandfold, and no images are sent deflated.
 SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if uid != DeflatedExplicitVRLittleEndian]
 
 STATUSES = {
@@ -87,7 +87,7 @@ STATUSES = {
 
 
 def _application(ae_title: str, allowed: Sequence[str]) -> AE:
-    """Return an application that takes every kind of object from those who may call."""
+    """Return an application entity that accepts all storage classes from the allowed AE titles."""
     try:
         application = AE(ae_title)
         application.require_calling_aet = list(allowed)
@@ -97,7 +97,7 @@ def _application(ae_title: str, allowed: Sequence[str]) -> AE:
             "characters without a backslash"
         ) from error
     application.require_called_aet = True
-    # Connections that ask for nothing count there; `Listener` counts associations.
+    # This limit includes connections without a request; `Listener` counts associations.
     application.maximum_associations = MAX_ASSOCIATIONS + 2 * MAX_SILENT
     application.acse_timeout = application.dimse_timeout = application.network_timeout = TIMEOUT
     application.supported_contexts = VerificationPresentationContexts + [
@@ -108,26 +108,26 @@ def _application(ae_title: str, allowed: Sequence[str]) -> AE:
 
 
 class Listener:
-    """A DICOM listener that fills a spool from threads of its own; a context manager.
+    """A DICOM listener that fills a spool in background threads; a context manager.
 
     Parameters
     ----------
     spool : Spool
     ae_title : str
-        Its own; a request for another is refused.
+        AE title of the listener; a request for another title is rejected.
     host : str
         Address of the interface to listen on.
     port : int
-        0 takes a free one.
+        0 selects a free port.
     allowed : sequence of str
-        AE titles that may call; empty: any.
+        Calling AE titles to accept; empty accepts any.
     tls : SSLContext, optional
-        From `anomaly.pacs.tls`; None: in the clear.
+        From `anomaly.pacs.tls`; None for no encryption.
 
     Raises
     ------
     ConfigError
-        If a title is not one, or the address cannot be listened on.
+        If an AE title is invalid, or the address cannot be listened on.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Listener:
         self._spool = spool
         self._audit = Audit(spool.folder / "audit.jsonl")
         self._mutex = threading.Lock()
-        self._silent: dict[Association, None] = {}  # in the order of their connections
+        self._silent: dict[Association, None] = {}  # in order of connection
         self._at_work: set[Association] = set()
         self._connections: dict[Association, socket.socket] = {}
         self._ae = _application(ae_title, allowed)
@@ -172,11 +172,11 @@ class Listener:
         self._ae.shutdown()
         with self._mutex:
             for connection in self._connections.values():
-                connection.close()  # of threads that were stopped before they could
+                connection.close()  # if its thread was stopped before it could close it
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port number."""
         return int(self._server.server_address[1])
 
     def _store(self, event: Event) -> int | Dataset:
@@ -203,7 +203,7 @@ class Listener:
             self._audit.answered(event.assoc, status)
 
     def _open(self, event: Event) -> None:
-        """Bound what comes on a new connection, and let go of the oldest that asks for nothing."""
+        """Apply the limits to a new connection; close the oldest silent one beyond `MAX_SILENT`."""
         end_alone(event, partial(self._ended, event.assoc))
         bound(event, self._spool.incoming, self._spool.has_room)
         _answer_at_once(event)
@@ -220,7 +220,7 @@ class Listener:
             self._hang_up(oldest)
 
     def _requested(self, event: Event) -> None:
-        """Refuse one association too many; those that have asked for none do not count."""
+        """Reject an association beyond the limit; connections without a request do not count."""
         self._forget(event.assoc)
         event.assoc.dul._run_loop_delay = ASKED_SECONDS
         self._audit.requested(event.assoc)
@@ -242,7 +242,7 @@ class Listener:
         self._audit.ended(association)
 
     def _hang_up(self, association: Association) -> None:
-        """Close a connection under its thread, which notices as if the peer had gone."""
+        """Shut a connection down; its thread then sees it as closed by the peer."""
         with self._mutex:
             connection = self._connections.get(association)
         if connection is not None:
@@ -255,10 +255,10 @@ class Listener:
 
 
 class _SharedContexts(list[PresentationContext]):
-    """What is supported, the same for all connections.
+    """The supported presentation contexts, shared by all connections.
 
-    pynetdicom copies it for each, some 3 MiB, and changes nothing in the copies: a context that
-    is agreed on is an object of its own.
+    pynetdicom copies them for each connection (about 3 MiB) and does not change the copies: an
+    accepted context is a separate object.
     """
 
     def __deepcopy__(self, _: object) -> Self:
@@ -271,7 +271,7 @@ def _identity_of(path: Path) -> Identity:
 
 
 def _answer_at_once(event: Event) -> None:
-    # Small answers wait for each other otherwise (Nagle), tens of milliseconds an instance.
+    # Nagle's algorithm would delay small answers by tens of milliseconds per instance.
     _connection_of(event.assoc).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -280,7 +280,7 @@ def _connection_of(association: Association) -> socket.socket:
 
 
 def _refusal(status: int, reason: str) -> Dataset:
-    """Answer with a reason: Error Comment is a LO, 64 characters (PS3.7 C.4)."""
+    """Response with a status and a reason; Error Comment is an LO of 64 characters (PS3.7 C.4)."""
     answer = Dataset()
     answer.Status = status
     answer.ErrorComment = reason[:64]

@@ -1,13 +1,13 @@
-"""The database of a node brought in line with its files: a scan outlives the row about it.
+"""Reconcile the database of a node with its files after a crash or a lost database.
 
 ::
 
-    file without a row          an instance that was acknowledged, or nearly: it gets a row
-    file that names no instance set aside in FOLDER/unknown, never removed
-    row without a file          delivered since the database was copied, or removed by the owner
+    file without a row          an instance that was (or was about to be) acknowledged: add a row
+    file that is no instance    move it to FOLDER/unknown, never delete it
+    row without a file          delivered since the database was copied, or deleted by the owner
 
-A database may be lost, restored from an older copy, or come without its write-ahead log. The files
-are then all that is left of what senders were promised; nothing that is not known is removed.
+A database may be lost, restored from an older copy, or missing its write-ahead log. The files are
+then the only record of acknowledged instances, so an unknown file is never deleted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Rebuilt", "read_stored", "rebuild"]
 
 
 class Rebuilt(NamedTuple):
-    """How many instances got a row, files were set aside, and rows have no file any more."""
+    """Number of instances restored, unknown files moved aside, and rows without a file."""
 
     restored: int
     unknown: int
@@ -32,7 +32,7 @@ class Rebuilt(NamedTuple):
 
 
 def read_stored(content: bytes) -> Arrival:
-    """Read an instance from the file that a node made of it.
+    """Read an instance from a file that a node stored.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def read_stored(content: bytes) -> Arrival:
     Raises
     ------
     ValueError
-        If it is no such file.
+        If it is not such a file.
     """
     syntax, begin = read_syntax(content)
     identity = read_file_identity(content)
@@ -61,7 +61,7 @@ class _Row(NamedTuple):
 
 
 def rebuild(database: NodeDatabase, files: NodeFolder) -> Rebuilt:
-    """Give every file of an instance its row, and say of rows where their files are gone.
+    """Add a row for every instance file that has none, and count rows without a file.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def rebuild(database: NodeDatabase, files: NodeFolder) -> Rebuilt:
     Raises
     ------
     OSError, sqlite3.Error
-        If the disk refuses; the database is then as it was.
+        If reading or writing fails; the database is then unchanged.
     """
     with database.transaction():
         work = _Rebuild(database, files)
@@ -101,34 +101,35 @@ class _Rebuild:
         self._numbers = {number for (number,) in database.rows("SELECT number FROM batches")}
 
     def take_batch(self, number: int) -> None:
-        """Give a row to a batch that has none, and to its scans."""
+        """Add the missing rows of a batch and of its scans."""
         scans = self._files.scans(number)
         is_known = number in self._numbers
         if not is_known:
-            # What was delivered has no scans any more; its number stays taken.
+            # A delivered batch has no scans left; its number stays reserved.
             self._database.add_batch(State.CLOSED if scans else State.SENT, number)
         for path in scans:
             row = self._rows.get(path.name)
             if row is not None and row.batch == number:
                 continue
             if row is not None and self._files.has(row.batch, path.name):
-                path.unlink()  # came again, and is kept where its row says
+                path.unlink()  # a duplicate: the row points to another copy
             elif row is None and is_known:
                 self._set_aside(path)
             else:
                 self._restore(path, number)
 
     def take_waiting(self, path: Path) -> None:
-        """Give a row to an instance that waits and has none."""
+        """Add the row of a waiting instance if it is missing."""
         row = self._rows.get(path.name)
         if row is None or row.state not in (None, State.CLOSED, State.FAILED):
             self._restore(path, None)
 
     def forget_missing(self) -> int:
-        """Forget instances that are not scored and whose file is gone; return how many.
+        """Remove unscored instances whose file is missing; return their number.
 
-        One that is not forgotten is not taken in when it comes again. What was delivered since an
-        older copy of the database was made is on record, and stays known.
+        While such a row exists, the instance is not accepted when it is sent again. An instance
+        that was delivered after an older copy of the database was made has a record of its scores;
+        its row is kept and marked as scored.
         """
         missing = 0
         for name, row in self._rows.items():

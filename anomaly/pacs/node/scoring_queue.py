@@ -1,12 +1,12 @@
-"""The order in which batches are scored, and when one that fails is tried again or given up.
+"""Queue of batches to score, with retries after failures.
 
 ::
 
     closed --(scored)-----------------------------> scored
-           --(failed 1 + len(PAUSES) times)-----> failed     all is kept, for the next start
+           --(failed 1 + len(PAUSES) times)-----> failed     all is kept for the next start
            --(ended the process ATTEMPTS times)---> failed
 
-A batch that waits for its next try does not keep the others waiting.
+A batch that waits for a retry does not block the others.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ __all__ = ["ATTEMPTS", "PAUSES", "BatchResult", "ScoringQueue"]
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 10
-"""Times that scoring a batch may end the process before the batch is given up."""
+"""Number of times scoring a batch may end the process before the batch is given up."""
 
 PAUSES = (10.0, 60.0, 600.0)
-"""Seconds after which scoring a batch is tried again; then it is given up, until the next start."""
+"""Seconds before each retry of a batch; after the last one it is given up until the next start."""
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What scoring made of a batch.
+    """Result of scoring a batch.
 
     Attributes
     ----------
     outcomes : mapping of str to str
-        Name of the file -> ``"scored"``, or the reason why not.
+        File name -> ``"scored"``, or the reason why the scan was not scored.
     objects : sequence of Path
-        What is to be sent, in the folder of the spool.
+        Objects to send, in the folder of the spool.
     """
 
     outcomes: Mapping[str, str]
@@ -56,9 +56,9 @@ class ScoringQueue:
     ----------
     spool : Spool
     score : callable
-        Scores a batch; whatever it raises is a failed try.
+        Scores a batch; any exception counts as a failed attempt.
     clock : callable
-        Monotonic seconds.
+        Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ScoringQueue:
         self._due: dict[int, float] = {}
 
     def score_next(self) -> bool:
-        """Score the next batch; return whether there was one that is due."""
+        """Score the next batch; return whether one was due."""
         now = self._clock()
         closed = self._spool.batches(State.CLOSED)
         due = [batch for batch in closed if self._due.get(batch.number, now) <= now]
@@ -91,7 +91,7 @@ class ScoringQueue:
         try:
             result = self._score(batch)
             self._spool.scored(batch, result.outcomes, result.objects)
-        except Exception as error:  # whatever it is, the next study must not wait for it
+        except Exception as error:  # any error must not block the next study
             self._spool.returned(batch)
             self._put_off(batch, error)
         return True

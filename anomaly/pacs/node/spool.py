@@ -1,17 +1,17 @@
-"""What a node has received and how far it is with it: files, and one SQLite database beside them.
+"""Storage of a node: received files and a SQLite database of their state.
 
 ::
 
     files       `anomaly.pacs.node.layout`
     rows        `anomaly.pacs.node.database`: instances without a batch, and batches by state
 
-An instance is received once its file is on the disk and then its row; only then may it be
-acknowledged. A step of a batch is recorded after it is done. A process may therefore die at any
-moment: steps without a record are done again by the next start, and files without a row get one
+An instance is received once its file and then its row are on disk; only then may it be
+acknowledged. A step of a batch is recorded after it is done. The process may therefore stop at any
+time: the next start repeats steps that were not recorded and adds rows for files that have none
 (`anomaly.pacs.node.rebuild`).
 
-An outcome is final unless it is among `PASSING`. What has no final outcome is never removed, and is
-received anew when it comes again.
+An outcome is final unless it is in `PASSING`. An instance without a final outcome is never deleted,
+and is accepted again when it is sent again.
 """
 
 from __future__ import annotations
@@ -41,28 +41,29 @@ log = logging.getLogger(__name__)
 
 
 class Spool:
-    """The folder of a node; a context manager. Its methods may be called from any thread.
+    """The instances and batches of a node; a context manager.
 
-    Where the disk refuses, they raise OSError or sqlite3.Error, and can be called again.
+    Methods are thread-safe. They raise OSError or sqlite3.Error if the disk fails, and can then be
+    called again.
 
     Parameters
     ----------
     folder : Path
-        Made where it does not exist; its parent must.
+        Created if it does not exist; its parent must exist.
     max_instances : int
-        Instances that may wait: received, and neither scored and delivered nor given up.
+        Maximum number of waiting instances: received, but not yet delivered or given up.
     max_bytes : int
-        Size of what may be held: scans, and what scoring them has left.
+        Maximum size of the stored scans and scoring results.
     reserve : int
-        Bytes of the disk that are left free.
+        Bytes of the disk that stay free.
     clock : callable
-        Monotonic seconds.
+        Returns monotonic time in seconds.
 
     Raises
     ------
     AnomalyError
-        If another node works in the folder, others can read what it holds, or the database is
-        damaged or of another version.
+        If another node uses the folder, other users can read its files, or the database is damaged
+        or of another version.
     """
 
     def __init__(
@@ -87,14 +88,14 @@ class Spool:
             self._db = NodeDatabase(self._files.database)
             _report(rebuild(self._db, self._files))
             self._tidy()
-        except (sqlite3.DatabaseError, ValueError) as error:  # such as no text, or no state
+        except (sqlite3.DatabaseError, ValueError) as error:  # e.g. an unknown state
             os.close(self._lock_file)
             raise AnomalyError(
                 f"{self._files.database} cannot be used ({error}): expected the database of a "
                 "node. Move it out of the folder, with its -wal and -shm: the next start makes a "
                 "new one from the scans that are there"
             ) from error
-        # When a study was last heard of is not kept: after a start its quiet time begins anew.
+        # The arrival times of studies are not stored: their quiet time restarts with the process.
         studies = self._db.rows("SELECT DISTINCT study FROM instances WHERE batch IS NULL")
         self._heard = dict.fromkeys((study for (study,) in studies), self._clock())
 
@@ -109,12 +110,12 @@ class Spool:
     # --- receiving ----------------------------------------------------------------------------
 
     def receive(self, arrival: Arrival) -> Received:
-        """Put an instance on the disk, unless it is there or there is no room for it.
+        """Store an instance, unless it is already stored or there is no room for it.
 
         Raises
         ------
         OSError, sqlite3.Error
-            If the disk refuses; then the instance is not received.
+            If the disk fails; the instance is then not received.
         """
         with self._mutex:
             received = self._look(arrival)
@@ -140,17 +141,17 @@ class Spool:
         return Received.FULL if is_full else Received.STORED
 
     def has_room(self, size: int) -> bool:
-        """Whether a file of so many bytes may still come."""
+        """Whether a file of this size can be accepted."""
         with self._mutex:
             return self._bytes + size <= self._limits[1] and self._disk_has(0)
 
     def _disk_has(self, size: int) -> bool:
-        """Whether the disk keeps its reserve, without which nothing could be scored and sent."""
+        """Whether the disk keeps its reserve, which scoring and sending need."""
         return shutil.disk_usage(self.folder).free - size >= self._reserve
 
     @property
     def incoming(self) -> Path:
-        """Folder for what is being received; on the same disk, and tidied up at the start."""
+        """Folder for data sets during transfer; on the same disk, cleaned up at the start."""
         return self._files.spool
 
     def _keep(self, arrival: Arrival) -> None:
@@ -181,9 +182,9 @@ class Spool:
     # --- batches ------------------------------------------------------------------------------
 
     def close_quiet(self, seconds: float) -> int:
-        """Make a batch of each study that nothing came for so long; return how many.
+        """Make a batch of each study without new instances for `seconds`; return their number.
 
-        What comes for such a study later is the beginning of a further batch.
+        Later instances of such a study start another batch.
         """
         with self._mutex:
             now = self._clock()
@@ -199,7 +200,7 @@ class Spool:
             return len(quiet)
 
     def batches(self, state: State) -> list[Batch]:
-        """Batches in a state, those tried least first, then the oldest."""
+        """Batches in a state, by number of attempts, then by age."""
         with self._mutex:
             rows = self._db.rows(
                 "SELECT number, attempts, objects, reason FROM batches WHERE state = ? "
@@ -218,7 +219,7 @@ class Spool:
         ]
 
     def begin(self, batch: Batch) -> int:
-        """Gather the scans in their folder and note an attempt at scoring; return how many."""
+        """Move the scans to their folder and count an attempt; return the number of scans."""
         with self._mutex:
             names = [file_name(uid) for uid in self._db.held(batch.number)]
             self._files.assemble(batch.number, names)
@@ -227,7 +228,7 @@ class Spool:
             return len(names)
 
     def returned(self, batch: Batch) -> None:
-        """Record that an attempt has not ended the process, although it has not scored either."""
+        """Record that a scoring attempt failed without ending the process."""
         with self._mutex, self._db.transaction():
             self._db.count_attempts(batch.number, -1)
 
@@ -238,9 +239,9 @@ class Spool:
         ----------
         batch : Batch
         outcomes : mapping of str to str
-            Name of the file -> ``"scored"``, or the reason why not.
+            File name -> ``"scored"``, or the reason why the scan was not scored.
         objects : sequence of Path
-            What is to be sent, in the folder of the spool.
+            Objects to send, in the folder of the spool.
         """
         paths = [str(path.relative_to(self.folder)) for path in objects]
         made = self._files.made(batch.number)
@@ -256,12 +257,12 @@ class Spool:
             self._count()
 
     def sent(self, batch: Batch) -> int:
-        """Record that the results are at the destination; remove them here, and the scans.
+        """Record that the destination has the results; delete the local results and scans.
 
         Returns
         -------
         int
-            Scans that are kept: their outcome is among `PASSING`.
+            Number of scans that are kept, because their outcome is in `PASSING`.
         """
         with self._mutex:
             with self._db.transaction():
@@ -276,11 +277,11 @@ class Spool:
             return len(kept)
 
     def kept(self, batch: Batch) -> None:
-        """Record that the results stay here, and the scans."""
+        """Record that the results and the scans are kept locally."""
         self._move(batch, State.KEPT)
 
     def undelivered(self, batch: Batch, reason: str) -> None:
-        """Record that the destination refuses the results; the next start tries once more."""
+        """Record that the destination rejected the results; the next start tries once more."""
         self._move(batch, State.UNDELIVERED, reason)
 
     def failed(self, batch: Batch, reason: str) -> None:
@@ -295,16 +296,16 @@ class Spool:
 
     @property
     def waiting(self) -> int:
-        """Instances that are received, and neither scored and delivered nor given up."""
+        """Number of instances that are received but not yet delivered or given up."""
         with self._mutex:
             return self._waiting
 
     # --- inside -------------------------------------------------------------------------------
 
     def _tidy(self) -> None:
-        """Remove what is not needed any more; count what is left.
+        """Delete files that are no longer needed; count the rest.
 
-        Whoever owns the folder may have removed scans and results to make room.
+        The owner of the folder may have deleted scans and results to free space.
         """
         with self._db.transaction():
             for number, state in self._db.rows("SELECT number, state FROM batches"):
@@ -329,18 +330,18 @@ class Spool:
             self._retry(number, State.CLOSED)
 
     def _retry(self, number: int, state: State) -> None:
-        """Let this start try a batch again; the reason of the last failure stays on record."""
+        """Make a batch due again in this process; the reason of its last failure is kept."""
         ((reason,),) = self._db.rows("SELECT reason FROM batches WHERE number = ?", number)
         self._db.move_batch(number, state, reason=reason)
 
     def _tidy_empty(self, number: int, state: State) -> State:
-        """Close a batch whose scans are gone: it may have been delivered, unknown to this copy.
+        """Update a batch without scans: it may have been delivered after the database was copied.
 
-        Returns the state that it is in from now on.
+        Returns its new state.
         """
         ((objects,),) = self._db.rows("SELECT objects FROM batches WHERE number = ?", number)
         if any((self.folder / path).exists() for path in json.loads(objects)):
-            return state  # they can still be sent
+            return state  # the objects can still be sent
         if self._files.has_record(number):
             self._db.move_batch(number, State.SENT, objects=())
             return State.SENT
@@ -350,9 +351,9 @@ class Spool:
         return state
 
     def _count(self) -> None:
-        """Add up what the limits are about; in between, `_keep` goes on counting.
+        """Recompute the totals that the limits apply to; `_keep` updates them between calls.
 
-        A batch that was refused before has had its place in the queue.
+        A batch that was rejected before no longer counts as waiting.
         """
         ((self._waiting, scans),) = self._db.rows(
             "SELECT coalesce(sum(state IS NULL OR state = 'closed' "
