@@ -1,1 +1,1 @@
-"""What asks an archive, and sends to one: DICOMweb and DIMSE."""
+"""Clients that query an archive and send to it: DICOMweb and DIMSE."""

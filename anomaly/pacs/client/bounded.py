@@ -1,13 +1,13 @@
-"""An HTTP session whose answers end: so many bytes, and so many seconds, whatever the peer does.
+"""HTTP session that limits the size and the duration of every answer.
 
 ::
 
-    bytes    everything that comes on the connection: status, headers, chunk lines, body
+    bytes    everything received on the connection: status, headers, chunk lines, body
     seconds  from the request to the last byte of its answer
 
-Both are counted where the bytes leave the socket, so no line without an end and no body of a byte
-a second slips by. An answer that is compressed, although it was asked not to be, is refused: what
-it would become is not known before.
+Both are measured at the socket, so they also limit endless lines and bodies that arrive one byte
+per second. Compressed answers, which the request excludes, raise an error because their
+decompressed size is unknown.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["ANSWER", "INSTANCE", "BoundedSession", "Bounds"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one answer may have.
+    """Limits of one answer.
 
     Attributes
     ----------
@@ -42,21 +42,21 @@ class Bounds:
 
 
 ANSWER = Bounds(16 * 2**20, 300.0)
-"""Of a search or a request to store: 200 results have about a megabyte."""
+"""Limits for the answer to a search or a store request; 200 results have about a megabyte."""
 
 INSTANCE = Bounds(4 * 2**30, 3600.0)
-"""Of an instance; a tomosynthesis has gigabytes, and goes to the disk as it comes."""
+"""Limits for an instance; a tomosynthesis has gigabytes and is streamed to disk."""
 
 
 MAX_ELEMENTS = 1_000_000
-"""Objects, lists and tags in an answer: parsed, each takes some hundred bytes. A result of a search
-has about ten, in more bytes than `ANSWER` allows for so many."""
+"""Maximum objects, lists and tags in an answer: each takes some hundred bytes when parsed. A search
+result has about ten, so the byte limit of `ANSWER` is reached first."""
 
 _LINE = 2**16
 
 
 class _Budget:
-    """What is left of an answer's bounds."""
+    """Remaining bytes and seconds of an answer."""
 
     def __init__(self) -> None:
         self.begin(ANSWER)
@@ -67,7 +67,7 @@ class _Budget:
         self._end = time.monotonic() + bounds.max_seconds
 
     def seconds(self) -> float:
-        """Seconds that are left.
+        """Return the remaining seconds.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class _Budget:
         return left
 
     def spend(self, count: int) -> None:
-        """Take off bytes that came.
+        """Subtract the bytes received.
 
         Raises
         ------
@@ -110,7 +110,7 @@ def _check_elements(content: bytes) -> None:
 
 
 class _Bytes(io.RawIOBase):
-    """Bytes of a socket, counted."""
+    """Raw stream that counts the bytes read from a socket."""
 
     def __init__(self, socket: Any, budget: _Budget) -> None:
         self._socket, self._budget = socket, budget
@@ -125,7 +125,7 @@ class _Bytes(io.RawIOBase):
         try:
             count = self._raw.readinto(buffer)
         except TimeoutError:
-            self._budget.seconds()  # says so where it was ours
+            self._budget.seconds()  # raises if our limit caused the timeout
             raise
         finally:
             self._socket.settimeout(patience)
@@ -138,20 +138,20 @@ class _Bytes(io.RawIOBase):
 
 
 class _Reader(io.BufferedReader):
-    """Lines that end, also those of chunks, whose length nobody else bounds."""
+    """Reader that limits the length of lines, including chunk headers, which urllib3 does not."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
         return super().readline(_LINE if size is None or size < 0 else size)
 
 
 class _Socket:
-    """A connected socket of which every byte is counted; all else is the socket's."""
+    """Wrapper of a connected socket that counts received bytes."""
 
     def __init__(self, socket: Any, budget: _Budget) -> None:
         self._socket, self._budget = socket, budget
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        """Open what comes for reading; http.client writes by `sendall`."""
+        """Open the socket for reading; http.client writes with `sendall`."""
         return _Reader(_Bytes(self._socket, self._budget))
 
     def sendall(self, data: Any) -> None:
@@ -193,9 +193,9 @@ class _Adapter(HTTPAdapter):
 
 
 class BoundedSession(requests.Session):
-    """A session that follows no redirect; for one thread.
+    """A session that follows no redirects; not thread-safe.
 
-    An answer is within `ANSWER`; one that is asked for by ``stream=True``, within `INSTANCE`.
+    Answers are limited by `ANSWER`, or by `INSTANCE` with ``stream=True``.
     """
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ class BoundedSession(requests.Session):
             ``"too large"``, ``"too slow"``, ``"compressed"``.
         """
         stream = bool(options.pop("stream", False))
-        options["allow_redirects"] = False  # following would read a body that nobody asked for
+        options["allow_redirects"] = False  # following one would read an unwanted body
         self._budget.begin(INSTANCE if stream else ANSWER)
         response = super().send(request, stream=True, **options)
         try:
@@ -228,7 +228,7 @@ class BoundedSession(requests.Session):
                     "off for this client, there or in the proxy before it.",
                 )
             if not stream:
-                _check_elements(response.content)  # read now, within the bounds of this request
+                _check_elements(response.content)  # read now, within the limits of this request
         except BaseException:
             response.close()
             raise

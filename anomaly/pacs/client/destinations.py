@@ -1,9 +1,9 @@
-"""Where results go: a DICOMweb archive, a DIMSE archive or a folder, by one line of text.
+"""Destinations of results, each given as one string: DICOMweb archive, DIMSE archive or folder.
 
 ::
 
 https://host/dicom-web       STOW-RS
-AET@host:port                C-STORE; by TLS where the environment says so (`anomaly.pacs.tls`)
+AET@host:port                C-STORE; over TLS if the environment says so (`anomaly.pacs.tls`)
 folder:/some/where           copies
 """
 
@@ -27,37 +27,37 @@ _DIMSE = re.compile(rf"(?P<ae_title>{AE_TITLE})@(?P<host>[^@/:\s]+):(?P<port>[0-
 
 
 class Destination(Protocol):
-    """What takes results."""
+    """Interface of a destination."""
 
     def store(self, paths: Sequence[Path]) -> None:
-        """Store DICOM files; again is as good as once.
+        """Store DICOM files; storing the same files again has no further effect.
 
         Raises
         ------
         AnomalyError
-            If some could not be stored; the others are.
+            If some could not be stored; the others are stored.
         """
 
 
 class Folder:
-    """A folder that takes copies under the names that the files have.
+    """A folder that receives copies of the files under their own names.
 
     Parameters
     ----------
     path : Path
-        Made at the first copy, mode 0700.
+        Created at the first copy with mode 0700.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def store(self, paths: Sequence[Path]) -> None:
-        """Copy the files of which there is none of that name yet.
+        """Copy the files whose names do not exist in the folder yet.
 
         Raises
         ------
         AnomalyError
-            Two of the files have one name, or a copy cannot be written.
+            Two of the files have the same name, or a copy cannot be written.
         """
         twice = [name for name, count in Counter(p.name for p in paths).items() if count > 1]
         if twice:
@@ -79,19 +79,19 @@ class Folder:
 
 
 def destination(text: str, *, calling: str = CALLING) -> Destination:
-    """Return the destination that a line of text names.
+    """Return the destination for a string.
 
     Parameters
     ----------
     text : str
         ``https://host/path`` (``http://`` too), ``AET@host:port`` or ``folder:/path``.
     calling : str
-        Our own AE title, for the second.
+        Our own AE title, for DIMSE.
 
     Raises
     ------
     ConfigError
-        It is none of these, or the TLS of the second cannot be used.
+        The string has none of these forms, or the TLS settings for DIMSE cannot be used.
     """
     if text.startswith(("http://", "https://")):
         return DicomWeb(text)
@@ -105,7 +105,7 @@ def destination(text: str, *, calling: str = CALLING) -> Destination:
             tls=destination_context(),
         )
     raise ConfigError(
-        # What looks like a URL may carry a password.
+        # Not quoted if it looks like a URL, which may contain a password.
         f"{'that' if '://' in text else repr(text)} is no destination; expected "
         "https://host/dicom-web, AET@host:port or folder:/some/where."
     )

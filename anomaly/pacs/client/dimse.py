@@ -1,9 +1,9 @@
-"""An archive that speaks DIMSE (PS3.7), as most do: C-STORE of files, and C-ECHO to try the road.
+"""Client of a DIMSE archive (PS3.7): C-STORE of files, and C-ECHO to test the connection.
 
-Files are sent as they are coded: one presentation context for each pair of SOP class and transfer
-syntax among them (PS3.8 section 7.1.1.13); what is not compressed is offered in Implicit VR Little
-Endian too. C-STORE cannot ask what the archive holds; an instance
-that is sent again has the same UID, by which archives keep it once.
+Files are sent in their own encoding, with one presentation context for each pair of SOP class and
+transfer syntax (PS3.8 section 7.1.1.13); uncompressed files are also offered in Implicit VR Little
+Endian. C-STORE cannot query what the archive has, but an instance that is sent again has the same
+UID, so archives store it once.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from anomaly.pacs.tls import CA
 __all__ = ["AE_TITLE", "CALLING", "Dimse"]
 
 AE_TITLE = r"[!-?A-\[\]-~][ -?A-\[\]-~]{0,15}"
-"""Pattern of a title: 1 to 16 characters of ASCII, no control characters, no backslash (PS3.5 Table
-6.2-1), no space in front; and no @, which parts it from the host."""
+"""Pattern of an AE title: 1 to 16 ASCII characters without control characters and backslash (PS3.5
+Table 6.2-1), without leading space, and without @, which separates the title from the host."""
 
 CALLING = "ANOMALY"
-"""Our own title, where none is set."""
+"""Our own default AE title."""
 
 TIMEOUT = 60.0
-"""Seconds to wait for an answer."""
+"""Maximum seconds to wait for an answer."""
 
 CONNECT_TIMEOUT = 10.0
 
@@ -51,38 +51,38 @@ VERIFICATION = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
 """Verification SOP Class, Implicit VR Little Endian."""
 
 CONTEXTS = 128
-"""Presentation contexts of one association: their identifiers are the odd numbers of a byte."""
+"""Maximum presentation contexts of an association: their identifiers are the odd bytes."""
 
 REJECTED_TRANSIENT = 2
-"""Result of a rejected association: it may be let in later (PS3.8 Table 9-21)."""
+"""Result of a rejected association that may be accepted later (PS3.8 Table 9-21)."""
 
 SUCCESS = 0x0000
 WARNINGS = range(0xB000, 0xC000)
-"""Stored, with a remark (PS3.4 Table B.2-1)."""
+"""Status codes for "stored, with a warning" (PS3.4 Table B.2-1)."""
 
 
 class Dimse:
-    """A Storage SCP.
+    """Client of a Storage SCP.
 
     Parameters
     ----------
     ae_title : str
-        Its application entity title.
+        AE title of the archive.
     host : str
     port : int
     calling : str
-        Our own title; archives have a list of those that they let in.
+        Our own AE title; archives have a list of the titles that they accept.
     attempts : Attempts
-        How often what did not work is tried.
+        Number of attempts and pauses after failures.
     tls : SSLContext, optional
-        From `anomaly.pacs.tls`; None: in the clear.
+        From `anomaly.pacs.tls`; None for no encryption.
 
     Raises
     ------
     ConfigError
-        If a title is none.
+        If an AE title is invalid.
     AnomalyError
-        If the package for it is not installed.
+        If pynetdicom is not installed.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Dimse:
         return f"{self.ae_title}@{self.host}:{self.port}"
 
     def echo(self) -> None:
-        """Ask whether it is there and lets us in.
+        """Check that the archive is reachable and accepts our association.
 
         Raises
         ------
@@ -130,9 +130,9 @@ class Dimse:
         Raises
         ------
         ArchiveError
-            The archive did not answer, or refused some, or some are no DICOM files that can be
-            named; the others are stored. `ArchiveBusy` where all that it has refused it may take
-            later.
+            The archive did not answer, refused some instances, or some files are not DICOM files
+            with valid UIDs; the others are stored. `ArchiveBusy` if the archive may accept all
+            refused instances later.
         """
         refused: Counter[str] = Counter()
         files = read_files(paths, refused)
@@ -149,10 +149,10 @@ class Dimse:
         left: list[InstanceFile],
         refused: Counter[str],
     ) -> None:
-        """Send files in as many associations as it takes.
+        """Send files in as many associations as needed.
 
-        One that the archive breaks off at every time costs itself; two in a row are no fault of
-        theirs.
+        A file at which the archive breaks off every association is skipped. Two in a row mean that
+        the archive itself fails.
 
         Raises
         ------
@@ -167,7 +167,7 @@ class Dimse:
                 refused[error.reason] += len(left)
                 return
             except _BrokenOff:
-                # Not the order: what there is no room for at present goes to the end.
+                # Compare lengths, not order: files without room at present move to the end.
                 if len(left) < before:
                     skipped = False
                 elif skipped or len(left) == 1:
@@ -191,12 +191,12 @@ class Dimse:
         left: list[InstanceFile],
         refused: Counter[str],
     ) -> None:
-        """Send files until none is left; those that were answered are not left.
+        """Send all files in `left` and remove those with a final answer from it.
 
         Raises
         ------
         ArchiveBusy
-            The archive has no room for some at present; those are left.
+            The archive has no room for some files at present; `left` then contains those.
         """
         busy: dict[InstanceFile, str] = {}
         try:
@@ -208,21 +208,21 @@ class Dimse:
                     elif reason:
                         refused[reason] += 1
                     left.pop(0)
-        finally:  # an association that is lost meanwhile loses none of them
+        finally:  # keep them even if the association is lost
             left += busy
         if busy:
             code = next(iter(busy.values()))
             raise ArchiveBusy(code, f"{self} has no room for {len(busy)} instances ({code})")
 
     def _refusal(self, association: Any, file: InstanceFile) -> str:
-        """Send a file; return why it is not stored, or nothing."""
+        """Send a file; return the reason why it was not stored, or an empty string."""
         if not _is_accepted(association, file):
             sop_class, syntax = (UID(uid).name for uid in _context(file))
             return f"SOP class or transfer syntax not accepted: {sop_class}, {syntax}"
         try:
             dataset = dcmread(file.path)
         except Exception as error:
-            # A damaged file makes pydicom raise anything at all, and costs itself.
+            # A damaged file can make pydicom raise any exception; skip this file only.
             return f"not sent, not readable ({type(error).__name__})"
         try:
             status = self._ask(partial(association.send_c_store, dataset))
@@ -233,21 +233,21 @@ class Dimse:
         return "" if status == SUCCESS or status in WARNINGS else f"{status:04X}"
 
     def _ask(self, question: Callable[[], Any]) -> int:
-        """Return the status of an answer.
+        """Send a request and return the status of its answer.
 
         Raises
         ------
         ArchiveUnreachable
-            The association is lost, before the question or after it.
+            The association was lost, before or after the request.
         ArchiveError
-            ``"cannot be encoded"``: nothing was asked, as pynetdicom refuses the data set.
+            ``"cannot be encoded"``: nothing was sent, because pynetdicom rejects the data set.
         """
         try:
             answer = question()
-        except RuntimeError as error:  # lost since the last answer
+        except RuntimeError as error:  # the association was lost since the last answer
             raise _BrokenOff("no answer", f"{self} broke off") from error
         except Exception as error:
-            # Encoding raises what it likes on a damaged data set.
+            # Encoding a damaged data set can raise any exception.
             raise ArchiveError(
                 "cannot be encoded",
                 f"what is to be sent to {self} cannot be encoded ({error}): expected a data set "
@@ -284,7 +284,7 @@ class Dimse:
                 f"{self} lets no association in from {self.calling!r}: check the title asked for, "
                 "and have this one added to those that the archive knows.",
             )
-        # An association without a single accepted context is aborted by our own side.
+        # pynetdicom aborts an association without any accepted context.
         nothing_accepted = bool(association.rejected_contexts) and not association.accepted_contexts
         if not association.is_established and not nothing_accepted:
             doubt = "" if self._tls is None else f": does {CA} hold who signed its certificate?"
@@ -297,13 +297,13 @@ class Dimse:
 
 
 class _BrokenOff(ArchiveUnreachable):
-    """An association was let in, and ended without an answer."""
+    """An association was accepted and then ended without an answer."""
 
 
 def _offered(syntax: str) -> list[str]:
     """Transfer syntaxes in which a file can be sent, its own first.
 
-    Every archive has to take Implicit VR Little Endian (PS3.5 section 10.1), some take no other.
+    Every archive must accept Implicit VR Little Endian (PS3.5 section 10.1); some accept no other.
     """
     plain = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
     return [syntax, *(uid for uid in sorted(plain - {syntax}) if syntax in plain)]

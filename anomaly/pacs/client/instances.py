@@ -1,8 +1,8 @@
-"""An instance: the three UIDs that place it in an archive, its class, and its file.
+"""DICOM instances: the study, series and instance UIDs, the SOP class, and the file.
 
-UIDs come from archives and become names of files, so nothing else than a UID is one here: digits in
-groups parted by single dots, 64 characters at most (PS3.5 section 9.1). A group may begin with 0,
-which the standard forbids and real archives hold.
+UIDs come from archives and become file names, so they are checked: groups of digits separated by
+single dots, at most 64 characters (PS3.5 section 9.1). A group may start with 0: the standard
+forbids that, but such UIDs exist in real archives.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a UID, and so a safe name of a file and part of a URL."""
+    """Whether a text is a UID, and thus safe as a file name and in a URL."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What an archive lists.
+    """An instance as an archive lists it.
 
     Attributes
     ----------
@@ -42,12 +42,12 @@ class Instance:
     sop_class : str
         SOP Class UID.
     patient : str
-        Patient ID by which it was asked for, or that its study is listed with; empty: not known.
+        Patient ID from the query or from the listed study; empty if unknown.
 
     Raises
     ------
     ArchiveError
-        ``"uid"``: one of the UIDs is none.
+        ``"uid"``: one of the UIDs is invalid.
     """
 
     study: str
@@ -68,7 +68,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class InstanceFile:
-    """A DICOM file that is to be stored.
+    """A DICOM file to store in an archive.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class InstanceFile:
     transfer_syntax : str
         Transfer Syntax UID.
     size : int
-        Bytes.
+        Size in bytes.
     """
 
     path: Path
@@ -87,16 +87,16 @@ class InstanceFile:
 
     @classmethod
     def read(cls, path: Path) -> InstanceFile:
-        """Read the header.
+        """Read the header of a file.
 
         Raises
         ------
         AnomalyError
-            The file cannot be read, is no DICOM file, or lacks a UID.
+            The file cannot be read, is not a DICOM file, or lacks a UID.
         """
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what matters of them is an error below
+                warnings.simplefilter("ignore")  # relevant problems raise an error below
                 header = dcmread(path, stop_before_pixels=True)
                 instance = Instance(
                     study=str(header.StudyInstanceUID),
@@ -108,7 +108,7 @@ class InstanceFile:
         except AnomalyError:
             raise
         except Exception as error:
-            # A damaged file can make a reader raise anything at all.
+            # A damaged file can make pydicom raise any exception.
             raise AnomalyError(
                 f"{path} cannot be stored ({type(error).__name__}: {error}); expected a DICOM file "
                 "with its UIDs."
@@ -117,7 +117,7 @@ class InstanceFile:
 
 
 def read_files(paths: Sequence[Path], refused: Counter[str]) -> list[InstanceFile]:
-    """Read the headers of files to be stored; one that is none is counted in `refused`."""
+    """Read the headers of DICOM files; others are counted in `refused`."""
     files = []
     for path in paths:
         try:
@@ -129,15 +129,15 @@ def read_files(paths: Sequence[Path], refused: Counter[str]) -> list[InstanceFil
 
 
 def write_whole(path: Path, content: IO[bytes]) -> None:
-    """Write a file that appears under its name only when all of it is on disk; mode 0600.
+    """Write a file atomically with mode 0600.
 
-    Until then its name begins with a dot, so that no reader of the folder takes it for a scan.
+    While it is written, its name starts with a dot, so that readers of the folder ignore it.
 
     Parameters
     ----------
     path : Path
     content : file
-        Open for reading, where the content begins.
+        Open for reading at the start of the content.
 
     Raises
     ------

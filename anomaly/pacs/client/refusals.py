@@ -1,4 +1,4 @@
-"""What an archive refuses: counted by reason while the rest is stored, and said at the end."""
+"""Errors for instances that an archive refused, by reason, raised after the rest is stored."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from anomaly.errors import ArchiveBusy, ArchiveError
 __all__ = ["OUT_OF_RESOURCES", "check_refused"]
 
 OUT_OF_RESOURCES = re.compile("A7[0-9A-F]{2}")
-"""Codes that mean "no room at present" (PS3.4 Table B.2-1, PS3.18 Table I.2-2)."""
+"""Status codes that mean "no room at present" (PS3.4 Table B.2-1, PS3.18 Table I.2-2)."""
 
 
 def check_refused(archive: object, refused: Counter[str], total: int, table: str) -> None:
-    """Say what an archive refused, if anything.
+    """Raise an error if an archive refused any instances.
 
     Parameters
     ----------
     archive : object
-        Its name is its ``str``.
+        Shown as ``str(archive)``.
     refused : Counter of str
         Reason -> number of instances.
     total : int
-        Instances that it was to hold.
+        Number of instances that were to be stored.
     table : str
-        Where the standard explains the codes among the reasons.
+        Table of the standard that explains the status codes.
 
     Raises
     ------
     ArchiveBusy
-        It has no room for some at present, and refused none for good.
+        All refusals mean that the archive has no room at present.
     ArchiveError
-        ``"refused"``: it refused some.
+        ``"refused"``: some refusals have another reason.
     """
     if not refused:
         return

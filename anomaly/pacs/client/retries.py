@@ -1,13 +1,13 @@
-"""Attempts: what an archive did not answer is asked again, after pauses that grow.
+"""Retries of unanswered requests to an archive, with exponential backoff.
 
 ::
 
     pause after attempt k = max(growing_pause(k) * u, asked),    u ~ U[1/2, 1]
 
-Only `ArchiveUnreachable` is asked again: no connection, no answer in time, or "later, please".
-Whatever else an archive says it has decided, and it would say it again. The random factor keeps
-clients that one outage stopped together from coming back together. An archive that asks to be left
-alone for a while is, for two minutes at most.
+Only `ArchiveUnreachable` is retried: no connection, no answer in time, or "try again later". Other
+errors are decisions of the archive, which would not change. The random factor prevents clients that
+were stopped by the same outage from returning at the same time. If the archive requests a pause
+(Retry-After), the client waits that long, but at most two minutes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ __all__ = ["Attempts"]
 _Answer = TypeVar("_Answer")
 
 LONGEST_ASKED = 120.0
-"""Seconds for which an archive is left alone because it asks for it, at most."""
+"""Maximum seconds to wait at the request of an archive."""
 
 _RANDOM = random.SystemRandom()
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """How often an archive is asked, and how long it is left alone in between.
+    """Number of attempts of a request, and the pauses between them.
 
     Attributes
     ----------
     count : int
-        Attempts in all, 1 or more.
+        Total number of attempts, 1 or more.
     first, longest : float
-        Seconds of the first pause, and of the longest.
+        Length of the first pause and the maximum, in seconds.
     sleep : callable
         Waits a number of seconds.
     """
@@ -55,19 +55,19 @@ class Attempts:
             raise ConfigError(f"attempts are {self.count}; expected 1 or more.")
 
     def __call__(self, ask: Callable[[], _Answer]) -> _Answer:
-        """Ask until there is an answer.
+        """Call until there is an answer.
 
         Parameters
         ----------
         ask : callable
-            Raises `ArchiveUnreachable` where asking again may help.
+            The request; raises `ArchiveUnreachable` if a retry may succeed.
 
         Raises
         ------
         ArchiveUnreachable
-            If the last attempt failed so too.
+            If the last attempt also failed this way.
         ArchiveError
-            Whatever else `ask` raises passes through at once.
+            Any other error of `ask` is raised immediately.
         """
         for attempt in range(1, self.count):
             try:

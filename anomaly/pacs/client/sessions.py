@@ -1,14 +1,14 @@
-"""How a DICOMweb archive is reached: which URL, as whom, and how it proves who it is.
+"""HTTP session of a DICOMweb archive: URL check, credentials and TLS verification.
 
-Credentials come from the environment and go nowhere else than to the host that the URL names: never
-over plain HTTP to another machine, never after a redirect, never from or to a file::
+Credentials come from the environment and are sent only to the host of the URL: never over plain
+HTTP to another machine, never after a redirect. They are never read from or written to a file::
 
     ANOMALY_DICOMWEB_USER and ANOMALY_DICOMWEB_PASSWORD      basic authentication
     ANOMALY_DICOMWEB_TOKEN                                   bearer token
-    ANOMALY_DICOMWEB_CA                                      certificates to trust, a PEM file
+    ANOMALY_DICOMWEB_CA                                      PEM file of certificates to trust
 
-TLS is always verified. Proxies and ``.netrc`` of the environment are not used: scans go straight
-to the archive.
+TLS certificates are always verified. Proxy settings of the environment and ``.netrc`` are ignored:
+scans are sent directly to the archive.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ log = logging.getLogger(__name__)
 
 
 def check_url(url: str) -> str:
-    """Return the URL of an archive without a slash at its end.
+    """Return the URL of an archive without a trailing slash.
 
     Raises
     ------
     ConfigError
-        It is no URL of HTTP or HTTPS, or it carries credentials or a query.
+        It is not an HTTP or HTTPS URL, or it contains credentials, a query or a fragment.
     """
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # an invalid port or address
         parts, sound = SplitResult("", "", "", "", ""), False
     if "@" in parts.netloc or (not sound and "@" in url):
-        # Not quoted: what it carries would reach the screen and from there a log.
+        # Not quoted: the credentials would appear on the screen and in logs.
         raise ConfigError(
             "the archive's URL carries a user or a password, which would end up in logs: leave "
             f"them out and set {USER} and {PASSWORD}."
@@ -73,19 +73,19 @@ def open_session(url: str, environment: Mapping[str, str] = os.environ) -> reque
     url : str
         From `check_url`.
     environment : mapping of str to str
-        Where the credentials are.
+        Environment variables with the credentials.
 
     Raises
     ------
     ConfigError
-        The credentials contradict each other, cannot be sent, or would travel in the clear.
+        The credentials are contradictory, cannot be sent, or would be sent unencrypted.
     AnomalyError
-        The package for it is not installed.
+        requests is not installed.
     """
     session = _requests_session()
     session.trust_env = False
     session.verify = _trusted(environment)
-    # Some archives answer in XML where they may choose.
+    # Without this header some archives answer in XML.
     session.headers["Accept"] = "application/dicom+json"
     parts = urlsplit(url)
     in_the_clear = parts.scheme == "http" and not _is_loopback(parts.hostname or "")

@@ -1,4 +1,4 @@
-"""DICOMweb (PS3.18): to search an archive, to fetch from it, to store in it."""
+"""DICOMweb client (PS3.18): search an archive, fetch instances and store them."""
 
 from anomaly.pacs.client.dicomweb.archive import DicomWeb
 

@@ -1,4 +1,4 @@
-"""An archive that speaks DICOMweb (PS3.18).
+"""Client of a DICOMweb archive (PS3.18).
 
 ::
 
@@ -6,7 +6,7 @@
     fetch     WADO-RS    GET  /studies/S/series/T/instances/U
     store     STOW-RS    POST /studies
 
-What an archive sends is bounded (`anomaly.pacs.client.bounded`).
+The size and duration of answers are limited (`anomaly.pacs.client.bounded`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class DicomWeb:
     Parameters
     ----------
     url : str
-        Of the DICOMweb service, such as ``https://archive.example/dicom-web``.
+        URL of the DICOMweb service, such as ``https://archive.example/dicom-web``.
     attempts : Attempts
-        How often what did not work is tried.
+        Number of attempts and pauses after failures.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class DicomWeb:
         If the URL or the credentials of the environment cannot be used; see
         `anomaly.pacs.client.sessions`.
     AnomalyError
-        If the package for it is not installed.
+        If dicomweb-client or requests is not installed.
     """
 
     def __init__(self, url: str, *, attempts: Attempts | None = None) -> None:
@@ -59,12 +59,12 @@ class DicomWeb:
 
     @property
     def unusable(self) -> int:
-        """Objects that the last search was told of without valid UIDs."""
+        """Number of results of the last search without valid UIDs."""
         return self._search.unusable
 
     @property
     def others(self) -> int:
-        """Studies that the last search was told of, and did not ask for."""
+        """Number of studies in the answer to the last search that did not match the query."""
         return self._search.others
 
     def search(self, query: Mapping[str, str]) -> Iterator[Instance]:
@@ -73,22 +73,22 @@ class DicomWeb:
         Parameters
         ----------
         query : mapping of str to str
-            DICOM keyword -> value to match, as QIDO-RS has it: ``{"StudyDate":
+            DICOM keyword -> value to match, in QIDO-RS syntax: ``{"StudyDate":
             "20260101-20260131", "Modality": "DX"}``. Keys of series and instances narrow the
             search within the studies.
 
         Returns
         -------
         iterator of Instance
-            What has no valid UIDs is left out and counted in `unusable`; a study of another
-            patient than the query names, or another study, in `others`.
+            Results without valid UIDs are omitted and counted in `unusable`. Studies of a patient
+            or with a UID that the query does not name are omitted and counted in `others`.
 
         Raises
         ------
         ConfigError
-            A keyword is none of DICOM's.
+            A keyword is not a DICOM keyword.
         ArchiveError
-            The archive did not answer, or what it answered cannot be used.
+            The archive did not answer, or its answer cannot be used.
         """
         return self._search.instances(query)
 
@@ -98,18 +98,19 @@ class DicomWeb:
         Raises
         ------
         ArchiveError
-            The archive did not answer, or what it answered cannot be used.
+            The archive did not answer, or its answer cannot be used.
         """
         return self._search.holds(study, instance)
 
     def fetch(self, instance: Instance, path: Path) -> None:
-        """Write an instance to a file as the archive has it: whole or not at all, mode 0600.
+        """Write an instance to a file, unchanged and atomically, with mode 0600.
 
         Raises
         ------
         ArchiveError
-            The archive did not answer, has it not, or sent something else: ``"other instance"``,
-            ``"other study"``, ``"other series"``, ``"other class"``, ``"other patient"``.
+            The archive did not answer, does not have it, or sent another object:
+            ``"other instance"``, ``"other study"``, ``"other series"``, ``"other class"``,
+            ``"other patient"``.
         AnomalyError
             The file cannot be written.
         """
@@ -120,7 +121,7 @@ class DicomWeb:
             write_whole(path, file)
 
     def store(self, paths: Sequence[Path]) -> None:
-        """Store the instances that the archive does not hold yet.
+        """Store the instances that the archive does not have yet.
 
         Parameters
         ----------
@@ -130,9 +131,9 @@ class DicomWeb:
         Raises
         ------
         ArchiveError
-            The archive did not answer, or refused some, or some are no DICOM files that can be
-            named; the others are stored. `ArchiveBusy` where all that it has refused it may take
-            later.
+            The archive did not answer, refused some instances, or some files are not DICOM files
+            with valid UIDs; the others are stored. `ArchiveBusy` if the archive may accept all
+            refused instances later.
         """
         refused: Counter[str] = Counter()
         files = read_files(paths, refused)

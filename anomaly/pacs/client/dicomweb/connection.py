@@ -1,7 +1,7 @@
-"""A connection to a DICOMweb service: what is asked, how often, and what went wrong.
+"""Connection to a DICOMweb service: requests, retries and error messages.
 
-What may pass (no connection, no answer in time, "too busy") is asked again; everything else is
-final. Errors quote nothing of an answer.
+Temporary failures (no connection, no answer in time, "too busy") are retried; all other failures
+are final. Error messages never quote the answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TIMEOUT", "Connection", "name_status"]
 
 TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and between two bytes of an answer."""
+"""Maximum seconds to connect, and between two bytes of an answer."""
 
 AGAIN = (
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -32,7 +32,7 @@ AGAIN = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-"""Answers that mean "later"."""
+"""Status codes that mean "try again later"."""
 
 HINTS = {
     HTTPStatus.UNAUTHORIZED: "set ANOMALY_DICOMWEB_USER and _PASSWORD, or ANOMALY_DICOMWEB_TOKEN",
@@ -45,27 +45,27 @@ _Answer = TypeVar("_Answer")
 
 
 class Connection:
-    """A DICOMweb service, and the way to it.
+    """A connection to a DICOMweb service.
 
     Parameters
     ----------
     url : str
     attempts : Attempts
-        How often what did not work is tried.
+        Number of attempts and pauses after failures.
 
     Attributes
     ----------
     url : str
-        Without a slash at its end.
+        URL without a trailing slash.
     client : dicomweb_client.web.DICOMwebClient
     session : requests.Session
-        The one that the client uses.
+        The session that `client` uses.
 
     Raises
     ------
     ConfigError
     AnomalyError
-        If the package for it is not installed.
+        If dicomweb-client or requests is not installed.
     """
 
     def __init__(self, url: str, attempts: Attempts) -> None:
@@ -73,31 +73,31 @@ class Connection:
         self._attempts = attempts
         client = _client()
         self.session = open_session(self.url)
-        # Requests go in one piece: not every archive takes a chunked one.
+        # Requests are sent in one piece: not every archive accepts chunked requests.
         self.client = client(self.url, self.session, chunk_size=2**40, timeout=TIMEOUT)
-        self.client.host = urlsplit(self.url).netloc  # sent as Host; it would leave out the port
+        self.client.host = urlsplit(self.url).netloc  # sent as Host; the client would omit the port
         self.client.set_http_retry_params(retry=False)
 
     def ask(self, what: str, call: Callable[..., _Answer], *arguments: object) -> _Answer:
-        """Return the answer to a call, which is made again where that may help.
+        """Return the result of a call, with retries after temporary failures.
 
         Parameters
         ----------
         what : str
-            Names the call in errors.
+            Name of the call in error messages.
         call : callable
         *arguments : object
-            For the call.
+            Arguments of the call.
 
         Raises
         ------
         ArchiveError
-            The archive did not answer, or what it answered cannot be used.
+            The archive did not answer, or its answer cannot be used.
         """
         return self._attempts(partial(self._once, what, partial(call, *arguments)))
 
     def _once(self, what: str, call: Callable[[], _Answer]) -> _Answer:
-        """Ask once; say what went wrong in our words, which quote nothing of the answer."""
+        """Call once; raise errors with our own message, which never quotes the answer."""
         errors = self.errors
         try:
             return call()
@@ -126,8 +126,8 @@ class Connection:
                 "no answer", f"{self.url} did not answer {what} ({type(error).__name__})"
             ) from error
         except Exception as error:
-            # The one place that catches everything: an answer that is not DICOMweb can make its
-            # readers raise anything at all.
+            # Catch everything here: an answer that is not DICOMweb can make its parsers raise any
+            # exception.
             raise ArchiveError(
                 "not understood",
                 f"{self.url} answered {what} with what is not DICOMweb ({type(error).__name__}): "
@@ -147,19 +147,19 @@ class Connection:
 
     @property
     def errors(self) -> Any:
-        """The module of what requests can raise."""
+        """The exceptions module of requests."""
         import requests.exceptions
 
         return requests.exceptions
 
 
 def name_status(status: int) -> str:
-    """Return a status as reasons of errors name it."""
+    """Return a status code as it is written in error reasons."""
     return f"HTTP {int(status)}"
 
 
 def _seconds(retry_after: str) -> float:
-    """Seconds that a Retry-After asks for (RFC 9110 section 10.2.3); 0 where it says none."""
+    """Seconds to wait by a Retry-After header (RFC 9110 section 10.2.3); 0 if absent or invalid."""
     if retry_after.strip().isdecimal():
         return float(retry_after[:9])
     try:

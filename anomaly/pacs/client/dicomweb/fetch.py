@@ -1,11 +1,11 @@
-"""Fetching an instance (WADO-RS, PS3.18 section 10.4): as it is stored, and the one asked for.
+"""Fetch an instance as it is stored (WADO-RS, PS3.18 section 10.4) and check its identifiers.
 
 ::
 
     GET  /studies/S/series/T/instances/U
 
-It goes to the disk as it comes, and is kept where it is what was asked for: instance, series, study
-and patient.
+The answer is streamed to disk. It is kept only if instance, series, study, SOP class and patient
+match the request.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from anomaly.pacs.identity import Identity, check_whole, read_file_identity
 __all__ = ["retrieve"]
 
 CHUNK = 2**20
-"""Bytes of an instance that are in memory."""
+"""Maximum bytes of an instance in memory."""
 
 
 def retrieve(connection: Connection, instance: Instance, file: IO[bytes]) -> None:
-    """Leave in the file the instance alone, from its beginning; one attempt.
+    """Fetch an instance into an open file, in one attempt.
 
     Raises
     ------
     ArchiveError
-        See `DicomWeb.fetch`. Whatever else the answer makes its readers raise is for
-        `Connection.ask` to turn into one.
+        See `DicomWeb.fetch`. `Connection.ask` converts all other exceptions that parsing the answer
+        may raise.
     """
     place = f"studies/{instance.study}/series/{instance.series}/instances/{instance.instance}"
     file.seek(0)
     file.truncate()
     with connection.session.get(
         f"{connection.url}/{place}",
-        # As it is stored: without the asterisk an archive transcodes (PS3.18 section 8.7.3)
+        # Without the asterisk the archive may transcode (PS3.18 section 8.7.3)
         headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
         timeout=TIMEOUT,
         stream=True,
@@ -57,7 +57,7 @@ def retrieve(connection: Connection, instance: Instance, file: IO[bytes]) -> Non
 
 
 def _check_asked_for(url: str, asked: Instance, sent: Identity) -> None:
-    """Refuse another object than the one asked for, whatever UID it came under.
+    """Raise an error if the archive sent another object than the requested one.
 
     Raises
     ------
@@ -80,18 +80,18 @@ def _check_asked_for(url: str, asked: Instance, sent: Identity) -> None:
 
 
 def _part(kind: str, content: mmap.mmap) -> tuple[int, int]:
-    """Where the one part of a multipart answer begins and ends; some archives send it bare."""
+    """Start and end of the DICOM file in an answer; some archives send it without multipart."""
     header = Message()
     header["Content-Type"] = kind
     if header.get_content_type() == "application/dicom":
         try:
-            check_whole(content)  # nothing else may tell its length
+            check_whole(content)  # the answer may state no length
         except ValueError as error:
             raise ArchiveUnreachable("cut off", "the archive's answer was cut off") from error
         return 0, len(content)
     marker = b"--" + str(header.get_boundary("")).encode()
-    # RFC 2046 section 5.1.1. Only the last marker ends in two dashes: without it the answer was
-    # cut off, which nothing else tells where the archive gave no length.
+    # RFC 2046 section 5.1.1. Only the last marker ends in two dashes. If it is missing, the answer
+    # was cut off; nothing else shows that if the archive gave no length.
     start = content.find(b"\r\n\r\n", content.find(marker)) + 4
     end = content.rfind(b"\r\n" + marker + b"--")
     if header.get_content_type() != "multipart/related" or marker == b"--" or start < 4:

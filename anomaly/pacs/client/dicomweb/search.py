@@ -1,11 +1,11 @@
-"""Searching an archive (QIDO-RS, PS3.18 section 10.6): studies, their series, their instances.
+"""Search an archive (QIDO-RS, PS3.18 section 10.6) for studies, series and instances.
 
 ::
 
     GET  /studies?...    /studies/S/series?...    /studies/S/series/T/instances?...
 
-An archive answers page after page, and may have smaller pages than asked for, know no offset, or
-give less than it has: what is left out without a word is refused.
+An archive returns results in pages. It may use smaller pages than requested, ignore the offset, or
+return only part of its results; an incomplete list raises an error.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ __all__ = ["Search"]
 log = logging.getLogger(__name__)
 
 PAGE = 200
-"""Results of a search in one answer."""
+"""Number of results to request per page."""
 
 _MORE = re.compile(
     r"(?:^|,)\s*299\b[^,]*\b(more|remaining|additional|further|limit\w*|maximum|exceed\w*|"
     r"truncat\w*|partial\w*|incomplete)\b",
     re.IGNORECASE,
 )
-"""A warning by which an archive says that it has not given all that it has."""
+"""Warning header which says that the archive has more results than it returned."""
 
 MOST = 500_000
-"""Results of one search; an archive that never ends its pages must end somewhere."""
+"""Maximum results of one search, which stops at an archive with endless pages."""
 
 BEYOND_THE_END = ("HTTP 400", "HTTP 404")
-"""What some answer to a page after the last."""
+"""Errors that some archives return for a page after the last one."""
 
-# Keys that archives match at the level of series or instance (PS3.18 Table 10.6.1-5, and the
-# optional keys of PS3.4 C.6.1.1); all others are keys of studies.
+# Keys that archives match at the series or instance level (PS3.18 Table 10.6.1-5, and the optional
+# keys of PS3.4 C.6.1.1); all others are study keys.
 SERIES_KEYS = (
     "Modality",
     "SeriesInstanceUID",
@@ -68,7 +68,7 @@ PATIENT_ID = "00100020"
 
 
 class Search:
-    """What an archive says that it holds.
+    """Searches in an archive.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class Search:
         except ArchiveError as error:
             if error.reason == name_status(
                 HTTPStatus.NOT_FOUND
-            ):  # so some say of a study they lack
+            ):  # the answer of some archives for an unknown study
                 return False
             raise
 
@@ -122,10 +122,10 @@ class Search:
         *tags: str,
         texts: Sequence[str] = (),
     ) -> Iterator[tuple[str, ...]]:
-        """UIDs, and other texts, of everything that a search finds, page after page."""
+        """UIDs and other attributes of all results of a search, fetched page by page."""
 
         def page(offset: int) -> list[tuple[str, ...]]:
-            # Not every archive returns the class unless it is asked to.
+            # Some archives return the SOP class only on request.
             fields = [tag for tag in tags if tag == CLASS_UID] or None
             items = search(limit=PAGE, offset=offset, fields=fields, search_filters=dict(filters))
             return [tuple(_value(item, tag) for tag in (*tags, *texts)) for item in items]
@@ -137,10 +137,11 @@ class Search:
                 self.unusable += 1
 
     def _results(self, page: Callable[[int], list[tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
-        """Results of all pages, each once.
+        """Results of all pages, without duplicates.
 
-        Until a page brings nothing new: an archive may have a smaller page. One that knows no
-        offset gives the first again; where it was not all, what follows cannot be had.
+        Pages are fetched until one has no new results, because an archive may use smaller pages.
+        An archive that ignores the offset returns the first page again; `_check_end` raises an
+        error if that page is known to be incomplete.
         """
         seen: set[tuple[str, ...]] = set()
         offset = 0
@@ -164,10 +165,10 @@ class Search:
         except ArchiveError as error:
             if not offset or error.reason not in BEYOND_THE_END:
                 raise
-            return []  # so some say that nothing follows
+            return []  # the answer of some archives after the last page
 
     def _check_end(self, results: Sequence[object], count: int, *, said_more: bool) -> None:
-        """Refuse a page without anything new where there is more; warn where there may be.
+        """Raise an error if a page has no new results although there are more; warn if unsure.
 
         Raises
         ------
@@ -198,10 +199,10 @@ class Search:
             )
 
     def _heed(self, response: requests.Response, **_: object) -> None:
-        """Pass on what an archive warns of, and note that a search has more results than it gave.
+        """Log warnings of the archive, and note those of incomplete search results.
 
-        A Warning of 299 on a search says just that (PS3.18 section 8.3.4.4); archives use it for
-        other remarks too.
+        Warning code 299 on a search means incomplete results (PS3.18 section 8.3.4.4), but archives
+        use it for other remarks too.
         """
         warning = response.headers.get("Warning", "")
         if not warning:
@@ -214,13 +215,13 @@ class Search:
 
 
 def _value(item: Mapping[str, Any], tag: str) -> str:
-    """First value of an attribute in the DICOM JSON model (PS3.18 F.2.2), or empty."""
+    """First value of an attribute in the DICOM JSON model (PS3.18 F.2.2); empty if absent."""
     value = (item.get(tag, {}).get("Value") or [""])[0]
     return "" if value is None else str(value)
 
 
 def _by_level(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Keys of studies, of series and of instances."""
+    """Split a query into study, series and instance keys."""
     for keyword in query:
         if keyword not in keyword_dict:
             near = get_close_matches(keyword, keyword_dict, n=1, cutoff=0)
@@ -228,13 +229,13 @@ def _by_level(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str],
     series = {key: query[key] for key in query if key in SERIES_KEYS}
     instances = {key: query[key] for key in query if key in INSTANCE_KEYS}
     studies = {key: query[key] for key in query if key not in series and key not in instances}
-    if "Modality" in series:  # or every study would be asked for its series
+    if "Modality" in series:  # otherwise the series of every study would be requested
         studies.setdefault("ModalitiesInStudy", series["Modality"])
     return studies, series, instances
 
 
 def _is_asked_for(query: Mapping[str, str], study: str, patient: str) -> bool:
-    """Whether a study that is listed is one that the query names, where it names one."""
+    """Whether a listed study matches the Patient ID and study UIDs of the query, if given."""
     asked = query.get("PatientID", "").strip()
     is_pattern = any(sign in asked for sign in "*?")
     if asked and patient and not is_pattern and patient.strip() != asked:

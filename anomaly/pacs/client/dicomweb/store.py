@@ -1,11 +1,11 @@
-"""Storing instances (STOW-RS, PS3.18 section 10.5): in batches, and each one's answer heeded.
+"""Store instances in batches and check the answer for each one (STOW-RS, PS3.18 section 10.5).
 
 ::
 
     POST  /studies
 
-What one instance has wrong costs that instance: a batch that is refused whole is sent again one by
-one. What no answer speaks of is looked for.
+An invalid instance must not block the others: if a batch is refused as a whole, its instances are
+sent one by one. If an answer does not mention an instance, the archive is searched for it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from anomaly.pacs.client.refusals import OUT_OF_RESOURCES
 __all__ = ["Delivery"]
 
 BATCH = 50
-"""Instances in one request to store, at most."""
+"""Maximum number of instances in a store request."""
 
 BATCH_BYTES = 64 * 2**20
-"""Bytes in one request to store, unless a single instance has more."""
+"""Maximum bytes in a store request, unless a single instance is larger."""
 
 NOT_OF_ONE = ("HTTP 401", "HTTP 403", "HTTP 404", "HTTP 405", "redirect", "certificate")
-"""Reasons that no single instance is the cause of."""
+"""Reasons that are not caused by a single instance."""
 
 
 class Delivery:
-    """Instances on their way into an archive.
+    """Transfer of instances to an archive.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Delivery:
         self._connection, self._holds = connection, holds
 
     def send(self, files: Sequence[InstanceFile]) -> Counter[str]:
-        """Store files; count the reasons of those refused.
+        """Store files; return the number of refused ones by reason.
 
         Raises
         ------
@@ -59,25 +59,24 @@ class Delivery:
         return refused
 
     def _send(self, batch: Sequence[InstanceFile]) -> Counter[str]:
-        """Store a batch; count the reasons of those refused.
+        """Store a batch; return the number of refused files by reason.
 
-        A batch that is refused whole is sent again one by one: what one instance has wrong costs
-        that instance.
+        If the batch is refused as a whole, its files are sent one by one.
         """
         left, answers = list(batch), dict[str, str]()
         refused: Counter[str] = Counter()
         try:
             self._connection.ask("a request to store", self._post, left, answers)
         except ArchiveBusy:
-            left = []  # the answers tell
+            left = []  # `answers` has the reasons
         except ArchiveUnreachable:
             if len(left) == 1:
                 raise
             refused = self._send_apart(left)
         except Exception as error:
-            # pydicom raises anything at all on a data set that it cannot read or encode.
+            # pydicom can raise any exception if it cannot read or encode a data set.
             reason = error.reason if isinstance(error, ArchiveError) else "cannot be encoded"
-            if reason == "not understood":  # the archive may well have stored them
+            if reason == "not understood":  # the archive may have stored them
                 left = []
             elif len(left) == 1 or reason in NOT_OF_ONE:
                 refused[reason] += len(left)
@@ -86,9 +85,9 @@ class Delivery:
         return refused + self._settled([file for file in batch if file not in left], answers)
 
     def _send_apart(self, files: Sequence[InstanceFile]) -> Counter[str]:
-        """Store one by one what an archive did not answer together.
+        """Store files one by one after the archive did not answer a batch.
 
-        One that it never answers costs itself; two in a row are no fault of theirs.
+        A file without an answer is skipped. Two in a row mean that the archive is unreachable.
 
         Raises
         ------
@@ -108,7 +107,7 @@ class Delivery:
         return refused
 
     def _settled(self, files: Sequence[InstanceFile], answers: Mapping[str, str]) -> Counter[str]:
-        """Count the reasons of those refused; what no answer speaks of is looked for."""
+        """Count refused files by reason; search for files that the answers do not mention."""
         refused: Counter[str] = Counter()
         for file in files:
             study, uid = file.instance.study, file.instance.instance
@@ -119,18 +118,18 @@ class Delivery:
         return refused
 
     def _post(self, left: list[InstanceFile], answers: dict[str, str]) -> None:
-        """Send what is left, and note the answers: UID -> failure reason, empty where stored.
+        """Send the files in `left` and record the answers: UID -> failure reason, empty if stored.
 
         Raises
         ------
         ArchiveBusy
-            The archive has no room for some at present; those are left.
+            The archive has no room for some files at present; `left` then contains those.
         """
         datasets = [dcmread(file.path) for file in left]
         try:
             answer = self._connection.client.store_instances(datasets)
         except self._connection.errors.HTTPError as error:
-            # With 409 the archive says of each instance why not (PS3.18 Table 10.5.3-1).
+            # A 409 answer lists the reason for each instance (PS3.18 Table 10.5.3-1).
             if error.response.status_code != HTTPStatus.CONFLICT:
                 raise
             answer = Dataset.from_json(error.response.json())
