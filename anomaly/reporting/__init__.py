@@ -1,1 +1,1 @@
-"""Verdicts out: figures, the HTML page and DICOM objects. Nothing here computes a score."""
+"""Reports of verdicts: figures, HTML page, PDF and DICOM objects. No score is computed here."""

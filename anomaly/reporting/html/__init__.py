@@ -1,1 +1,1 @@
-"""The report page: its cases, its pictures, and how they become a file."""
+"""The HTML report: its cases, its pictures, and the file that contains them."""

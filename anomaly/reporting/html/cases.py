@@ -1,4 +1,4 @@
-"""What the report is given: scored scans, scans not scored, and what all are measured by."""
+"""Input of the report: scored scans, unscored scans, calibration scores and scales."""
 
 from __future__ import annotations
 
@@ -22,28 +22,26 @@ class ReportCase:
     Attributes
     ----------
     verdict : JudgedScan
-        Its ``scan.evidence`` has the shape of `image` where both are given.
+        Its ``scan.evidence`` has the shape of `image` if both are given.
     image : ndarray (H, W) float32 in [0, 1], or None
-        Source pixels as displayed; None where the image must not be shown.
+        Source pixels as displayed; None if the image must not be shown.
     view : str
-        Coarse and not identifying, such as ``"PA"``.
+        Coarse, non-identifying view, such as ``"PA"``.
     note : str
         A sentence for the reader, such as why no image is shown.
     site : str
-        Where it comes from, as the configuration names it.
+        Name of the site in the configuration.
     expected : ndarray (H, W) float32 in [0, 1], or None
-        The healthy counterfactual: what the model would have expected there. Shown with `image`
-        only.
+        The healthy counterfactual: the image that the model expects. Shown only with `image`.
     study : str
-        Pseudonym of the study that it belongs to; scans of one study are shown together. Empty
-        where unknown.
+        Pseudonym of the study; scans of one study are shown together. Empty if unknown.
     look_alike : ndarray (H, W) float32 in [0, 1], or None
-        The normal scan most like this one among those that the bundle may show, brought onto this
-        scan's pixels. Shown with `image` only.
+        The most similar normal scan among those that the bundle may show, resampled to the pixels
+        of this scan. Shown only with `image`.
     used_to_fit : bool
-        The scan took part in training or calibration: the page counts it in no rate.
+        The scan was used for training or calibration; the page excludes it from rates.
     grey : str
-        Where the grey of `image` comes from, such as ``"window 40 / 400 of the file"``.
+        Source of the grey levels of `image`, such as ``"window 40 / 400 of the file"``.
     """
 
     verdict: JudgedScan
@@ -58,7 +56,7 @@ class ReportCase:
     used_to_fit: bool = False
 
     def check(self) -> None:
-        """Refuse what cannot be shown.
+        """Raise an error if the case cannot be shown.
 
         Raises
         ------
@@ -85,9 +83,9 @@ class SkippedCase:
     key : str
         Pseudonym of the scan.
     reason : str
-        Short stable word, such as ``"truncated"``.
+        Short, stable word, such as ``"truncated"``.
     view, site, study : str
-        As of `ReportCase`; empty where unknown.
+        As in `ReportCase`; empty if unknown.
     """
 
     key: str
@@ -99,15 +97,15 @@ class SkippedCase:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything one page shows.
+    """Complete input of a page.
 
     Attributes
     ----------
     title : str
     cases : iterable of ReportCase
-        In any order; the page sorts by p-value, then by score and by the highest peak of its
-        regions, highest first. It is gone through once, and a case is forgotten before the next: a
-        generator keeps one image in memory.
+        In any order; the page sorts them by p-value, then by score and by the highest peak of the
+        regions, highest first. It is iterated once and keeps no case, so with a generator only one
+        image is in memory.
     skipped : sequence of SkippedCase
     calibration_scores : ndarray (n,) float64
         Sorted scores of held-out normal scans, n >= 1.
@@ -116,19 +114,19 @@ class ReportData:
     threshold : float
         Score at and above which a scan is flagged.
     evidence_threshold : float
-        Evidence at and above which a region is drawn, set on normal scans.
+        Minimum evidence of a region, set on normal scans.
     evidence_ceiling : float
         Top of the colour scale, the same for the whole run; above `evidence_threshold`.
     provenance : mapping of str to str
-        Bundle hash, versions, ...: shown at the end of the page.
+        Bundle hash, versions and so on, shown at the end of the page.
     holds_identifiers : bool
         The keys or notes identify patients; the page says which.
     feature_ranges : mapping of str to (float, float)
         5 % and 95 % quantile of a feature on normal scans, the first below the second. A feature
-        without a range is shown as a number alone.
+        without a range is shown as a number only.
     warnings : sequence of str
-        Sentences on where this run is unlike the scans that it is calibrated on; the p-values may
-        not hold there.
+        Sentences on differences between this run and the calibration scans, for which the p-values
+        may be invalid.
     """
 
     title: str
@@ -145,7 +143,7 @@ class ReportData:
     warnings: Sequence[str] = ()
 
     def check(self) -> None:
-        """Refuse what no page can be made of; its cases are checked one by one.
+        """Raise an error if no page can be made; cases are checked separately.
 
         Raises
         ------

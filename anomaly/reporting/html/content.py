@@ -1,11 +1,12 @@
-"""The content of a report: what is said of each scan, and of all of them.
+"""The content of a report, for each scan and for the run.
 
 ::
 
     ReportCase -> ScanRow = key, status, p-value in words, score, features, regions, pictures, ...
 
-Every scan has a row, the most unusual first: by p-value, then by score, then by the highest peak of
-its regions. A scan that could not be scored is a row with its reason and never counts as normal.
+Every scan has a row. Rows are sorted by p-value, then by score, then by the highest peak of the
+regions, the most anomalous first. A scan that could not be scored has a row with the reason and
+never counts as normal.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = ["report_content"]
 
 @dataclass(frozen=True)
 class _ScoredCase:
-    """A case whose images are stored, with what its row needs once all cases are known."""
+    """A case with stored images, and the data that complete its row once all cases are known."""
 
     row: ScanRow
     features: Mapping[str, float]
@@ -59,15 +60,15 @@ class _ScoredCase:
 
 
 def report_content(data: ReportData, pictures: Pictures) -> ReportContent:
-    """Return everything that a template reads, its rows with the most unusual scan first.
+    """Return the data of all templates, with the rows sorted by decreasing anomaly.
 
     Raises
     ------
     NotCalibrated
         There are no calibration scores, or the threshold is not finite.
     ValueError
-        A score is not finite, a p-value is not in (0, 1], pictures of a scan differ in shape, a
-        feature's range or the colour scale is empty.
+        A score is not finite, a p-value is not in (0, 1], pictures of a scan differ in shape, or
+        the range of a feature or the colour scale is empty.
     """
     data.check()
     axis = ScoreAxis.around(data)
@@ -113,14 +114,14 @@ def _prepare(
         row=_row(case, data, axis, pictures),
         features=case.verdict.scan.features,
         study=case.study,
-        # a detector may give its largest score to many
+        # many scans may share the largest score of a detector
         peak=max((region.peak for region in case.verdict.regions), default=0.0),
         used_to_fit=case.used_to_fit,
     )
 
 
 def _row(case: ReportCase, data: ReportData, axis: ScoreAxis, pictures: Pictures) -> ScanRow:
-    """Return a row without its study and features, which are counted over all rows."""
+    """Return a row without its study and features, which depend on all rows."""
     verdict, scan = case.verdict, case.verdict.scan
     calibration = data.calibration_scores
     odds = odds_in_words(verdict.p_value, calibration.size)
@@ -153,7 +154,7 @@ def _skipped_row(case: SkippedCase, study: int | None) -> SkippedRow:
 
 
 def _counts(cases: Sequence[_ScoredCase], data: ReportData) -> Counts:
-    """Count scans; those that the bundle was fitted to count in no rate."""
+    """Count scans; those used to fit the bundle are excluded from rates."""
     flagged = [case for case in cases if case.row.status == "flagged"]
     counted = sum(not case.used_to_fit for case in cases)
     alarms = sum(not case.used_to_fit for case in flagged)
@@ -169,7 +170,7 @@ def _counts(cases: Sequence[_ScoredCase], data: ReportData) -> Counts:
 
 
 def _shown_studies(cases: Sequence[_ScoredCase | SkippedCase]) -> dict[str, int]:
-    """Return the number of each study, in their order; none where no study has two scans."""
+    """Return the number of each study, in order; empty if no study has two scans."""
     sizes = Counter(case.study for case in cases if case.study)
     if max(sizes.values(), default=0) < 2:
         return {}
@@ -177,7 +178,7 @@ def _shown_studies(cases: Sequence[_ScoredCase | SkippedCase]) -> dict[str, int]
 
 
 def _run_id(scored: Sequence[ScanRow]) -> str:
-    """Name these scores, whatever is shown of them: a reader's verdicts are kept under it."""
+    """Return an id of the scores; the browser stores readings under it."""
     content = json.dumps(sorted([row.key, row.score] for row in scored))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -201,7 +202,7 @@ def _region(region: Region) -> RegionRow:
 
 
 def _note(case: ReportCase) -> str:
-    """Join the case's own note with what a reader would otherwise miss."""
+    """Join the note of the case with remarks on missing regions, images or maps."""
     verdict = case.verdict
     sentences = [case.note] if case.note else []
     if verdict.flagged and verdict.scan.evidence is not None and not verdict.regions:

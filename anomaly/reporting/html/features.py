@@ -1,11 +1,11 @@
-r"""Features of a scan against their range on normal scans.
+r"""Features of a scan relative to their range on normal scans.
 
 With the range :math:`[l, h]` of a feature, a value :math:`v` lies
 
 .. math:: \max(0, l - v, v - h) / (h - l)
 
-widths of the range outside of it: the order of a table. Its share of a drawing is
-:math:`(1 + (v - l) / (h - l)) / 3`, kept in [0, 1]: the range is the middle third.
+range widths outside the range; tables are sorted by this distance. The position of the value in a
+drawing is :math:`(1 + (v - l) / (h - l)) / 3`, clipped to [0, 1]: the range is the middle third.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _UNITS = {"nll": "bits/dim"}
 def feature_columns(
     names: Iterable[str], ranges: Mapping[str, tuple[float, float]]
 ) -> tuple[FeatureColumn, ...]:
-    """Return what is known of each feature of the run.
+    """Return name, unit and range of each feature of the run.
 
     Parameters
     ----------
     names : iterable of str
     ranges : mapping of str to (float, float)
-        Ranges on normal scans, of those features that have one.
+        Ranges on normal scans, for the features that have one.
     """
     return tuple(
         FeatureColumn(name, _UNITS.get(name, ""), ranges.get(name), _range_text(ranges.get(name)))
@@ -40,14 +40,14 @@ def feature_columns(
 def feature_values(
     features: Mapping[str, float], columns: Sequence[FeatureColumn]
 ) -> tuple[FeatureValue, ...]:
-    """Return the features of a scan, the farthest outside their ranges first.
+    """Return the features of a scan, sorted by decreasing distance outside their ranges.
 
     Parameters
     ----------
     features : mapping of str to float
-        What is no finite number is left out.
+        Values that are not finite are omitted.
     columns : sequence of FeatureColumn
-        Of the run; equally distant features follow their order.
+        Features of the run; features at equal distance keep this order.
     """
     numbers = [
         (place, column.range, _four_digits(features[column.name]))
@@ -62,12 +62,12 @@ def feature_values(
 
 
 def _four_digits(value: float) -> float:
-    """Round a value as it is shown, so that its mark and its number say the same."""
+    """Round a value as displayed, so that its mark and its number agree."""
     return float(f"{value:.4g}")
 
 
 def _distance(value: float, span: tuple[float, float] | None) -> float:
-    """Widths of the range that a value lies outside of it; -1 without one."""
+    """Distance of a value outside its range, in range widths; -1 without a range."""
     if span is None:
         return -1.0
     low, high = span
@@ -79,7 +79,7 @@ def _share(value: float, span: tuple[float, float] | None) -> float | None:
         return None
     low, high = span
     share = (1 + (value - low) / (high - low)) / 3
-    return round(min(1.0, max(0.0, share)), 6)  # finer than any drawing, and short in a page
+    return round(min(1.0, max(0.0, share)), 6)  # finer than any drawing, but short in the page
 
 
 def _side(value: float, span: tuple[float, float] | None) -> int:
@@ -94,7 +94,7 @@ def _range_text(span: tuple[float, float] | None) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """Three significant digits, zeros at the end included."""
+    """Three significant digits, with trailing zeros."""
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     power = int(exponent)
     return f"{value:.{2 - power}f}" if -7 < power < 3 else f"{mantissa}e{power:+d}"

@@ -1,8 +1,8 @@
-"""The pictures of a scan: the image, the evidence over it with its outline, and what stands beside.
+"""The pictures of a scan: image, evidence overlay with outlines, and images for comparison.
 
 Display images are shrunk to at most 512 pixels on the long side: the image by area averaging, the
-evidence by block maxima, so that a small peak survives. Where no image may be shown, no map is
-drawn either: evidence around burned-in letters can be legible.
+evidence by block maxima, so that small peaks are preserved. If the image must not be shown, no map
+is drawn either, because burned-in text can be legible in the evidence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST_SIDE = 512
 
 
 def figure_of(case: ReportCase, data: ReportData, pictures: Pictures) -> Figure | None:
-    """Return the pictures of a case, which are stored; None where its image is not shown."""
+    """Store the pictures of a case and return their figure; None if its image is not shown."""
     if case.image is None:
         return None
     verdict, key = case.verdict, case.verdict.scan.key
@@ -55,13 +55,13 @@ def _grey(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _label(region: Region, source: tuple[int, ...], width: int, height: int) -> tuple[float, float]:
-    """Where the number of a region stands: beside it, so that it hides nothing of a small one.
+    """Position of a region's number: beside the region, so that it does not hide a small one.
 
     In display pixels, from the left and from the top.
     """
     rows, columns = source
     radius = (region.area / np.pi) ** 0.5
-    number = max(width, height) / 20  # room for two digits, as large as the page draws them
+    number = max(width, height) / 20  # space for two digits at the font size of the page
     right = (region.column + 1.2 * radius + 0.5) * width / columns + 6
     left = (region.column - 1.2 * radius + 0.5) * width / columns - 6 - number
     down = (region.row + 0.5) * height / rows

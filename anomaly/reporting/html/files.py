@@ -1,14 +1,14 @@
-"""The report on disk: one page that opens offline in any browser, and its pictures.
+"""Writer of the report: one page that works offline in any browser, and its pictures.
 
 ::
 
     report/index.html             the page: markup, style, script, and the rows as JSON
-    report/images/KEY-image.png   loaded when its scan is looked at; or all inside the page, after
-                                  the script: the worklist stands before they are read
+    report/images/KEY-image.png   loaded when its scan is shown; or embedded in the page after the
+                                  script, so that the worklist appears before they are read
 
-The page fetches nothing from a network. Its content policy allows the page's own script and style
-by hash, and images from its own folder or embedded, so even text that slipped through escaping
-could not run. Text reaches the page through autoescaped markup or as JSON.
+The page loads nothing from a network. Its content security policy allows only its own script and
+style, by hash, and images from its own folder or embedded in it. Unescaped text therefore could not
+run as a script. Text enters the page through autoescaped templates or as JSON.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["package_text", "templates", "write_page"]
 
 
 def write_page(path: Path, content: ReportContent, pictures: Pictures) -> None:
-    """Write the page and settle its pictures; before all is on the disk nothing is changed.
+    """Write the page and move its pictures into place; nothing changes before all is on disk.
 
     Parameters
     ----------
     path : Path
     content : ReportContent
-        What the panels draw.
+        Content that the panels draw.
     pictures : Pictures
-        Of the page.
+        Pictures of the page.
     """
     environment = templates()
     environment.filters["csp_hash"] = _csp_hash
@@ -52,12 +52,12 @@ def write_page(path: Path, content: ReportContent, pictures: Pictures) -> None:
         panels=[(panel, _render_panel(panel, content, environment)) for panel in PANELS.values()],
         data=_json(_page_data(content, rows)),
         pictures=inline,
-        # Ours and of registered panels, which hold no end of an element: markup as they stand.
+        # Trusted: from the package and from registered panels, checked for closing tags.
         script=Markup(_script()),  # noqa: S704
         style=Markup(_style()),  # noqa: S704
     )
     with whole(path) as file:
-        # "\n" on every system: the hashes of the content policy are over these bytes
+        # bytes, so that line ends are "\n": the hashes of the content policy depend on them
         file.write(page.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
@@ -65,7 +65,7 @@ def write_page(path: Path, content: ReportContent, pictures: Pictures) -> None:
 
 
 def _render_panel(panel: Panel, content: ReportContent, environment: jinja2.Environment) -> Markup:
-    """Return the markup of a panel; what its template is given is escaped."""
+    """Return the markup of a panel; values in its template are escaped."""
     run = None if panel.run is None else panel.run(content)
     template = environment.from_string(text_of(panel.template))
     return Markup(template.render(page=content, panel=panel, run=run))  # noqa: S704
@@ -97,19 +97,19 @@ def _page_data(content: ReportContent, rows: tuple[Row, ...]) -> PageData:
 
 
 def _json(data: PageData) -> Markup:
-    """Return the data as JSON that may stand in a script element: 10,000 rows without a space."""
+    """Return the data as compact JSON that is safe in a script element."""
     return htmlsafe_json_dumps(
         data, separators=(",", ":"), allow_nan=False, default=lambda value: vars(value)
     )
 
 
 def _extract_pictures(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], list[str]]:
-    """Separate rows from the pictures in them, which a browser need not read to list the scans.
+    """Move embedded pictures out of the rows, so that the browser can list the scans without them.
 
     Returns
     -------
     rows : tuple of Row
-        A picture that was a data address is ``#picture-N``.
+        Each data address is replaced by ``#picture-N``.
     pictures : list of str
         Data addresses, in the order of the rows.
     """
@@ -139,14 +139,14 @@ def _extract_pictures(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], list[str]
 
 
 def package_text(name: str) -> Markup:
-    """Return a script or style of the package as it stands."""
+    """Return a script or style of the package as trusted markup."""
     text = (files("anomaly.reporting") / "templates" / name).read_text(encoding="utf-8")
-    # Ours, and without "</": it is markup as it stands.
+    # Trusted: from the package, and without "</".
     return Markup(text)  # noqa: S704
 
 
 def templates() -> jinja2.Environment:
-    """Return the templates: text from data is escaped, and a name that is not there an error."""
+    """Return the template environment: values are escaped, and unknown names raise an error."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly.reporting"),
         autoescape=True,
@@ -157,6 +157,6 @@ def templates() -> jinja2.Environment:
 
 
 def _csp_hash(text: str) -> str:
-    """Content-policy source that allows exactly this inline script or style."""
+    """Content-security-policy source that allows exactly this inline script or style."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

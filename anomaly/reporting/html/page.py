@@ -1,8 +1,8 @@
-"""The report of one run: a page that lists every scan and shows one at a time.
+"""The report of one run: an HTML page that lists every scan and shows one at a time.
 
-The most unusual scan comes first: its image, the evidence over it, and where its score lies among
-those of normal scans. What is on the page is made in `anomaly.reporting.html.content`, drawn by the
-panels of `anomaly.reporting.html.panels`, and written by `anomaly.reporting.html.files`.
+The most anomalous scan comes first, with its image, the evidence as an overlay, and the position of
+its score among those of normal scans. `anomaly.reporting.html.content` computes the content, the
+panels of `anomaly.reporting.html.panels` draw it, and `anomaly.reporting.html.files` writes it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def write_report(data: ReportData, page: Path, *, single_file: bool = False) -> 
     ----------
     data : ReportData
     page : Path
-        The HTML file to write; its folder exists. A page that is there stays, with its pictures,
-        until this one is whole.
+        The HTML file to write; its folder must exist. An existing page and its pictures are
+        replaced only when the new page is complete.
     single_file : bool
-        The pictures go into the page, which can then be copied alone.
+        Embed the pictures in the page, so that it can be copied alone.
 
     Raises
     ------
     NotCalibrated, ValueError
-        As `report_content`.
+        See `report_content`.
     """
     data.check()
     with Pictures.beside(page, single_file=single_file) as pictures:

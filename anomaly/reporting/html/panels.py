@@ -1,17 +1,17 @@
-"""The registry of report panels: the parts of the page, in its order.
+"""Registry of the report panels, which are the parts of the page, in order.
 
 ::
 
     head     above the lists: title and counts, warnings
     list     the worklist
-    case     the scan that is shown: its study, verdict, images
-    facts    what is known of it, two columns below the images; hidden where it was not scored
+    case     the scan shown: its study, verdict, images
+    facts    details of that scan, in two columns below the images; hidden if it was not scored
     after    below both: about the run
 
-A panel says something of the run by a Jinja template, of the scan that is shown by rows of two
-texts or by a script of its own. Templates escape what they are given, texts of scans are written as
-text, and the content policy of the page lets the scripts and styles of panels run by their hashes;
-a script or style inside of a template does nothing.
+A panel shows data of the run with a Jinja template, and data of the scan shown as a table of two
+columns or with its own script. Templates escape all values, texts of scans are inserted as plain
+text, and the content security policy allows the scripts and styles of panels by hash. A script or
+style inside a template is blocked.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from anomaly.reporting.html.rows import Fact, ReportContent
 __all__ = ["PANELS", "Area", "Fact", "Panel", "Source", "register_panel", "scan_facts", "text_of"]
 
 PAGE = Path(__file__).parents[1] / "templates" / "page"
-"""Where templates, scripts and styles of the page are."""
+"""Folder of the templates, scripts and styles of the page."""
 
 SHARED_SCRIPTS = ("dom", "pictures", "scans", "facts")
-"""Scripts that any script of a panel may import."""
+"""Scripts that the script of any panel may import."""
 
 Area: TypeAlias = Literal["head", "list", "case", "facts", "after"]
-"""Where on the page a panel stands."""
+"""Area of the page that contains a panel."""
 
 Source: TypeAlias = str | Path
-"""A text, or the file that holds it."""
+"""A text, or the file that contains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +48,26 @@ class Panel:
     Attributes
     ----------
     name : str
-        A word in lower case: names its script, and ``panel-NAME`` is the id of its frame.
+        A lower-case word: the name of its script; the id of its frame is ``panel-NAME``.
     title : str
-        Its heading.
+        Heading.
     area : str
-        Where it stands, behind the other panels there.
+        Area of the page; the panel comes after the other panels there.
     template : str or Path
-        Jinja, rendered with ``page`` (`ReportContent`), ``panel`` (this) and ``run``.
+        Jinja template, rendered with ``page`` (`ReportContent`), ``panel`` (this) and ``run``.
     run : callable, optional
-        ``run(content)``: what the template knows as ``run``.
+        ``run(content)`` returns the value of ``run`` in the template.
     scan : callable, optional
-        ``scan(case)``: a sequence of `Fact`, which stand as a table below the template while the
+        ``scan(case)`` returns a sequence of `Fact`, shown as a table below the template while the
         scan is shown. Called once for each scored scan.
     script : str or Path
-        A JavaScript module. ``import * as scans from "./scans.js"`` is how it hears of the scan
-        that is shown (``scans.onShow``).
+        A JavaScript module. It can import ``* as scans from "./scans.js"`` and register a function
+        that is called for the scan shown (``scans.onShow``).
     style : str or Path
         CSS.
     framed : bool
-        The page puts a frame with the title around it; otherwise the template is the whole of it,
-        and there is no table.
+        Draw a frame with the title around the panel. Otherwise the panel consists of the template
+        only, without a table.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Panel:
     framed: bool = True
 
     def check(self) -> None:
-        """Refuse what would show nothing, or break the page.
+        """Raise an error if the panel would show nothing or break the page.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Panel:
 
 
 def text_of(source: Source) -> str:
-    """Return a text, read from its file where it is one."""
+    """Return a text, read from a file if the source is a path."""
     return source.read_text(encoding="utf-8") if isinstance(source, Path) else source
 
 
@@ -122,7 +122,7 @@ def _builtin(
     style: bool = True,
     run: Callable[[ReportContent], object] | None = None,
 ) -> Panel:
-    """Return a panel of the package, whose files bear its name."""
+    """Return a panel of the package; its files are named after it."""
     return Panel(
         name=name,
         title=title,
@@ -151,16 +151,16 @@ PANELS: dict[str, Panel] = {
         _builtin("provenance", "after", "About this run", run=lambda content: content.provenance),
     )
 }
-"""Panels by name, in the order of the page."""
+"""Panels by name, in page order."""
 
 
 def register_panel(panel: Panel) -> None:
-    """Add a panel behind the others of its area, to every page that is written from then on.
+    """Add a panel after the others of its area, for all pages that are written later.
 
     Raises
     ------
     ConfigError
-        If there is one of that name, or it would show nothing or break the page.
+        If the name is taken, or the panel would show nothing or break the page.
     """
     if panel.name in PANELS or panel.name in SHARED_SCRIPTS:
         raise ConfigError(f"there is a panel {panel.name!r} already: give it another name")
@@ -169,7 +169,7 @@ def register_panel(panel: Panel) -> None:
 
 
 def scan_facts(case: ReportCase) -> dict[str, tuple[Fact, ...]]:
-    """Return what panels say of a scan, by their names."""
+    """Return the table rows of a scan by panel name."""
     return {
         panel.name: tuple(panel.scan(case)) for panel in PANELS.values() if panel.scan is not None
     }

@@ -1,4 +1,4 @@
-"""The pictures of a page on disk, beside it or inside of it."""
+"""The pictures of a page, in a folder beside it or embedded in it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _KINDS = ("image", "evidence", "expected", "look-alike")
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one page: files in a folder beside it, or data addresses inside of it.
+    """The pictures of one page: files in a folder beside it, or data addresses in the page.
 
     Attributes
     ----------
     staging : Path or None
-        Folder that they are written to before the page is; None puts them into the page.
+        Temporary folder for the pictures until the page is written; None embeds them.
     folder : Path or None
-        The folder ``images`` beside the page, which they are moved to; None without a page.
+        The folder ``images`` beside the page, to which they are moved; None without a page.
     """
 
     staging: Path | None = None
@@ -41,15 +41,15 @@ class Pictures:
     @classmethod
     @contextmanager
     def beside(cls, page: Path, *, single_file: bool) -> Iterator[Pictures]:
-        """Return the pictures of a new page, which `settle` puts in the place of earlier ones.
+        """Return the pictures of a new page; `settle` replaces earlier ones with them.
 
-        Until then an earlier page and its pictures stay as they are: a full disk costs the new
-        page alone.
+        Until then an earlier page and its pictures do not change, so a full disk affects only the
+        new page.
 
         Raises
         ------
         AnomalyError
-            The folder of pictures is a link.
+            The folder of pictures is a symbolic link.
         """
         folder = page.parent / "images"
         if folder.is_symlink():
@@ -65,7 +65,7 @@ class Pictures:
             shutil.rmtree(staging, ignore_errors=True)
 
     def settle(self) -> None:
-        """Move the pictures to the folder beside the page, and remove those of an earlier page."""
+        """Move the pictures to the folder beside the page and delete those of an earlier page."""
         if self.folder is None:
             return
         for old in (old for what in _KINDS for old in self.folder.glob(f"*-{what}.png")):
@@ -84,7 +84,7 @@ class Pictures:
         Parameters
         ----------
         key : str
-            Pseudonym of the scan, which names the file.
+            Pseudonym of the scan, used in the file name.
         what : str
             ``"image"``, ``"evidence"``, ``"expected"`` or ``"look-alike"``.
         array : ndarray (H, W) or (H, W, 4) uint8
@@ -97,12 +97,12 @@ class Pictures:
 
 
 def data_address(array: NDArray[np.uint8]) -> str:
-    """Return a picture as a data address, (H, W) or (H, W, 4) uint8."""
+    """Return a (H, W) or (H, W, 4) uint8 picture as a data address."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(array)).decode("ascii")
 
 
 def file_stem(key: str) -> str:
-    """Name files after a pseudonym; any other text is hashed, it may be no name for a file."""
+    """Return the stem of file names for a key; unless it is a pseudonym, it is hashed."""
     if re.fullmatch(r"[0-9a-z]{1,64}", key):
         return key
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,14 +1,14 @@
-"""The report as data: what its panels and the PDF of a study draw.
+"""Data of a report, from which the page's panels and the PDF of a study are drawn.
 
 ::
 
-    ReportContent                  the run: counts, scales, what it is measured by
-      rows: ScanRow | SkippedRow   a scan each, the most unusual first, those not scored last
-    PageData                       the part of it that the page holds as JSON
+    ReportContent                  the run: counts, scales, calibration
+      rows: ScanRow | SkippedRow   one per scan, the most anomalous first, unscored scans last
+    PageData                       the part that the page contains as JSON
 
-Rows are text and numbers, computed here and only drawn in the browser, where
-``templates/page/rows.js`` states the same fields. A dataclass is a JSON object, a named tuple an
-array: there are thousands of those.
+Rows contain text and numbers that are computed in Python; the browser only draws them.
+``templates/page/rows.js`` declares the same fields. A dataclass becomes a JSON object; a named
+tuple becomes an array, which is shorter, because there are thousands of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Status:
-    """How a status is shown: an icon, a title, and a few words for lists."""
+    """Presentation of a status: an icon, a title, and a short text for lists."""
 
     icon: str
     title: str
@@ -50,18 +50,18 @@ STATUSES: Mapping[str, Status] = {
     "normal": Status("○", "Within normal range", "normal range"),
     "not scored": Status("□", "Not scored", "not scored"),
 }
-"""Statuses in the order in which a list sorts them."""
+"""Statuses in the sort order of lists."""
 
 
 class RegionRow(NamedTuple):
-    """A region as a table shows it.
+    """A region, as text for a table.
 
     Attributes
     ----------
     place : str
         Row and column of its centre.
     area, area_mm2 : str
-        In pixels and in mm²; the second ``"unknown"`` without a spacing.
+        Area in pixels and in mm²; the latter is ``"unknown"`` without a spacing.
     across : str
         Diameter in mm of the circle of the same area, or ``"unknown"``.
     peak : str
@@ -76,17 +76,17 @@ class RegionRow(NamedTuple):
 
 
 class FeatureValue(NamedTuple):
-    """A feature of a scan, and where it lies against normal scans.
+    """A feature of a scan and its position relative to normal scans.
 
     Attributes
     ----------
     feature : int
-        Its place among `ReportContent.features`.
+        Index into `ReportContent.features`.
     value : float
-        To four digits.
+        Rounded to four digits.
     share : float or None
-        Where to draw it, from 0 to 1: the range of normal scans is the middle third, and a value
-        further than the width of the range away stands at the edge. None without a range.
+        Position in the drawing, from 0 to 1: the range of normal scans is the middle third, and a
+        value farther away than the width of the range is drawn at the edge. None without a range.
     side : int
         -1 below the range, 1 above, 0 within it or without one.
     """
@@ -107,7 +107,7 @@ class FeatureColumn:
     range : (float, float) or None
         5 % and 95 % quantile of normal scans.
     range_text : str
-        The same for a reader; empty without a range.
+        The range as text; empty without a range.
     """
 
     name: str
@@ -118,22 +118,22 @@ class FeatureColumn:
 
 @dataclass(frozen=True)
 class Figure:
-    """Pictures of a scan, all of one size.
+    """Pictures of a scan, all of the same size.
 
     Attributes
     ----------
     width, height : int
-        Pixels.
+        Size in pixels.
     image : str
-        Address of the picture; the same for the others, which may be None.
+        Address of the image of the scan.
     grey : str
-        Where its grey comes from.
+        Source of its grey levels.
     expected, look_alike, overlay : str or None
-        The healthy counterfactual, a normal scan like it, the evidence.
+        Addresses of the healthy counterfactual, of a similar normal scan, and of the evidence.
     contour : str
-        SVG path around what is beyond the limit.
+        SVG path around the regions above the evidence threshold.
     labels : tuple of (float, float)
-        Where the numbers of the regions stand, from the left and from the top.
+        Positions of the region numbers, from the left and from the top.
     """
 
     width: int
@@ -149,7 +149,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Fact:
-    """What a panel says of one scan, as a row of two texts."""
+    """One row of a panel's table for a scan: a label and a value."""
 
     label: str
     value: str
@@ -163,29 +163,29 @@ class ScanRow:
     ----------
     key : str
     study : int or None
-        Its place among `ReportContent.studies`.
+        Index into `ReportContent.studies`.
     status : str
         A key of `STATUSES`.
     site, view : str
     p, score : float
     p_text, score_text : str
-        The same for a reader.
+        The p-value and the score as text.
     odds, words : str
-        The p-value as a share of normal scans, and as a sentence without its full stop.
+        The p-value as a share of normal scans, and as a sentence without a full stop.
     as_high : str
-        How many calibration scans scored as high, such as ``"50 of 99"``, or ``"none"``.
+        Number of calibration scans with at least this score, such as ``"50 of 99"``, or ``"none"``.
     place : float
-        Where the score stands in the histogram.
+        Position of the score in the histogram.
     off_scale : bool
-        It stands at the edge in place of beyond it.
+        Whether the score is beyond the axis and is drawn at its edge.
     features : tuple of FeatureValue
-        The farthest outside the range of normal scans first.
+        Sorted by distance outside the range of normal scans, the farthest first.
     regions : tuple of RegionRow
     note : str
     figure : Figure or None
-        None where no image is shown.
+        None if no image is shown.
     facts : mapping of str to tuple of Fact
-        What panels say of it, by their names (`anomaly.reporting.html.panels`).
+        Table rows by panel name (`anomaly.reporting.html.panels`).
     """
 
     key: str
@@ -211,7 +211,7 @@ class ScanRow:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """One scan that was not scored, and why; the other fields as of `ScanRow`."""
+    """One scan that was not scored, with the reason; other fields as in `ScanRow`."""
 
     key: str
     study: int | None
@@ -226,17 +226,17 @@ Row: TypeAlias = ScanRow | SkippedRow
 
 @dataclass(frozen=True)
 class Counts:
-    """How many scans there are of each kind.
+    """Numbers of scans by status.
 
     Attributes
     ----------
     scored, skipped, flagged : int
     reasons : tuple of (str, int)
-        Why scans were skipped, the most frequent reason first.
+        Reasons why scans were skipped and their numbers, the most frequent first.
     expected : str
-        False alarms to expect at most if every scan were normal.
+        Maximum expected number of false alarms if every scan were normal.
     against : str
-        Sentences that compare the flagged scans with `expected`; may be empty.
+        Sentences that compare the number of flagged scans with `expected`; may be empty.
     """
 
     scored: int
@@ -249,16 +249,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Histogram:
-    """The scores of normal scans as a drawing.
+    """Histogram of the scores of normal scans, as a drawing.
 
     Attributes
     ----------
     bars : str
         SVG path.
     width, threshold_x : float
-        Of the drawing; where the threshold stands in it.
+        Width of the drawing; position of the threshold in it.
     ticks : tuple of (float, str)
-        Places and labels on its axis.
+        Positions and labels of the axis ticks.
     """
 
     bars: str
@@ -269,7 +269,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The colour scale of the evidence: its picture, and its labels from the top."""
+    """The colour scale of the evidence: its picture, and its labels from top to bottom."""
 
     image: str
     ticks: tuple[str, ...]
@@ -277,30 +277,30 @@ class ColourBar:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything that a page or a PDF shows.
+    """Complete content of a page or a PDF.
 
     Attributes
     ----------
     title : str
     run_id : str
-        Names the scores, whatever is shown of them.
+        Id of the scores, independent of what is shown.
     warnings : tuple of str
     rows : tuple of ScanRow and SkippedRow
-        The most unusual scan first, those not scored last.
+        The most anomalous scan first, unscored scans last.
     studies : tuple of str
-        Studies of the rows; none where no study has two scans.
+        Studies of the rows; empty if no study has two scans.
     features : tuple of FeatureColumn
     counts : Counts
     alpha, alpha_percent, threshold : str
     calibration_size : int
-        Normal scans that the p-values are measured on.
+        Number of normal scans from which the p-values are computed.
     histogram : Histogram
     colour_bar : ColourBar
     provenance : mapping of str to str
     holds_identifiers : bool
-        Of patients.
+        Whether the content identifies patients.
     shows_images, compares : bool
-        Some row has a figure; some has a normal scan like it.
+        Whether any row has a figure; whether any figure has a similar normal scan.
     """
 
     title: str
@@ -324,14 +324,14 @@ class ReportContent:
 
 @dataclass(frozen=True)
 class PageData:
-    """What scripts read, as JSON in the page.
+    """Data for the scripts, stored in the page as JSON.
 
     Attributes
     ----------
     id, alpha, threshold, features, studies, images, rows
-        As of `ReportContent`.
+        As in `ReportContent`.
     private : bool
-        The page holds identifiers of patients: nothing is kept in the browser.
+        Whether the page identifies patients; if so, nothing is stored in the browser.
     statuses : mapping of str to Status
     """
 

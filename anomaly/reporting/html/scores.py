@@ -1,4 +1,4 @@
-"""The score axis of a run: where scores stand in the histogram of those of normal scans."""
+"""The score axis of a run: positions of scores in the histogram of normal scans."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _WIDTH, _HEIGHT = 420, 64
 
 @dataclass(frozen=True)
 class ScoreAxis:
-    """The horizontal axis of the histogram, one for the run."""
+    """The horizontal axis of the histogram, the same for all scans of a run."""
 
     low: float
     high: float
 
     @classmethod
     def around(cls, data: ReportData) -> ScoreAxis:
-        """Return the axis of calibration scores and threshold with a margin around them."""
+        """Return the axis that covers the calibration scores and the threshold, with a margin."""
         low = min(float(data.calibration_scores.min()), data.threshold)
         high = max(float(data.calibration_scores.max()), data.threshold)
         span = (high - low) or 1.0
         return cls(low - 0.1 * span, high + 0.4 * span)
 
     def holds(self, score: float) -> bool:
-        """Whether a score lies on the axis."""
+        """Whether a score is within the axis."""
         return self.low <= score <= self.high
 
     def place(self, score: float) -> float:
-        """Return where a score stands in the drawing; at the edge where it lies beyond."""
+        """Return the position of a score in the drawing, clipped to its edges."""
         share = (score - self.low) / (self.high - self.low)
         return round(_WIDTH * min(1.0, max(0.0, share)), 1)
 
@@ -49,10 +49,10 @@ class ScoreAxis:
         )
 
     def _ticks(self) -> tuple[tuple[float, str], ...]:
-        """Places and labels of about four round scores."""
+        """Positions and labels of about four round scores."""
         span = self.high - self.low
         step = 10.0 ** np.floor(np.log10(span / 3))
         step *= next(m for m in (5, 2, 1) if m * step <= span / 3)
         first = np.ceil(self.low / step) * step
-        scores = np.arange(first, self.high, step) + 0.0  # + 0.0: no minus zero
+        scores = np.arange(first, self.high, step) + 0.0  # + 0.0: avoid -0
         return tuple((self.place(s), f"{s:g}") for s in np.round(scores, 12))

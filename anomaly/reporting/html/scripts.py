@@ -1,15 +1,15 @@
-"""The scripts of the page as one: JavaScript modules, each after those that it imports.
+"""Bundler of the page's JavaScript modules: one script, each module after its imports.
 
-A page from disk may import no module from a file, so modules are put into one script, in which each
-is a function that is called once and returns what it exports::
+Browsers do not let a page on disk import modules from files. The modules are therefore combined
+into one script, in which each is a function that is called once and returns its exports::
 
     import * as dom from "./dom.js";          const score = (() => {
     export function draw() { ... }      ->      function draw() { ... }
                                                 return { draw };
                                               })();
 
-The import goes, as ``dom`` is the name of the other function's result. Tools read the modules as
-they stand. Only these forms of import and export are known; others are refused.
+The import statement is removed, because ``dom`` is the constant with the result of the other
+function. Linters can read the modules unchanged. Other forms of import and export raise an error.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _OTHER = re.compile(r"^\s*(?:import|export)\b(?!\().*", re.M)
 
 
 def bundle_scripts(modules: Mapping[str, str]) -> str:
-    """Return modules as one script.
+    """Return the modules as one script.
 
     Parameters
     ----------
     modules : mapping of str to str
-        Sources by name, in the order in which they run where their imports leave a choice.
+        Sources by name, in the order of execution as far as their imports allow it.
 
     Raises
     ------
     ConfigError
-        A module imports what is not there, imports in a circle, imports under another name, or has
+        A module imports an unknown module, imports in a circle, imports under another name, or has
         an import or export of another form.
     """
     order: dict[str, str] = {}
@@ -50,7 +50,7 @@ def bundle_scripts(modules: Mapping[str, str]) -> str:
 def _add(
     name: str, modules: Mapping[str, str], order: dict[str, str], importers: tuple[str, ...]
 ) -> None:
-    """Put a module into the order, behind those that it imports."""
+    """Add a module to `order`, after the modules that it imports."""
     if name in order:
         return
     if name not in modules:
@@ -69,7 +69,7 @@ def _add(
 
 
 def _wrap(name: str, source: str) -> str:
-    """Return the body of the function that a module becomes."""
+    """Return the module as the body of a function."""
     exports = _EXPORT.findall(source)
     body = _EXPORT.sub("", _IMPORT.sub("", source))
     if other := _OTHER.search(body):

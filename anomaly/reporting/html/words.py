@@ -1,4 +1,4 @@
-"""Numbers of a report as its readers see them, in words and digits."""
+"""Text for the numbers of a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = [
 
 
 def odds_in_words(p_value: float, calibration_size: int) -> str:
-    """Say a p-value as a share of normal scans.
+    """Write a p-value as a share of normal scans.
 
     Parameters
     ----------
@@ -24,11 +24,11 @@ def odds_in_words(p_value: float, calibration_size: int) -> str:
     Returns
     -------
     str
-        ``"1 in 80"``; ``"37 in 100"`` for shares above a tenth; ``"fewer than 1 in n+1"`` where no
+        ``"1 in 80"``; ``"37 in 100"`` for shares above a tenth; ``"fewer than 1 in n+1"`` if no
         calibration scan scored as high.
     """
     scans = calibration_size + 1
-    if p_value * scans < 1.5:  # p is a whole number of (n + 1)-ths, so this is 1 of them
+    if p_value * scans < 1.5:  # p is a multiple of 1 / (n + 1), so this is p = 1 / (n + 1)
         return f"fewer than 1 in {scans:,}"
     if p_value <= 0.1:
         return f"1 in {round(1 / p_value):,}"
@@ -36,38 +36,38 @@ def odds_in_words(p_value: float, calibration_size: int) -> str:
 
 
 def odds_sentence(odds: str) -> str:
-    """Return a sentence around what `odds_in_words` gives, without its full stop."""
+    """Return the result of `odds_in_words` as a sentence without a full stop."""
     verb = "looks" if odds.removeprefix("fewer than ").startswith("1 in ") else "look"
     return f"{odds} normal scans {verb} at least this unusual"
 
 
 def number_text(value: float) -> str:
-    """Return four significant digits."""
+    """Return a number with four significant digits."""
     return f"{value:.4g}"
 
 
 def p_value_text(p_value: float) -> str:
-    """Return four decimals; two significant digits of what is below 0.001."""
+    """Return a p-value with four decimals, or two significant digits below 0.001."""
     return f"{p_value:.4f}" if p_value >= 0.001 else f"{p_value:.2g}"
 
 
 def count_text(count: float) -> str:
-    """Return an expected number of scans: whole from 10 on, one decimal from 1 on."""
+    """Return an expected number of scans: no decimals from 10, one from 1, two digits below 1."""
     if count >= 10:
         return f"{count:,.0f}"
     return f"{count:.1f}" if count >= 1 else f"{count:.2g}"
 
 
 def flagged_against_expected(flagged: int, expected: float, not_counted: int) -> str:
-    """Say how many scans were flagged against how many would be if every scan were normal.
+    """Compare the number of flagged scans with the number expected if every scan were normal.
 
     Parameters
     ----------
     flagged : int
     expected : float
-        False alarms to expect; with 0 there is nothing to compare.
+        Expected number of false alarms; with 0 there is no comparison.
     not_counted : int
-        Scans that took part in training or calibration.
+        Number of scans that were used for training or calibration.
     """
     rest = (
         f" Not counted: {not_counted:,} that took part in training or calibration."
@@ -81,7 +81,7 @@ def _comparison(flagged: int, expected: float) -> str:
     if not expected:
         return ""
     text = f"{flagged:,} flagged against {count_text(expected)} expected if every scan were normal"
-    if expected < 1:  # a ratio of so few says nothing
+    if expected < 1:  # a ratio of such small numbers is meaningless
         return f"{text}."
     ratio = flagged / expected
     return f"{text}: {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.2g}'} times as many."
