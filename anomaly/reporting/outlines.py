@@ -1,8 +1,8 @@
-"""Regions of an evidence map, and their outlines as closed polygons along pixel edges.
+"""Outlines of the regions of an evidence map, as closed polygons along pixel edges.
 
-A point is (column, row) counted from the top left corner of the first pixel, so pixel (r, c) spans
-[c, c + 1] x [r, r + 1]. DICOM counts the same way in SCOORD (PS3.3 C.18.6.1.2) and in graphics of
-PIXEL units (PS3.3 C.10.5), though pixels themselves count from 1 there.
+A point is (column, row), measured from the top left corner of the first pixel, so pixel (r, c)
+spans [c, c + 1] x [r, r + 1]. DICOM uses the same coordinates in SCOORD (PS3.3 C.18.6.1.2) and in
+graphics with PIXEL units (PS3.3 C.10.5), although it numbers pixels from 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anomaly.types import Region
 __all__ = ["MAX_POINTS", "outlines", "region_outlines"]
 
 MAX_POINTS = 8000
-"""Longest outline: 16-bit lengths (PS3.5 7.1.2) end a list of float pairs at 8191."""
+"""Maximum points of an outline: 16-bit lengths (PS3.5 7.1.2) allow at most 8191 float pairs."""
 
 _Corner = tuple[int, int]
 
@@ -28,13 +28,13 @@ _Corner = tuple[int, int]
 def region_outlines(
     evidence: NDArray[np.float32], threshold: float, regions: tuple[Region, ...]
 ) -> list[list[NDArray[np.float64]]]:
-    """Find the pixels of each region again, and trace their edges.
+    """Find the pixels of each region and return its outlines.
 
     Parameters
     ----------
     evidence : ndarray (H, W) float32
     threshold : float
-        That the regions were found with; they are connected over 8 neighbours.
+        Threshold with which the regions were found; they are 8-connected.
     regions : tuple of Region
 
     Returns
@@ -45,7 +45,7 @@ def region_outlines(
     Raises
     ------
     AnomalyError
-        A region is not one of this evidence at this threshold.
+        A region does not belong to this evidence at this threshold.
     """
     labels, count = label_regions(evidence, threshold)
     index = np.arange(1, count + 1)
@@ -55,7 +55,7 @@ def region_outlines(
     traced = []
     for region in regions:
         distance = np.abs(centres - (region.row, region.column)).max(axis=1)
-        # A ring and what lies inside it share their centre; their areas tell them apart.
+        # A ring and a region inside it have the same centre but different areas.
         match = np.flatnonzero((areas == region.area) & (distance < 1e-3))
         if not match.size:
             raise AnomalyError(
@@ -71,23 +71,23 @@ def region_outlines(
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Trace the edge of one connected place, the outer edge first, then its holes.
+    """Trace the edges of one connected region: the outer edge first, then its holes.
 
     Parameters
     ----------
     mask : ndarray (H, W) bool
-        One place, connected over 8 neighbours.
+        One 8-connected region.
 
     Returns
     -------
     list of ndarray (n, 2) float64
-        (column, row) of the corners, the first repeated at the end; n <= `MAX_POINTS` + 1, beyond
-        which corners are left out evenly.
+        (column, row) of the corners, with the first repeated at the end. If there are more than
+        `MAX_POINTS` corners, they are subsampled evenly, so that n <= `MAX_POINTS` + 1.
     """
     onward = _directed_edges(mask)
     loops = []
-    # From the left: nothing else of a loop touches its leftmost corner, and where two loops meet
-    # at one, it is walked from twice.
+    # Start from the left: a loop passes its leftmost corner once. If two loops share this corner,
+    # it is the start of both.
     for start in sorted(onward):
         while start in onward:
             loops.append(_thinned(_walk(onward, start)))
@@ -95,13 +95,13 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _directed_edges(mask: NDArray[np.bool_]) -> dict[_Corner, list[_Corner]]:
-    """Edges between a pixel inside and one outside, the inside on the right when walking."""
+    """Directed edges between inside and outside pixels, with the inside on the right."""
     walled = np.pad(mask, 1)
     inside = walled[1:-1, 1:-1]
     onward: dict[_Corner, list[_Corner]] = defaultdict(list)
     sides = (
-        (walled[:-2, 1:-1], (0, 0), (1, 0)),  # nothing above: along the top, to the right
-        (walled[1:-1, 2:], (1, 0), (1, 1)),  # nothing right: down the right side
+        (walled[:-2, 1:-1], (0, 0), (1, 0)),  # outside above: along the top, to the right
+        (walled[1:-1, 2:], (1, 0), (1, 1)),  # outside right: down the right side
         (walled[2:, 1:-1], (1, 1), (0, 1)),
         (walled[1:-1, :-2], (0, 1), (0, 0)),
     )
@@ -112,11 +112,11 @@ def _directed_edges(mask: NDArray[np.bool_]) -> dict[_Corner, list[_Corner]]:
 
 
 def _walk(onward: dict[_Corner, list[_Corner]], start: _Corner) -> list[_Corner]:
-    """Take the edges of one loop out of `onward`; its corners, without those on a straight."""
+    """Remove the edges of one loop from `onward`; return its corners, without collinear points."""
     corners, here, heading = [], start, (0, 0)
     while here in onward:
         ways = onward[here]
-        # Where two pixels touch at a corner, turning left crosses over to the other one.
+        # If two pixels touch at a corner, turning left continues along the other pixel.
         left = (here[0] + heading[1], here[1] - heading[0])
         step = ways.pop(ways.index(left) if left in ways else 0)
         if not ways:

@@ -1,1 +1,1 @@
-"""A study on paper, as a tagged PDF."""
+"""Report of one study as a tagged PDF."""

@@ -1,14 +1,14 @@
-"""One study on paper: a PDF for its chart, from the same rows and drawings as the page of a run.
+"""PDF report of one study, from the same rows and drawings as the HTML page of a run.
 
 ::
 
     banner                  on every page
-    a page a scan           the most unusual first: verdict, image, evidence, score, regions, ...
-    not scored              which scans, and why
+    one page per scan       the most anomalous first: verdict, image, evidence, score, regions, ...
+    not scored              the unscored scans and the reasons
 
-A page takes what fits and says how much it leaves to the page of the run. Nothing is fetched: fonts
-and pictures are embedded, and every other address is refused. The file is tagged (PDF/UA-1) and
-holds no time, so the same study gives the same bytes.
+A page shows what fits and states how many regions and features are only on the HTML page. Nothing
+is downloaded: fonts and pictures are embedded, and any other address raises an error. The file is
+tagged (PDF/UA-1) and contains no time, so the same study gives the same bytes.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
     Parameters
     ----------
     data : ReportData
-        Of the scans of one study.
+        Data of the scans of one study.
     study : str
-        Its pseudonym.
+        Pseudonym of the study.
     path : Path
-        The file to write, whole or not at all; its folder exists.
+        The file to write atomically; its folder must exist.
 
     Raises
     ------
     ConfigError
         WeasyPrint or a library that it needs is not installed.
     NotCalibrated, ValueError
-        As `anomaly.reporting.html.page.write_report`.
+        See `anomaly.reporting.html.page.write_report`.
     """
     weasyprint = _weasyprint()
     content = report_content(data, Pictures())
@@ -72,7 +72,7 @@ def write_study(data: ReportData, study: str, path: Path) -> None:
         style=package_text("study.css"),
         drawing_style=package_text("study-drawing.css"),
     )
-    # Fonts and pictures are in the page; whatever else it names is an error, not a request.
+    # Fonts and pictures are embedded; any other address must raise an error, not a request.
     embedded = weasyprint.urls.URLFetcher(allowed_protocols={"data"}, fail_on_errors=True)
     pdf = weasyprint.HTML(string=page, url_fetcher=embedded).write_pdf(pdf_variant="pdf/ua-1")
     with whole(path) as file:
@@ -95,7 +95,7 @@ def _weasyprint() -> Any:
 
 
 def _cut(text: str, most: int) -> str:
-    """Shorten a text so that a page holds it; no font has a shape for what it replaces."""
+    """Shorten a text to fit a page, and replace control characters, which fonts lack."""
     plain = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
@@ -110,10 +110,10 @@ def _counts(counts: Counts) -> str:
 
 
 def _faces() -> Markup:
-    """Embed the fonts, the same on every machine."""
+    """CSS with the embedded fonts, the same on every machine."""
     faces = [
         f'@font-face {{ font-family: Report; font-weight: {weight}; src: url("data:font/ttf;base64,'
         f'{base64.b64encode(path.read_bytes()).decode("ascii")}"); }}'
         for weight, path in FONTS.items()
     ]
-    return Markup("\n".join(faces))  # noqa: S704 - ours alone
+    return Markup("\n".join(faces))  # noqa: S704 - no data from outside

@@ -1,1 +1,1 @@
-"""Figures of results, for a paper or a benchmark page."""
+"""Figures of results for papers and benchmark pages."""

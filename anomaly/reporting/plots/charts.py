@@ -1,9 +1,10 @@
 """Figures for papers: overlay sheet, ROC, score histogram, p-value uniformity, training curves.
 
-A figure is a matplotlib `Figure` sized for a paper: one column (88 mm) wide, the sheet of scans two
-(180 mm). `write_figure` makes a PDF of it, with vectors and its own fonts, and a PNG of 300 dpi.
-Neither holds a time or the name of a machine, so the same run gives the same bytes. Colours are
-those of Okabe and Ito, which colour-blind readers tell apart; a line style says the same again.
+A figure is a matplotlib `Figure` of the size for a paper: one column (88 mm) wide, or two columns
+(180 mm) for the overlay sheet. `write_figure` saves it as a vector PDF with embedded fonts and as a
+PNG of 300 dpi. Neither contains a time or a machine name, so the same run gives the same bytes.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; line styles
+distinguish the same groups.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ __all__ = [
 ]
 _COLUMN, _PAGE = 3.46, 7.09  # inches: one and two columns
 _DPI = 300
-_LONGEST = 480  # pixels of a panel's longer side: what _DPI shows of a quarter of the page
+_LONGEST = 480  # pixels of a panel's longer side: a quarter of the page at _DPI
 
 _BLACK, _GREY = "#000000", "#8c8c8c"
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _GROUPS = ((_BLUE, "-"), (_ORANGE, (0, (4, 1.5))), (_GREEN, (0, (1, 1))))
-"""Colour and line style of each group of scans, by place."""
+"""Colour and line style of each group of scans, in order."""
 
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",  # included in matplotlib, so the same on every machine
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,
@@ -59,7 +60,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "pdf.fonttype": 42,  # TrueType, which journals ask for
+    "pdf.fonttype": 42,  # TrueType, which journals require
 }
 
 
@@ -70,21 +71,21 @@ def overlay_sheet(
     ceiling: float,
     note: str,
 ) -> Figure:
-    """Draw scans beside their evidence: flagged ones on the left, the others on the right.
+    """Draw scans next to their evidence: flagged scans on the left, others on the right.
 
     Parameters
     ----------
     flagged, others : sequences of (JudgedScan, ndarray (H, W) float32 in [0, 1])
         Scans with their pixels; the evidence of each verdict has the same shape.
     threshold, ceiling : float
-        Ends of the one colour scale, ``threshold < ceiling``.
+        Ends of the common colour scale, ``threshold < ceiling``.
     note : str
-        How the scans were chosen.
+        How the scans were selected.
 
     Raises
     ------
     ValueError
-        There is no scan, a verdict has no evidence, or shapes differ.
+        There are no scans, a verdict has no evidence, or shapes differ.
     """
     rows = max(len(flagged), len(others))
     if not rows:
@@ -127,14 +128,14 @@ def _pair(
     axes[1].imshow(overlay, extent=extent, interpolation="none")
     labels, count = label_regions(evidence, threshold)
     edges = [loop for place in range(count) for loop in outlines(labels == place + 1)]
-    # Dark below, bright above: seen on bone and on lung.
+    # A bright line on a dark one: visible on bone and on lung.
     for colour, width in (("black", 1.5), ("white", 0.6)):
         axes[1].add_collection(LineCollection(edges, colors=colour, linewidths=width))
 
 
 def _scale(axes: Axes, threshold: float, ceiling: float) -> None:
     span = (0.0, 1.0, threshold, ceiling)
-    axes.imshow([[0.5]], "gray", vmin=0, vmax=1, extent=span, aspect="auto")  # as over tissue
+    axes.imshow([[0.5]], "gray", vmin=0, vmax=1, extent=span, aspect="auto")  # grey, like tissue
     axes.imshow(colour_bar(threshold, ceiling), extent=span, aspect="auto")
     axes.set_box_aspect(12)
     axes.set_xticks([])
@@ -153,18 +154,18 @@ def roc_plot(
     operating: tuple[float, float, float],
     note: str,
 ) -> Figure:
-    """Draw a ROC curve with its band, the chance line and where the flags stand.
+    """Draw a ROC curve with its band, the chance line and the operating point.
 
     Parameters
     ----------
     curve : false alarms and sensitivity, each (k,) in [0, 1]
     band : rates, low and high, each (g,) in [0, 1]
     area : str
-        The area under the curve, with its interval, in words.
+        The area under the curve with its interval, as text.
     operating : tuple of float
         ``(alpha, false alarms, sensitivity)`` at the preset threshold.
     note : str
-        What was compared, and how the band was made.
+        What was compared, and how the band was computed.
     """
     alpha, false_alarms, sensitivity = operating
     with matplotlib.rc_context(_STYLE):
@@ -196,14 +197,14 @@ def score_histogram(
     alpha: float,
     note: str,
 ) -> Figure:
-    """Draw where the run's scores lie beside those of the calibration normals.
+    """Draw histograms of the run's scores and of the calibration normals.
 
     Parameters
     ----------
     calibration : ndarray (n,) float64
         Scores of held-out normal scans, not empty.
     groups : mapping of str to ndarray
-        Scores of the run's scans by what they are called; at most three, none empty.
+        Scores of the run's scans by group name; at most three groups, none empty.
     threshold : float
         Score at and above which a scan is flagged.
     alpha : float
@@ -233,10 +234,10 @@ def score_histogram(
 
 
 def _bars(calibration: NDArray[np.float64], threshold: float, fewest: int) -> NDArray[np.float64]:
-    """Edges of bars around the calibration scores; one is the threshold, so no bar has both."""
+    """Bin edges around the calibration scores; one is the threshold, so that no bin spans it."""
     low = min(float(calibration.min()), threshold)
     high = max(float(calibration.max()), threshold)
-    # A threshold is the next float after a score: that alone is no width to draw.
+    # A threshold is the next float after a score, so the span can be too small to draw.
     span = high - low if high - low > 1e-9 * abs(high) else 1.0
     width = span / min(20, max(6, math.isqrt(fewest)))
     below, above = (threshold - low) / width + 1, (high + span - threshold) / width
@@ -256,18 +257,18 @@ def uniformity_plot(
     alpha: float,
     note: str,
 ) -> Figure:
-    """Draw how often p-values are as small as stated: on the diagonal if they keep their promise.
+    """Draw the distribution function of p-values, which is the diagonal if they are valid.
 
     Parameters
     ----------
     p_values : ndarray (m,) float64 in (0, 1]
     band : alphas, low and high, each (g,)
-        Shares that calibration and chance allow for from each stated rate to the next, 95 %
+        Range of shares due to calibration and chance, from each stated rate to the next, 95 %
         pointwise.
     what : str
-        Whose p-values, such as ``"held-out normals"``.
+        Name of the scans, such as ``"held-out normals"``.
     alpha : float
-        The rate that flags were raised at.
+        The false-alarm rate of the flags.
     note : str
     """
     ordered = np.sort(p_values)
@@ -297,18 +298,18 @@ def uniformity_plot(
 
 
 def training_plot(records: Sequence[Mapping[str, Any]], note: str) -> Figure:
-    """Draw how training went on held-out normals: bits/dim, cross-entropy, denoising error.
+    """Draw training curves on held-out normals: bits/dim, cross-entropy, denoising error.
 
     Parameters
     ----------
     records : sequence of mapping
-        By ``step``; each quantity is drawn over those records that hold it.
+        Records with a ``step``; each quantity is drawn over the records that contain it.
     note : str
 
     Raises
     ------
     AnomalyError
-        No record holds any of the three.
+        No record contains any of the three quantities.
     """
     names = {
         "bits_per_dim": "bits/dim",
@@ -337,7 +338,7 @@ def training_plot(records: Sequence[Mapping[str, Any]], note: str) -> Figure:
 
 
 def _figure(width: float, height: float, note: str) -> Figure:
-    """Begin a figure; what is said below it has its own room in the layout."""
+    """Create a figure with a note below it, which has its own space in the layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.supxlabel(f"{note}\n{NOTICE}".lstrip("\n"), fontsize=6, color="#404040")
     return figure
@@ -349,19 +350,19 @@ def _unit_square(axes: Axes) -> None:
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as ``name.pdf`` and ``name.png``, each whole or not at all.
+    """Write a figure as ``name.pdf`` and ``name.png``, each atomically.
 
     Parameters
     ----------
     figure : Figure
     folder : Path
-        Exists.
+        Must exist.
     name : str
 
     Raises
     ------
     OSError
-        If the disk refuses.
+        If writing fails.
     """
     paths = []
     same = {"Creator": "anomaly", "Producer": None}

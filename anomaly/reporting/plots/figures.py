@@ -1,15 +1,14 @@
-"""Figures of a report as plain arrays, PNG bytes and SVG path data.
+"""Drawings of a report as arrays, PNG bytes and SVG path data.
 
-One colour scale serves a whole run. For evidence ``e``, threshold ``a`` and ceiling ``b``, both
-set on normal scans,
+A run has one colour scale. For evidence ``e``, threshold ``a`` and ceiling ``b``, both set on
+normal scans,
 
-    u = clip((e - a) / (b - a), 0, 1)         place on the scale
+    u = clip((e - a) / (b - a), 0, 1)         position on the scale
     colour  = inferno(0.25 + 0.75 u)          the black end would darken the anatomy
     opacity = 0.35 + 0.65 u   where e >= a,   0 elsewhere
 
-so a place that looks like any normal scan stays untouched grey, and the same colour means the
-same evidence on every scan of the run. A contour along pixel edges repeats the threshold without
-colour.
+Pixels with normal evidence therefore stay grey, and the same colour means the same evidence on
+every scan of the run. A contour along pixel edges shows the threshold without colour.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ _COLOURS: NDArray[np.uint8] = np.asarray(
 )
 _TRUETYPE = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FONTS = {"normal": _TRUETYPE / "DejaVuSans.ttf", "bold": _TRUETYPE / "DejaVuSans-Bold.ttf"}
-"""A font by weight, which comes with matplotlib: the same on every machine."""
-_FAINTEST = 0.35  # opacity at the threshold: a region just beyond chance must still be seen
+"""Fonts by weight; included in matplotlib, so the same on every machine."""
+_FAINTEST = 0.35  # opacity at the threshold: regions just above it must be visible
 
 
 def overlay_rgba(
@@ -58,13 +57,13 @@ def overlay_rgba(
     Returns
     -------
     ndarray (H, W, 4) uint8
-        Red, green, blue, opacity. All four are 0 below the threshold; opacity never falls as
-        evidence grows and is 255 from the ceiling on.
+        Red, green, blue, opacity. All four are 0 below the threshold; opacity does not decrease
+        with evidence and is 255 from the ceiling on.
 
     Raises
     ------
     ValueError
-        The scale is empty, or the evidence holds NaN.
+        The scale is empty, or the evidence contains NaN.
     """
     if not (math.isfinite(threshold) and math.isfinite(ceiling) and threshold < ceiling):
         raise ValueError(
@@ -82,7 +81,7 @@ def overlay_rgba(
 
 
 def colour_bar(threshold: float, ceiling: float, steps: int = 256) -> NDArray[np.uint8]:
-    """Draw the scale of `overlay_rgba` as a column, the ceiling at the top.
+    """Return the scale of `overlay_rgba` as a column of pixels, with the ceiling at the top.
 
     Returns
     -------
@@ -92,11 +91,11 @@ def colour_bar(threshold: float, ceiling: float, steps: int = 256) -> NDArray[np
 
 
 def contour_path(mask: NDArray[np.bool_]) -> str:
-    """Outline a mask along its pixel edges, as SVG path data.
+    """Return the outline of a mask along its pixel edges, as SVG path data.
 
     Coordinates are pixel corners: pixel ``(row, column)`` spans ``column .. column + 1`` to the
     right and ``row .. row + 1`` downwards. Horizontal runs come first, top to bottom, then
-    vertical runs, left to right; the path is to be stroked, not filled.
+    vertical runs, left to right; stroke the path, do not fill it.
 
     Parameters
     ----------
@@ -125,16 +124,16 @@ def _edge_runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
 def histogram_path(
     scores: NDArray[np.float64], low: float, high: float, width: float, height: float
 ) -> str:
-    """Draw the bars of a histogram as SVG path data, to be filled.
+    """Return the bars of a histogram as SVG path data for a filled path.
 
     Parameters
     ----------
     scores : ndarray (n,) float64
-        Not empty; about ``sqrt(n)`` bars, 8 to 40, span its range.
+        Not empty; their range is divided into about ``sqrt(n)`` bars, from 8 to 40.
     low, high : float
         Scores at the left and right edge of the drawing, ``low < high``.
     width, height : float
-        Size of the drawing; the tallest bar fills the height and 0 counts lie at the bottom.
+        Size of the drawing; the tallest bar has the full height, and a count of 0 is at the bottom.
 
     Returns
     -------
@@ -152,13 +151,13 @@ def histogram_path(
 
 
 def shrink_mean(image: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
-    """Shrink by area averaging so that neither side exceeds `longest`.
+    """Shrink an image by area averaging so that neither side exceeds `longest`.
 
     Parameters
     ----------
     image : ndarray (H, W) float32
     longest : int
-        Pixels; an image that already fits is returned as it is.
+        Maximum side in pixels; a smaller image is returned unchanged.
 
     Returns
     -------
@@ -174,13 +173,13 @@ def shrink_mean(image: NDArray[np.float32], longest: int) -> NDArray[np.float32]
 
 
 def shrink_max(evidence: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
-    """Shrink like `shrink_mean`, keeping each block's maximum: no small peak is averaged away.
+    """Shrink an evidence map to the maxima of blocks, which preserves small peaks.
 
     Parameters
     ----------
     evidence : ndarray (H, W) float32
     longest : int
-        Pixels.
+        Maximum side in pixels.
 
     Returns
     -------
@@ -195,7 +194,7 @@ def shrink_max(evidence: NDArray[np.float32], longest: int) -> NDArray[np.float3
 def _block_starts(
     shape: tuple[int, ...], longest: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First row and first column of each block, at most `longest` blocks a side."""
+    """First row and first column of each block, with at most `longest` blocks per side."""
     scale = min(1.0, longest / max(shape))
     rows, columns = (
         np.arange(blocks, dtype=np.intp) * side // blocks
@@ -205,7 +204,7 @@ def _block_starts(
 
 
 def png_bytes(array: NDArray[np.uint8]) -> bytes:
-    """Encode an image as PNG with pixels only: no text, time or profile chunk.
+    """Encode an image as PNG without text, time or profile chunks.
 
     Parameters
     ----------
