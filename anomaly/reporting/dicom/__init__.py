@@ -1,1 +1,1 @@
-"""Results as DICOM objects."""
+"""DICOM objects of the results."""

@@ -1,8 +1,8 @@
-"""A judged image as the DICOM objects see it: its verdict, its pixels, and the operating point.
+"""A judged image as input of the DICOM objects: verdict, pixels and operating point.
 
 ::
 
-    DicomCase = file and frame + verdict (score, p-value, evidence, regions) + displayed grey
+    DicomCase = file and frame + verdict (score, p-value, evidence, regions) + displayed grey levels
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Kind: TypeAlias = str
 KINDS: list[Kind] = [
     *("report", "overlay", "segmentation", "heatmap", "parametric_map", "contours"),
 ]
-"""Every kind of object, in the order of their series numbers."""
+"""All kinds of objects, in the order of their series numbers."""
 
 MAX_REGIONS = 100
-"""Regions that are listed one by one: nobody reads thousands, and they take minutes to write."""
+"""Maximum number of listed regions: thousands are unreadable and take minutes to write."""
 
 SEEN = "Seen in training or calibration: its p-value is not valid."
-"""Of a scan that the bundle has seen; a code's meaning has at most 64 characters (PS3.5 6.2)."""
+"""Remark on a scan used to fit the bundle; code meanings have at most 64 characters (PS3.5 6.2)."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class DicomCase:
     frame : int
         Index of the frame within the file, from 0.
     verdict : JudgedScan
-        Its ``scan.evidence`` is (Rows, Columns) and its regions are those of that evidence: row 0,
+        Its ``scan.evidence`` is (Rows, Columns) and its regions are those of that evidence. Row 0,
         column 0 is the first stored pixel of the frame.
     image : ndarray (Rows, Columns) float32 in [0, 1]
-        Grey as displayed, 0 black: MONOCHROME1 is already inverted.
+        Grey levels as displayed, 0 is black: MONOCHROME1 is already inverted.
     evidence_threshold : float
-        Evidence at and above which a region is drawn, set on normal scans.
+        Minimum evidence of a region, set on normal scans.
     evidence_ceiling : float
         Top of the colour scale, the same for the whole run; above `evidence_threshold`.
     calibration_scans : int
@@ -57,13 +57,13 @@ class DicomCase:
     bundle : str
         SHA-256 of the bundle, hex.
     frame_count : int
-        Frames that the reader has found in the file.
+        Number of frames that the reader found in the file.
     spread : (float, float) or None
-        Grey of the scan that is displayed black and white, where no window or table of the file is
-        used (`anomaly.dicom.grey.presentation_grey`).
+        Grey levels displayed as black and as white, if no window or LUT of the file is used
+        (`anomaly.dicom.grey.presentation_grey`).
     seen : bool
-        The scan took part in training or calibration of the bundle; every object with words on it
-        says so (`SEEN`).
+        The scan was used for training or calibration of the bundle; every object with text says so
+        (`SEEN`).
 
     Raises
     ------
@@ -84,7 +84,7 @@ class DicomCase:
     seen: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would draw evidence on other pixels, or on no scale."""
+        """Check that the evidence fits the image and that the colour scale is valid."""
         evidence = self.verdict.scan.evidence
         if evidence is None or evidence.shape != self.image.shape:
             shape = None if evidence is None else evidence.shape
@@ -102,10 +102,10 @@ class DicomCase:
     def evidence(self) -> NDArray[np.float32]:
         """Evidence (Rows, Columns) float32, >= 0."""
         evidence = self.verdict.scan.evidence
-        assert evidence is not None  # noqa: S101  `__post_init__` has looked
+        assert evidence is not None  # noqa: S101  checked by `__post_init__`
         return evidence
 
     @property
     def listed_regions(self) -> tuple[Region, ...]:
-        """The regions that objects list one by one: the `MAX_REGIONS` with the largest peak."""
+        """The regions that the objects list: the `MAX_REGIONS` with the largest peaks."""
         return self.verdict.regions[:MAX_REGIONS]

@@ -1,16 +1,16 @@
-"""The evidence as images that lie on the source: pixel (row, column) on pixel (row, column).
+"""The evidence as image objects in the pixel geometry of the source.
 
 ::
 
-    overlay         Secondary Capture, RGB    (1 - o) grey + o colour, the report's own scale
+    overlay         Secondary Capture, RGB    (1 - o) grey + o colour, colour scale of the report
     segmentation    SEG, BINARY               evidence >= threshold
     heatmap         SEG, FRACTIONAL           min(evidence, ceiling) / ceiling, in steps of 1/255
     parametric_map  Parametric Map            evidence, float32
-    contours        Presentation State        edges of the regions with the largest peak
+    contours        Presentation State        edges of the regions with the largest peaks
 
-Nothing is written into the pixels of the source, which would hide anatomy. An archive's viewer
-shows no tags, so the overlay says below the image what was found and what it is for, and the
-contours do in their text.
+No text is drawn over the pixels of the source, because it would hide anatomy. Viewers of archives
+do not show tags, so the overlay has a caption below the image with the result and the intended use;
+the contours have it as text.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ __all__ = [
 
 
 def overlay_object(source: SourceImage) -> sc.SCImage:
-    """Draw the evidence over the grey image, as colours that any viewer shows."""
+    """Return the grey image with the evidence as a colour overlay, which any viewer shows."""
     case = source.case
     rgba = overlay_rgba(case.evidence, case.evidence_threshold, case.evidence_ceiling)
     pixels = np.rint(255 * case.image).astype(np.uint8)[..., None].repeat(3, axis=2)
-    lit = rgba[..., 3] > 0  # few pixels, and films have many
+    lit = rgba[..., 3] > 0  # radiographs have many pixels, few of them with evidence
     opacity = rgba[lit, 3:] / 255
     grey = 255 * case.image[lit, None].astype(np.float64)
     pixels[lit] = np.rint((1 - opacity) * grey + opacity * rgba[lit, :3])
@@ -57,7 +57,7 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
         pixel_array=np.concatenate([pixels, caption]),
         photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
         bits_allocated=8,
-        # The constructor wants some orientation; `write_objects` gives the source's own.
+        # The constructor requires an orientation; `write_objects` sets that of the source.
         coordinate_system=hd.CoordinateSystemNames.PATIENT,
         patient_orientation=("L", "P"),
         **source.arguments("overlay"),
@@ -67,7 +67,7 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     elif source.aspect_ratio != [1, 1]:
         made.PixelAspectRatio = source.aspect_ratio
     made.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    # Who removes identities trusts a NO: only the source can say it of its own pixels.
+    # De-identification relies on a NO, which only the source can state for its pixels.
     if source.header.get("BurnedInAnnotation"):
         made.BurnedInAnnotation = source.header.BurnedInAnnotation
     made.DerivationDescription = (
@@ -80,7 +80,7 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
 
 
 def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
-    """Draw what the overlay says of its image, (height, width, 3), white on black."""
+    """Return the caption of the overlay, white on black, (height, width, 3)."""
     verdict = case.verdict
     flag = "Flagged" if verdict.flagged else "Not flagged"
     count = len(verdict.regions)
@@ -106,7 +106,7 @@ def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
 
 
 def _reference(source: SourceImage) -> Dataset:
-    """Make an item of Source Image Sequence (PS3.3 table 10-3, C.7.6.1)."""
+    """Return an item of Source Image Sequence (PS3.3 table 10-3, C.7.6.1)."""
     item = Dataset()
     item.ReferencedSOPClassUID = source.header.SOPClassUID
     item.ReferencedSOPInstanceUID = source.header.SOPInstanceUID
@@ -119,7 +119,7 @@ def _reference(source: SourceImage) -> Dataset:
 
 
 def segmentation_object(source: SourceImage) -> seg.Segmentation | None:
-    """Mark the pixels of all regions as one segment; None where there is no region."""
+    """Return the pixels of all regions as one segment; None if there is no region."""
     mask = source.case.evidence >= source.case.evidence_threshold
     if not mask.any():
         return None
@@ -128,10 +128,10 @@ def segmentation_object(source: SourceImage) -> seg.Segmentation | None:
 
 
 def heatmap_object(source: SourceImage) -> seg.Segmentation:
-    """Store evidence as a share of the ceiling.
+    """Return the evidence as a fraction of the ceiling.
 
-    DICOM knows two meanings of a fraction (PS3.3 C.8.20.2.3), and evidence is neither. OCCUPANCY
-    is the lesser untruth: PROBABILITY would be read as one, and none was calibrated per pixel.
+    DICOM defines two meanings of a fraction (PS3.3 C.8.20.2.3), and neither fits evidence.
+    OCCUPANCY is used because PROBABILITY would suggest a calibrated probability per pixel.
     """
     share = np.clip(source.case.evidence / np.float32(source.case.evidence_ceiling), 0, 1)
     return _segmentation(source, "heatmap", share, "Evidence / ceiling, not a probability")
@@ -168,13 +168,13 @@ def _segmentation(
 
 
 def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
-    """Store evidence as it is, in a plane of the patient.
+    """Return the unscaled evidence in the plane of the source.
 
     Raises
     ------
     UnsupportedScan
         The source has no frame of reference (reason ``"no frame of reference"``), which the object
-        cannot do without (PS3.3 A.75) and which is never made up, or it has many frames.
+        requires (PS3.3 A.75) and which is never invented, or it has several frames.
     """
     _refuse_multiframe(source, "parametric_map")
     if not source.frame_of_reference:
@@ -198,7 +198,7 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
     return pm.ParametricMap(
         [source.reference],
         pixel_array=evidence[None],
-        # What identifies in the source may show through in its evidence.
+        # Identifying features of the source may be visible in its evidence.
         contains_recognizable_visual_features=source.header.get("RecognizableVisualFeatures")
         == "YES",
         real_world_value_mappings=[values],
@@ -210,14 +210,14 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
 
 
 def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationState:
-    """Outline the regions on the source's own pixels, with the notice in the corner.
+    """Return the outlines of the regions on the source image, with the notice at the bottom.
 
     Raises
     ------
     UnsupportedScan
-        The source has many frames: their windows can differ, one state cannot say so.
+        The source has several frames: their windows can differ, which one state cannot express.
     AnomalyError
-        The regions are not those of the evidence at the threshold.
+        The regions do not belong to the evidence at the threshold.
     """
     _refuse_multiframe(source, "contours")
     case = source.case
@@ -232,13 +232,13 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
         concept_name=private_code("contours", "Outlines of places unlike normal scans"),
         graphic_annotations=[annotation],
         graphic_layers=[layer],
-        # A state replaces the photometric interpretation: it has to invert for it (PS3.4 N.2.1).
+        # A state replaces the photometric interpretation, so it must invert (PS3.4 N.2.1).
         presentation_lut_transformation=hd.PresentationLUTTransformation(
             shapes.INVERSE if inverted else shapes.IDENTITY
         ),
         **source.arguments("contours"),
     )
-    # The constructor takes every pixel for a square, and a viewer believes the state.
+    # The constructor assumes square pixels, and viewers use the state's aspect ratio.
     made.update(presentation_grey(source.header, case.spread))
     made.update(shutter_tags(source.header))
     for area in made.DisplayedAreaSelectionSequence:
@@ -247,7 +247,7 @@ def contours_object(source: SourceImage) -> pr.GrayscaleSoftcopyPresentationStat
 
 
 def _outlines(source: SourceImage, layer: pr.GraphicLayer) -> pr.GraphicAnnotation:
-    """Outlines of the regions that are listed, and the notice."""
+    """Outlines of the listed regions, and the notice."""
     case = source.case
     listed, count = case.listed_regions, len(case.verdict.regions)
     traced = region_outlines(case.evidence, case.evidence_threshold, listed)

@@ -1,20 +1,20 @@
-"""A verdict as DICOM objects that an archive takes in beside the scan it judges.
+"""Writer of the DICOM objects of a verdict, for storage in an archive with the scan.
 
 ::
 
     report          Comprehensive 3D SR, TID 1500      `structured_report`
     overlay         Secondary Capture, RGB             `images`
-    segmentation    Segmentation, BINARY               `images`; none where nothing stands out
+    segmentation    Segmentation, BINARY               `images`; none without regions
     heatmap         Segmentation, FRACTIONAL           `images`
-    parametric_map  Parametric Map, float32            `images`; CT, MR with a plane
+    parametric_map  Parametric Map, float32            `images`; CT and MR with a plane
     contours        Grayscale Presentation State       `images`
 
-Patient, study and geometry are the source's own, copied element by element in its own character
-set, and so is what it says of lossy compression; nothing else is, so a private tag stays where it
-was. Names are derived (`source`): two writings of one verdict differ in their dates and times
-at most. Sources of many frames take a report and an overlay. The report and the contours list the
-`MAX_REGIONS` regions with the largest peak; the report counts them all. The files carry the
-patient's name, as an archive needs it: their owner alone reads them.
+Patient, study, geometry and lossy compression are copied from the source, element by element and in
+its character set. Nothing else is copied, in particular no private tags. UIDs are derived
+(`source`), so writing a verdict twice gives files that differ only in dates and times. Multi-frame
+sources support only the report and the overlay. The report and the contours list the `MAX_REGIONS`
+regions with the largest peaks; the report counts all regions. The files contain the patient's name,
+which archives need, and are readable only by their owner.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 Maker: TypeAlias = Callable[[SourceImage], Dataset | None]
-"""Makes the object of a source, or None where there is nothing to say."""
+"""Function that returns the object of a source, or None if there is nothing to report."""
 
 _MAKERS: dict[Kind, Maker] = {
     "report": report_object,
@@ -73,19 +73,19 @@ _MAKERS: dict[Kind, Maker] = {
 
 
 def register_object(kind: Kind, maker: Maker) -> None:
-    """Add a kind of object behind the others, so that ``--objects`` and nodes may name it.
+    """Add a kind of object after the others, for use in ``--objects`` and by nodes.
 
     Parameters
     ----------
     kind : str
-        Its name; the series of its objects follows those of the kinds before it.
+        Name; the series number of its objects comes after those of the earlier kinds.
     maker : callable
-        ``maker(source)``: a complete data set but for what `write_objects` adds, or None.
+        ``maker(source)`` returns a data set, which `write_objects` completes, or None.
 
     Raises
     ------
     ConfigError
-        If there is one of that name.
+        If the name is taken.
     """
     if kind in _MAKERS:
         raise ConfigError(f"there is a kind of object {kind!r} already: give it another name")
@@ -103,18 +103,18 @@ _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageComp
 
 
 def object_uid(case: DicomCase, kind: Kind) -> str:
-    """Name the object of a kind before it is written, to ask an archive whether it has it.
+    """Return the UID of an object before it is written, to query an archive for it.
 
     Returns
     -------
     str
-        SOP Instance UID: 2.25 and a number from the bundle, the alpha, the version of the toolkit,
-        the source's SOP Instance UID, the frame and the kind.
+        SOP Instance UID: 2.25 and a number from a hash of the bundle, the alpha, the version of the
+        toolkit, the source's SOP Instance UID, the frame and the kind.
 
     Raises
     ------
     ScanError
-        As `write_objects`.
+        See `write_objects`.
     """
     return str(_read(case).uid(kind))
 
@@ -128,13 +128,13 @@ def write_objects(
     ----------
     case : DicomCase
     kinds : sequence of Kind
-        A segmentation is left out where no evidence reaches the threshold: an empty one would
-        look like a finding of nothing.
+        A segmentation is omitted if no evidence reaches the threshold: an empty one would look like
+        a finding that nothing is abnormal.
     folder : Path
-        Exists. A file is named after its SOP Instance UID, appears whole or not at all, replaces
-        one of that name, and is its owner's alone (mode 0600).
+        Must exist. A file is named after its SOP Instance UID, written atomically with mode 0600,
+        and replaces an existing file of that name.
     now : datetime, optional
-        Dates and times of the content, by default those of the local clock.
+        Date and time of the content; the local time by default.
 
     Returns
     -------
@@ -144,13 +144,13 @@ def write_objects(
     Raises
     ------
     UnreadableScan
-        The source file is gone, is not DICOM or is damaged (reason ``"unreadable"``).
+        The source file is missing, is not DICOM or is damaged (reason ``"unreadable"``).
     UnsupportedScan
-        The source cannot carry an object of such a kind; reasons ``"no frame of reference"``,
+        The source does not support an object of this kind; reasons ``"no frame of reference"``,
         ``"multi-frame"``, ``"no identity"``, ``"another size"``, ``"no such frame"``,
-        ``"not expressible"``. Nothing is written then.
+        ``"not expressible"``. Nothing is written in this case.
     AnomalyError
-        A file cannot be written, or the verdict's regions are not those of its evidence.
+        A file cannot be written, or the verdict's regions do not belong to its evidence.
     """
     source, now = _read(case), now or datetime.now()
     made = [(source.uid(kind), _encode(source, kind, now)) for kind in kinds]
@@ -159,9 +159,9 @@ def write_objects(
 
 @contextmanager
 def _refusing(refusal: Callable[[str], ScanError]) -> Iterator[None]:
-    """Raise what `refusal` makes of whatever pydicom or highdicom raise on the tags of a scan.
+    """Convert any exception of pydicom or highdicom about the tags of a scan with `refusal`.
 
-    Their warnings are kept from anyone's screen: they quote values of tags.
+    Their warnings are suppressed, because they quote values of tags.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -170,8 +170,8 @@ def _refusing(refusal: Callable[[str], ScanError]) -> Iterator[None]:
         except (AnomalyError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
-            # The one place of the reports that catches everything: tags can be anything, pydicom
-            # decodes each when it is asked for, and no list of what the two raise is complete.
+            # Catch everything here: tags can have any value, pydicom decodes each one on access,
+            # and the exceptions of the two libraries are not documented completely.
             raise refusal(f"{type(error).__name__}: {error}") from error
 
 
@@ -188,7 +188,7 @@ def _read(case: DicomCase) -> SourceImage:
 
 
 def _encode(source: SourceImage, kind: Kind, now: datetime) -> bytes:
-    """Bytes of the file of an object, none where there is nothing to say."""
+    """Bytes of the file of an object; empty if there is nothing to report."""
 
     def not_expressible(what: str) -> UnsupportedScan:
         return UnsupportedScan(
@@ -207,11 +207,11 @@ def _encode(source: SourceImage, kind: Kind, now: datetime) -> bytes:
 
 
 def _stamp(source: SourceImage, made: Dataset, now: datetime) -> None:
-    """Give an object its patient, its study, its time, and derived UIDs where it has random."""
+    """Set patient, study, dates and times of an object, and replace random UIDs by derived ones."""
     header = source.header
     source.restore_class(made)
     made.copy_patient_and_study_information(header)
-    # Texts stay the bytes they were: ours are ASCII, which every character set holds.
+    # Copied texts keep their bytes; our texts are ASCII, which every character set contains.
     if "SpecificCharacterSet" in header:
         made.SpecificCharacterSet = header.SpecificCharacterSet
     elif "SpecificCharacterSet" in made:
@@ -233,26 +233,26 @@ def _stamp(source: SourceImage, made: Dataset, now: datetime) -> None:
 
 
 def _inherit_losses(source: SourceImage, made: Dataset) -> None:
-    """Repeat the lossy compression of the source: once lossy, always (PS3.3 C.7.6.1.1.5)."""
+    """Copy the lossy compression of the source; once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
     if source.header.get("LossyImageCompression") == "01":
         for element in [source.header[name] for name in _LOSSY if name in source.header]:
             made.add(element)
 
 
 def _orient(source: SourceImage, made: Dataset) -> None:
-    """Say which way the image lies and of which side it is, as the source does.
+    """Copy orientation and laterality of the source.
 
-    One series holds results of many images: a side belongs to the image, never to the series
-    (PS3.3 C.7.3.1), where it stays empty.
+    A series contains results of many images, so the laterality is stored in the image and stays
+    empty in the series (PS3.3 C.7.3.1).
     """
     is_image = "Rows" in made
-    # Required where no vectors of its own say it (PS3.3 C.7.6.1).
+    # Required if the object has no orientation vectors (PS3.3 C.7.6.1).
     if is_image and ("PatientOrientation" in made or not source.frame_of_reference):
         made.PatientOrientation = source.patient_orientation
     side = source.header.get("ImageLaterality") or source.header.get("Laterality")
     if is_image and side:
         made.ImageLaterality = side
-    elif made.Modality not in ("SEG", "SR"):  # series without a side (PS3.3 C.8.20.1, C.17.1)
+    elif made.Modality not in ("SEG", "SR"):  # series without laterality (PS3.3 C.8.20.1, C.17.1)
         made.Laterality = ""
 
 

@@ -1,13 +1,13 @@
-"""The source of a DICOM object: the header of the judged image, and the names derived from it.
+"""The source of a DICOM object: the header of the judged image, and UIDs derived from it.
 
 ::
 
     UID = 2.25.<first 128 bits of SHA-256(bundle, alpha, version, of what, kind)>     (PS3.5 B.2)
 
-An object is named after the image and frame it judges, its series after the study and the frame
-of reference: the same version of the toolkit that scores the same scan again with the same bundle
-at the same alpha gives the same names, and an archive keeps one copy. Another version may lay an
-object out otherwise, so it gives others.
+The UID of an object depends on the judged image and frame, that of its series on the study and the
+frame of reference. Scoring the same scan again with the same version of the toolkit, bundle and
+alpha therefore gives the same UIDs, and an archive keeps one copy. Another version may change the
+content of an object, so it gives other UIDs.
 """
 
 from __future__ import annotations
@@ -46,11 +46,10 @@ _PLANE = {
     "ImageOrientationPatient": ("PlaneOrientationSequence", 6),
     "PixelSpacing": ("PixelMeasuresSequence", 2),
 }
-"""What places a plane in a frame of reference (PS3.3 C.7.6.2): all of it, or none is used. Images
-of many frames say it in functional groups (PS3.3 C.7.6.16.2), named here with its count of numbers.
-"""
+"""Attributes of a plane in a frame of reference (PS3.3 C.7.6.2), which are used only together, with
+their functional groups in multi-frame images (PS3.3 C.7.6.16.2) and their numbers of values."""
 
-_MOST_OBLONG = 10_000  # no pixel is longer than wide by more: whoever says so is wrong
+_MOST_OBLONG = 10_000  # maximum aspect ratio of a pixel; larger values must be errors
 
 _PIXELS = (
     "SamplesPerPixel",
@@ -59,7 +58,7 @@ _PIXELS = (
     "PixelRepresentation",
     "PositionReferenceIndicator",
 )
-"""What an object may repeat of how its source is stored and placed."""
+"""Attributes of storage and position that an object may copy from its source."""
 
 _BLANK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -67,11 +66,11 @@ _BLANK = (
 )
 
 _MEASURES = ("SliceThickness", "SpacingBetweenSlices")
-"""Numbers that it may repeat, where they are some."""
+"""Numbers that an object may copy if they are valid."""
 
 
 class ObjectArguments(TypedDict):
-    """Arguments of highdicom that every constructor takes."""
+    """Common arguments of all constructors of highdicom."""
 
     series_instance_uid: UID
     series_number: int
@@ -88,13 +87,13 @@ class ObjectArguments(TypedDict):
 
 @dataclass(frozen=True)
 class SourceImage:
-    """The header of the judged file, and what every object takes from it.
+    """The header of the judged file, and the values that every object takes from it.
 
     Attributes
     ----------
     case : DicomCase
     header : FileDataset
-        The file without its pixels.
+        The data set of the file without its pixels.
     """
 
     case: DicomCase
@@ -107,17 +106,17 @@ class SourceImage:
         Raises
         ------
         UnsupportedScan
-            It names no instance, series or study, or it is not an image of the case's shape with
-            the case's frame.
+            The instance, series or study UID is missing, or shape or frame of the case do not fit
+            the image.
         Exception
-            Whatever pydicom raises where the file is gone or damaged.
+            Any exception of pydicom if the file is missing or damaged.
         """
         source = cls(case, dcmread(case.source, stop_before_pixels=True))
         source._check()
         return source
 
     def _check(self) -> None:
-        """Refuse an image that cannot be named, or that the case is not of."""
+        """Raise an error if the image has no valid UIDs or does not match the case."""
         case, header = self.case, self.header
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
             value = header.get(keyword)
@@ -148,19 +147,19 @@ class SourceImage:
 
     @property
     def is_multiframe(self) -> bool:
-        """Whether references to this image have to name a frame (PS3.3 table 10-3)."""
+        """Whether references to this image must name a frame (PS3.3 table 10-3)."""
         return self.frames > 1 or is_multiframe(self.header)
 
     @property
     def is_lone_frame(self) -> bool:
-        """Whether its class may hold several frames and this one does not.
+        """Whether the SOP class allows several frames but this image has only one.
 
-        highdicom goes by the class alone, and asks for functional groups that are not there.
+        highdicom decides by the SOP class and would require functional groups, which are absent.
         """
         return holds_many(self.header) and not self.is_multiframe
 
     def restore_class(self, made: Dataset) -> None:
-        """Name the source's own class wherever an object that was built on `reference` names it."""
+        """Set the source's own SOP class in all references of an object built with `reference`."""
         if not self.is_lone_frame:
             return
         for item in made.iterall():
@@ -171,14 +170,14 @@ class SourceImage:
 
     @property
     def frame_numbers(self) -> list[int] | None:
-        """The judged frame as DICOM references count it, from 1; None where there is one only."""
+        """Number of the judged frame in DICOM references, from 1; None for a single-frame image."""
         return [self.case.frame + 1] if self.is_multiframe else None
 
     @cached_property
     def plane(self) -> Dataset:
-        """What the source says of the plane of the judged frame: none, some or all of `_PLANE`.
+        """The attributes of `_PLANE` that the source has for the judged frame, possibly none.
 
-        A spacing that no pixel has says nothing, and is left out.
+        An invalid spacing is omitted.
         """
         plane = Dataset()
         for keyword, (group, count) in _PLANE.items():
@@ -192,13 +191,13 @@ class SourceImage:
 
     @property
     def frame_of_reference(self) -> str | None:
-        """UID of the space that the plane lies in; None where the source does not say it all."""
+        """Frame of Reference UID; None unless the source has it and all attributes of the plane."""
         complete = len(self.plane) == len(_PLANE)
         return (self.header.get("FrameOfReferenceUID") or None) if complete else None
 
     @property
     def patient_orientation(self) -> list[str] | None:
-        """Where in the patient a row and a column lead to (PS3.3 C.7.6.1.1.1); None is unknown."""
+        """Patient directions of rows and columns (PS3.3 C.7.6.1.1.1); None if unknown."""
         stated = value_of(self.header, "PatientOrientation")
         several = isinstance(stated, Sequence) and not isinstance(stated, str)
         letters = [str(letter) for letter in stated] if several and len(stated) == 2 else None
@@ -210,7 +209,7 @@ class SourceImage:
 
     @property
     def aspect_ratio(self) -> list[int]:
-        """Height and width of a pixel in whole numbers (PS3.3 C.7.6.3.1.7); unknown is [1, 1]."""
+        """Height and width of a pixel as integers (PS3.3 C.7.6.3.1.7); [1, 1] if unknown."""
         sizes = (
             _sizes(self.plane, "PixelSpacing"),
             _sizes(self.header, "ImagerPixelSpacing"),
@@ -221,23 +220,24 @@ class SourceImage:
         return [ratio.numerator, ratio.denominator]
 
     def uid(self, kind: str, *parts: str) -> UID:
-        """Name something that belongs to the judged frame; `parts` tell apart what is inside."""
+        """Return a UID for an object of the judged frame; `parts` distinguish items inside it."""
         return self._derived(self.header.SOPInstanceUID, self.case.frame, kind, *parts)
 
     def series_uid(self, kind: Kind) -> UID:
-        """Name the series of a kind within the study: one to a frame of reference (PS3.3 A.1.2.3).
+        """Return the UID of the series of a kind, one per study and frame of reference.
 
-        It is one to a version of the toolkit, too, as all of a series is of one equipment.
+        A series has a single frame of reference (PS3.3 A.1.2.3) and a single equipment, so the UID
+        also depends on the version of the toolkit.
         """
         return self._derived(self.header.StudyInstanceUID, self.frame_of_reference, "series", kind)
 
     @property
     def device_uid(self) -> UID:
-        """Name the observer: this version and bundle at this alpha, whatever it looks at."""
+        """UID of the observer: the version, bundle and alpha, independent of the image."""
         return self._derived("device")
 
     def _derived(self, *of: str | int | None) -> UID:
-        # JSON keeps the parts apart: ("ab", "c") and ("a", "bc") are not the same name.
+        # JSON separates the parts: ("ab", "c") and ("a", "bc") give different UIDs.
         case = self.case
         name = json.dumps([case.bundle, repr(float(case.verdict.alpha)), __version__, *of])
         digest = hashlib.sha256(name.encode()).digest()
@@ -245,10 +245,10 @@ class SourceImage:
 
     @cached_property
     def reference(self) -> Dataset:
-        """What objects are built on: identifiers, size, place and display of the source, no more.
+        """Minimal data set of the source for highdicom: identifiers, size, position and display.
 
-        The patient is blank here; the true one is copied untouched into what is made, where
-        highdicom would first judge each value and log what it dislikes.
+        The patient attributes are blank, because highdicom would check each value and log warnings;
+        the true values are copied unchanged into the finished object.
         """
         header, slim = self.header, Dataset()
         for keyword in _BLANK:
@@ -256,7 +256,7 @@ class SourceImage:
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
             setattr(slim, keyword, header[keyword].value)
         if self.is_lone_frame:
-            slim.SOPClassUID = SecondaryCaptureImageStorage  # `restore_class` puts its own back
+            slim.SOPClassUID = SecondaryCaptureImageStorage  # see `restore_class`
         slim.Rows, slim.Columns = header.Rows, header.Columns
         if self.is_multiframe:
             slim.NumberOfFrames = self.frames
@@ -272,7 +272,7 @@ class SourceImage:
         return slim
 
     def arguments(self, kind: Kind) -> ObjectArguments:
-        """Names, place in the study and equipment of the object of a kind."""
+        """UIDs, numbers in the study and equipment of the object of a kind."""
         order = max(whole_number(self.header, "InstanceNumber") or 1, 1)
         return ObjectArguments(
             series_instance_uid=self.series_uid(kind),
@@ -300,7 +300,7 @@ class SourceImage:
 
     @property
     def algorithm(self) -> hd.AlgorithmIdentificationSequence:
-        """Which program, of what family, with which parameters (PS3.3 table 10-19)."""
+        """Name, family and parameters of the algorithm (PS3.3 table 10-19)."""
         return hd.AlgorithmIdentificationSequence(
             name=ALGORITHM,
             family=codes.cid7162.ArtificialIntelligence,
@@ -311,7 +311,7 @@ class SourceImage:
 
 
 def _sizes(holder: Dataset, keyword: str) -> tuple[float, float] | None:
-    """Height and width of a pixel; None unless both are positive, finite and of one magnitude."""
+    """Height and width of a pixel; None unless both are positive, finite and of plausible ratio."""
     pair = numbers(holder, keyword, 2)
     if pair is None:
         return None

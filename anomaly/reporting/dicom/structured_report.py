@@ -1,4 +1,4 @@
-"""The verdict as a structured report: Comprehensive 3D SR by TID 1500 (PS3.16).
+"""The verdict as a structured report: Comprehensive 3D SR with TID 1500 (PS3.16).
 
 ::
 
@@ -8,9 +8,9 @@
                 regions; flagged or not                                            TID 1501
       region:   closed polyline on the image, peak evidence, area in mm2           TID 1410
 
-Of all regions, the `MAX_REGIONS` with the largest peak have a group of their own.
-The report is PRELIMINARY and UNVERIFIED: nobody has looked at it. What DICOM has no code for is of
-our private scheme 99ANOM; numbers without a unit are in UCUM ``{no units}``.
+The `MAX_REGIONS` regions with the largest peaks have a measurement group each. The report is
+PRELIMINARY and UNVERIFIED, because nobody has reviewed it. Concepts without a DICOM code use our
+private coding scheme 99ANOM; numbers without a unit have the UCUM unit ``{no units}``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Group: TypeAlias = (
 
 
 def private_code(value: str, meaning: str) -> sr.CodedConcept:
-    """Make a code of the private scheme."""
+    """Return a code of the private scheme."""
     return sr.CodedConcept(value, SCHEME, meaning)
 
 
@@ -59,18 +59,18 @@ _UNUSUAL = private_code("unusual", "Place unlike normal scans")
 
 
 def report_object(source: SourceImage) -> sr.Comprehensive3DSR:
-    """Write down score, p-value, regions and who says so, as TID 1500 orders it.
+    """Return the report with score, p-value, regions and observer, in the structure of TID 1500.
 
     Raises
     ------
     AnomalyError
-        The regions are not those of the evidence at the threshold.
+        The regions do not belong to the evidence at the threshold.
     """
     regions = source.case.listed_regions
     traced = region_outlines(source.case.evidence, source.case.evidence_threshold, regions)
     groups: list[_Group] = [_image_group(source)]
     for number, (region, loops) in enumerate(zip(regions, traced, strict=True), 1):
-        # TID 1410 wants one closed line: the outer one. Holes count in the area alone.
+        # TID 1410 requires one closed line: the outer edge. Holes only affect the area.
         graphic = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, loops[0], _place(source))
         groups.append(_region_group(source, number, region, graphic))
     device = sr.DeviceObserverIdentifyingAttributes(
