@@ -2,9 +2,9 @@
 
 ::
 
-https://host/dicom-web       STOW-RS
-AET@host:port                C-STORE; over TLS if the environment says so (`anomaly.pacs.tls`)
-folder:/some/where           copies
+    https://host/dicom-web       STOW-RS
+    AET@host:port                C-STORE; over TLS if the environment says so (`anomaly.pacs.tls`)
+    folder:/some/where           copies
 """
 
 from __future__ import annotations
