@@ -1,6 +1,6 @@
 """Files of a training run: ``checkpoint.pt`` to resume from, and ``metrics.jsonl``.
 
-A checkpoint is written atomically, every line of metrics has a check, and reading executes no code.
+Checkpoints are written atomically, records of metrics have checksums, and reading executes no code.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_metrics(path: Path) -> list[Metrics]:
     Raises
     ------
     CheckpointError
-        If a record does not match its check.
+        If a record does not match its checksum.
     """
     if not path.exists():
         return []
