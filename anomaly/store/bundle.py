@@ -137,7 +137,7 @@ class Bundle:
     hash: str = ""
 
     def has_seen(self, row: ManifestRow) -> bool:
-        """Whether a scan was used in training or calibration, which makes its score optimistic."""
+        """Whether a scan was used in training or calibration, so its score does not generalise."""
         calibrated = self.calibrated.seen if self.calibrated is not None else frozenset()
         return not scan_marks(row).isdisjoint(self.seen | calibrated)
 
