@@ -1,4 +1,4 @@
-"""Learn what normal medical scans look like, and find what is not.
+"""Learn the appearance of normal medical scans, and detect anomalies.
 
 ::
 
@@ -8,7 +8,7 @@
     verdict = detector.score("scan.dcm")
     verdict.p_value, verdict.flagged, verdict.regions, verdict.evidence
 
-One road, walked in one direction::
+The modules form a pipeline::
 
     scan files --data--> Scan --cdm--> logits, gradients --detection--> ScanScore
                --calibration--> Verdict --reporting--> HTML, PDF, DICOM
@@ -63,7 +63,7 @@ _HOMES = {
         "anomaly.errors",
     ),
 }
-"""Where each name comes from, when it is first asked for: torch takes a second to load."""
+"""Module of each name, imported on first use because importing torch takes a second."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,10 +1,10 @@
-"""Files that are there whole or not at all.
+"""Atomic writes: a file appears under its name only when it is complete.
 
 ::
 
     whole = written under a temporary name, flushed to disk, renamed
 
-Whoever is killed in between leaves a hidden file of a name of its own and disturbs nobody.
+A process that is killed while it writes leaves a hidden file with a unique name, which is harmless.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ CONFIGS = Path(__file__).parent / "configs"
 """Configurations that are installed with the package."""
 
 TEMPORARY = ".tmp"
-"""Ending of what is being written."""
+"""Suffix of files that are being written."""
 
 
 def temporary_name(path: Path) -> Path:
-    """Name under which to write what is to become `path`: hidden, and nobody else's."""
+    """Hidden, unique name under which to write a file that will be renamed to `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file where the system refuses to write it, which a full disk does not.
+    """Convert an `OSError` to an error that names the file; the error of a full disk does not.
 
     Raises
     ------
@@ -70,12 +70,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def strict_json(value: object, *, indent: int | None = None) -> str:
-    """Write JSON that every reader of JSON can read: no NaN and no infinity.
+    """Encode a value as standard JSON, without NaN and infinity.
 
     Raises
     ------
     AnomalyError
-        If there is one.
+        If the value contains NaN or infinity.
     """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
@@ -86,20 +86,20 @@ def strict_json(value: object, *, indent: int | None = None) -> str:
 
 
 def checked_line(record: Mapping[str, Any]) -> str:
-    """Write a record as a line of JSON that carries a check of itself, for files that grow."""
+    """Encode a record as a line of JSON with a checksum, for files that are appended to."""
     plain = strict_json(dict(record))
     return strict_json({**record, "check": _check(plain)}) + "\n"
 
 
 def read_checked(line: str) -> dict[str, Any]:
-    """Read a line of `checked_line`; one of an earlier version has no check.
+    """Decode a line of `checked_line`; lines of earlier versions have no checksum.
 
     Raises
     ------
     ValueError
-        It is no JSON record, or not the one that was written.
+        If the line is not a JSON record, or does not match its checksum.
     """
-    # NaN of earlier versions is not JSON: it stands for "no figure".
+    # Earlier versions wrote NaN, which is not JSON, for a missing value.
     record: dict[str, Any] = json.loads(line, parse_constant=lambda _: None)
     if type(record) is not dict:
         raise ValueError("a line that is no record")
@@ -120,14 +120,14 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     Parameters
     ----------
     path : Path
-        Its folder must exist. A file of that name is replaced.
+        Its folder must exist. An existing file is replaced.
     mode : int
-        Permissions, less the process's mask; 0o600 for what names patients.
+        Permissions, before the process's umask; use 0o600 for data that identifies patients.
 
     Raises
     ------
     OSError
-        If the disk refuses; then nothing is left.
+        If the file cannot be written; then nothing is left of it.
     """
     with whole_path(path, mode=mode) as temporary, temporary.open("wb") as file:
         yield file
@@ -135,7 +135,7 @@ def whole(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def whole_path(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Name a file to write, for a library that opens it itself; parameters and errors as `whole`.
+    """Yield a path to write to, for libraries that open the file; otherwise the same as `whole`.
 
     Yields
     ------
@@ -154,7 +154,7 @@ def whole_path(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write several files: what needs space comes before any of them changes.
+    """Write several files: all contents are on disk before the first file is replaced.
 
     Parameters
     ----------
@@ -163,8 +163,8 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Raises
     ------
     OSError
-        If the disk refuses, with the name of the file; while there is no room for all, nothing is
-        changed.
+        If a file cannot be written; the error names it. If there is not enough space for all files,
+        none is changed.
     """
     with ExitStack() as stack:
         for path, data in contents.items():
@@ -191,16 +191,16 @@ def file_hash(path: Path) -> str:
 
 _MARK = ".anomaly-results"
 MARKS = (_MARK, "site.key", "bundle.json")
-"""Names by which a folder is one of results; the latter two where it was made before the first."""
+"""Files that mark a folder of results; the last two occur alone in folders of earlier versions."""
 
 
 def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
-    """Make a folder for results, and mark it as one; return it.
+    """Create a folder for results with a marker file; return its path.
 
     Raises
     ------
     AnomalyError
-        If the disk refuses.
+        If the folder cannot be written.
     """
     mark = path / _MARK
     with writing(path):
@@ -211,19 +211,19 @@ def make_results_folder(path: Path, *, mode: int = 0o777) -> Path:
 
 
 def refuse_foreign(folder: Path, ours: Collection[str] = ()) -> None:
-    """Refuse to make results in a folder of scans: they would not be read there any more.
+    """Refuse a folder of scans as a folder for results, where its scans would no longer be read.
 
     Parameters
     ----------
     folder : Path
-        It need not exist.
+        May be missing.
     ours : collection of str
-        Names of what may be there.
+        Names of files and folders that are allowed.
 
     Raises
     ------
     AnomalyError
-        It holds a file that may be a scan, and no results.
+        If the folder contains a file that may be a scan, and no results.
     """
     if not folder.is_dir() or holds_results(folder) or holds_results(folder.parent):
         return
@@ -236,15 +236,15 @@ def refuse_foreign(folder: Path, ours: Collection[str] = ()) -> None:
 
 
 _SCANS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom", ".zip")
-"""Endings of files that readers take for scans, beside what is DICOM by its content."""
+"""Suffixes of files that readers accept as scans, besides files with DICOM content."""
 
 _LOOKED_AT = 10_000
 
 
 def _may_be_scans(folder: Path, ours: Collection[str]) -> Iterator[Path]:
-    """Files of a folder that readers would look at; of a large one, the first thousands."""
+    """Files of a folder that readers would open; stops after some thousands of files."""
     looked_at = 0
-    for here, folders, names in os.walk(folder):  # a folder that may not be read is passed over
+    for here, folders, names in os.walk(folder):  # skips folders without permission
         folders[:] = sorted(
             name
             for name in folders
@@ -261,7 +261,7 @@ def _may_be_scans(folder: Path, ours: Collection[str]) -> Iterator[Path]:
 def _may_be_scan(path: Path) -> bool:
     if path.name.lower().endswith(_SCANS):
         return True
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would block
         return False
     try:
         with path.open("rb") as file:
@@ -271,17 +271,17 @@ def _may_be_scan(path: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a folder was made for results: whatever looks like a scan in it is none."""
+    """Whether a folder contains results, in which nothing is read as a scan."""
     return results_mark(folder) is not None
 
 
 def results_mark(folder: Path) -> str | None:
-    """Name of the file by which a folder is one of results; None where it is none."""
+    """Name of the file that marks a folder of results; None if the folder is not one."""
     return next((name for name in MARKS if (folder / name).exists()), None)
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder last; a file's own flush does not cover its name."""
+    """Flush a folder, to make renames in it durable; flushing a file does not cover its name."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -1,12 +1,12 @@
-"""Grey values in [0, 1], 0 = black: how values become grey, and how grey is displayed.
+"""Grey in [0, 1], 0 = black: mapping from values to grey, and from grey to displayed grey.
 
 ::
 
     to_unit(v; low, high) = clip((v - low) / (high - low), 0, 1)
     displayed grey        = curve(grey of the scan)                          (`GreyCurve`)
 
-The grey of a scan keeps the whole range that its source can hold, for the detector to read. On a
-screen that range can be all black, so what people see goes through the curve.
+The grey of a scan keeps the full value range of its source, for the detector. On a screen most of
+that range can be black, so the curve is applied for display.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = [
     "window_range",
 ]
 
-# Rec. ITU-R BT.601, of which JPEG's and DICOM's YBR_FULL are made (PS3.3 C.7.6.3.1.2).
+# Rec. ITU-R BT.601, as in YBR_FULL of JPEG and DICOM (PS3.3 C.7.6.3.1.2).
 _RED_GREEN_BLUE = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, eq=False)
 class GreyCurve:
-    """Displayed grey as a function of the grey of a scan: straight lines between points.
+    """Displayed grey as a piecewise linear function of the grey of a scan.
 
     Attributes
     ----------
     grey : ndarray (K,) in [0, 1], ascending
         Grey of the scan.
     displayed : ndarray (K,) in [0, 1]
-        Grey on the screen; constant beyond the ends.
+        Displayed grey; constant beyond the ends.
     source : str
-        Where the curve comes from, in a few words for the reader.
+        Origin of the curve, as a short text for the reader.
     """
 
     grey: NDArray[np.float32]
@@ -49,7 +49,7 @@ class GreyCurve:
 
     @classmethod
     def identity(cls, source: str) -> GreyCurve:
-        """Display of grey as it is."""
+        """Curve that displays grey unchanged."""
         ends = np.array([0, 1], dtype=np.float32)
         return cls(ends, ends, source)
 
@@ -59,10 +59,10 @@ class GreyCurve:
 
 
 def percentile_curve(pixels: NDArray[np.float32]) -> GreyCurve:
-    """Curve that spreads the middle 99 % of an image over black to white.
+    """Curve that maps percentiles 0.5 to 99.5 of an image to black and white.
 
-    For images whose source says nothing of their display. Where 99 % of the pixels are equal, the
-    whole range of the image is spread; an image of one grey stays as it is.
+    Used for images whose source does not define their display. If the two percentiles are equal,
+    the curve maps the full range of the image; an image of a single grey stays unchanged.
     """
     low, high = percentile_range(pixels)
     source = "percentiles 0.5 to 99.5 of the image"
@@ -77,18 +77,18 @@ def percentile_curve(pixels: NDArray[np.float32]) -> GreyCurve:
 
 def percentile_range(pixels: NDArray[np.float32]) -> tuple[float, float]:
     """0.5th and 99.5th percentile of an image."""
-    # As NumPy gives them: a Python float would take the precision out of what is computed with it.
+    # Keep the NumPy scalars: with Python floats, later results would have a lower precision.
     low, high = np.percentile(pixels, (0.5, 99.5))
     return low, high
 
 
 def window_range(centre: float, width: float) -> tuple[float, float]:
-    """Values that display black and white under a window, by LINEAR_EXACT.
+    """Values that display black and white under a window (LINEAR_EXACT).
 
     Parameters
     ----------
     centre, width : float
-        In the units of the values.
+        In units of the values.
 
     Returns
     -------
@@ -105,22 +105,22 @@ def window_range(centre: float, width: float) -> tuple[float, float]:
 def to_unit(
     values: ArrayLike, low: float, high: float, *, inverted: bool = False
 ) -> NDArray[np.float32]:
-    """Map ``[low, high]`` to [0, 1], or to [1, 0], and clip what lies outside.
+    """Map ``[low, high]`` to [0, 1], or to [1, 0], and clip values outside.
 
     Parameters
     ----------
     values : array_like, any shape
     low, high : float
-        ``low <= high``. Where they are equal, the map is a step: 0 up to `low`, 1 above.
+        ``low <= high``. If they are equal, the map is a step: 0 up to `low`, 1 above.
     inverted : bool
-        `high` becomes 0. Counted down from `high`, so that a negative gives the bits of its
-        positive, which ``1 - to_unit`` does not.
+        Map `high` to 0. Computed as ``high - value``, so that a negative gives exactly the bits of
+        its positive, which ``1 - to_unit`` does not.
 
     Returns
     -------
     ndarray float32 in [0, 1], shape of `values`
     """
-    # float64 inside: (v - low) loses the last bits of a 16-bit value in float32
+    # Use float64: in float32, (v - low) loses the last bits of a 16-bit value.
     array = np.asarray(values, dtype=np.float64)
     if low == high:
         step: NDArray[np.float32] = ((array > low) != inverted).astype(np.float32)
@@ -131,6 +131,6 @@ def to_unit(
 
 def luminance(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
     """Brightness ``0.299 R + 0.587 G + 0.114 B`` of colours (..., 3) in [0, 1]: (...) float32."""
-    # Of equal channels exactly the channel: the weights add up to 1 but for rounding.
+    # Equal channels give exactly that channel: the weights add up to 1 except for rounding.
     grey: NDArray[np.float32] = np.clip(rgb @ np.asarray(_RED_GREEN_BLUE), 0, 1).astype(np.float32)
     return grey

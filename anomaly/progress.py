@@ -1,4 +1,4 @@
-"""Bars on standard error that say how far a long work is."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["progress_bar"]
 
 
 def progress_bar(total: int, what: str, unit: str, *, hidden: bool = False) -> tqdm[NoReturn]:
-    """Return a bar on standard error: lively on a terminal, a line now and then in a log file."""
+    """Return a progress bar, updated often on a terminal, rarely in a log file."""
     pause = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(total=total, desc=what, unit=unit, mininterval=pause, leave=False, disable=hidden)

@@ -1,9 +1,9 @@
-"""How threads that compute together wait for each other.
+"""Spin count of OpenMP threads that wait for each other.
 
-OpenMP's threads spin while they wait, a few hundred thousand times before they sleep. On a machine
-that does anything else, the one that is waited for may have no processor, and the others keep
-theirs from it: two threads then compute slower than one. A twentieth of the spinning costs little
-where the machine is idle, and lets go where it is not (`benchmarks/threads.py`).
+A waiting OpenMP thread spins a few hundred thousand times before it sleeps. On a busy machine the
+spinning threads can occupy the processor that the last thread needs; two threads are then slower
+than one. A thirtieth of the spin count costs little on an idle machine and frees the processor on a
+busy one (`benchmarks/threads.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import MutableMapping
 __all__ = ["SPINS", "limit_spinning"]
 
 SPINS = 10_000
-"""Turns of a waiting thread before it sleeps; libgomp's own is 300,000."""
+"""Spins of a waiting thread before it sleeps; libgomp's default is 300,000."""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have waiting threads sleep soon, in this process and those that it starts.
+    """Make waiting threads sleep sooner, in this process and its child processes.
 
-    Works before PyTorch is imported, and leaves alone what the environment says already.
+    Must be called before PyTorch is imported. Existing environment variables take precedence.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", str(SPINS))

@@ -1,11 +1,11 @@
-"""What each training choice is worth on a benchmark: one short training a row.
+"""Measure the effect of each training choice on a benchmark: one short training per row.
 
     python benchmarks/ablations.py --data DIR --out FOLDER --steps 600
 
-A row is the benchmark's own configuration with the overrides that it names, so
+A row is the configuration of the benchmark with the overrides that the row lists, so
 `anomaly benchmark zhanglab --data DIR --set OVERRIDE ...` repeats and extends it. All rows are
-trained for the same number of steps, one seed, and judged by the features that come from the
-network alone (Ledoit-Wolf over `energy`). Rows that are done are read again from FOLDER.
+trained for the same number of steps with one seed, and evaluated on the features that come from the
+network only (Ledoit-Wolf over `energy`). Finished rows are read from FOLDER.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def measure(name: str, data: Path, folder: Path, steps: int) -> dict[str, Any]:
-    """Train one row and look at held-out normals, altered ones and abnormal scans."""
+    """Train one row and score held-out normals, altered normals and abnormal scans."""
     overrides = [
         f"training.steps={steps}",
         f"training.validate_every={steps}",

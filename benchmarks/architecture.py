@@ -1,11 +1,11 @@
-"""Draw the code: who imports whom, how long things are, and which modules a scan passes.
+"""Show the structure of the code: imports, lengths, and the modules that a scan passes through.
 
     python benchmarks/architecture.py graph
     python benchmarks/architecture.py walk SCAN
 
-``graph`` prints the imports between packages as a Mermaid diagram, cycles among modules, and the
-lengths of modules, functions and parameter lists. ``walk`` scores one scan by the command line in
-this process and prints the modules in the order in which it enters them.
+``graph`` prints the imports between packages as a Mermaid diagram, import cycles among modules, and
+the lengths of modules, functions and parameter lists. ``walk`` runs the command `anomaly score` on
+one scan in this process and prints the modules in the order in which they are entered.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, names: set[str]) -> set[str]:
-    """Modules of ours that a module imports, in functions too."""
+    """Modules of the project that a module imports, also within functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -49,18 +49,18 @@ def imports(path: Path, names: set[str]) -> set[str]:
 
 
 def plain(name: str) -> str:
-    """Name of a stage by its own folder, which the package links to."""
+    """Name of a stage by its folder `pipelines`, to which the package has a link."""
     return name.removeprefix("anomaly.") if name.startswith("anomaly.pipelines") else name
 
 
 def package(name: str) -> str:
-    """Package of a module: two names for the library's, one for the stages."""
+    """Package of a module: two components for the library, one for the stages."""
     parts = name.split(".")
     return "pipelines" if parts[0] == "pipelines" else ".".join(parts[1:2]) or "anomaly"
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """List sets of modules that reach each other by imports, of more than one."""
+    """List import cycles: sets of several modules that import each other, also indirectly."""
     reach = {name: set(targets) for name, targets in graph.items()}
     for middle in reach:
         for name in reach:
@@ -71,7 +71,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def functions(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, lines and parameters of every function of a module."""
+    """Name, number of lines and number of parameters of every function of a module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
@@ -109,7 +109,7 @@ def draw_graph() -> None:
 
 
 def walk(scan: Path) -> None:
-    """Score a scan and print the modules that it passes."""
+    """Score a scan and print the modules that it passes through."""
     passed: list[str] = []
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -125,7 +125,7 @@ def walk(scan: Path) -> None:
             from anomaly.pipelines.__main__ import main
         else:  # before the stages were a part of the package
             from pipelines.__main__ import main
-        for counted in (False, True):  # once before, so that nothing is imported on the way
+        for counted in (False, True):  # the first run does all imports
             out = Path(place) / f"run{counted}"
             sys.argv = ["anomaly", "score", f"{place}/scans", "--bundle", "zhanglab"]
             sys.argv += ["--out", str(out), "--set", "data.workers=0"]
@@ -144,7 +144,7 @@ def walk(scan: Path) -> None:
 
 
 def returns(way: list[str]) -> int:
-    """Count the steps of a way that lead back to where it has been."""
+    """Count the steps of a path that return to an item it has already left."""
     left: set[str] = set()
     count = 0
     for one, other in pairwise(way):
@@ -154,7 +154,7 @@ def returns(way: list[str]) -> int:
 
 
 def main() -> None:
-    """Draw what is asked for."""
+    """Parse the options and print the graph or the walk."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("graph")

@@ -1,13 +1,13 @@
-"""What scoring an archive costs beside the network: memory over many rows, a profile, a cost model.
+"""Measure the cost of scoring an archive besides the network: memory, profile and a cost model.
 
     python benchmarks/archive.py --bundle SMALL --rows 100000
     python benchmarks/archive.py --bundle zhanglab --rows 2000 --images DIR
     python benchmarks/archive.py --bundle zhanglab --rows 2000 --images DIR --processes 2
 
-Rows of work are made without files of their own: so many keys over the images of DIR, or over 64
-random ones. One process does the job of `anomaly score` under a profile, and prints resident memory
-as it goes, where the time of its main thread went, and what that makes of a million images on
-larger machines; with more processes only the rate is printed.
+The rows share files: all keys refer to the images of DIR, or to 64 random images. One process does
+the job of `anomaly score` under a profiler. It prints resident memory during the run, the time
+spent in parts of its main thread, and an estimate for a million images on larger machines. With
+several processes only the rate is printed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ THREADS = torch.get_num_threads()
 
 
 def make_run(folder: Path, bundle: Path, rows: int, images: Path | None) -> tuple[RunFolder, float]:
-    """Write a run whose table names images again and again; seconds to list one of them."""
+    """Write a run whose table repeats images; also return the seconds for listing one image."""
     run = RunFolder(folder / "run")
     run.path.mkdir()
     if images is None:
@@ -83,7 +83,7 @@ def make_run(folder: Path, bundle: Path, rows: int, images: Path | None) -> tupl
 
 
 def resident_mib() -> float:
-    """Memory of this process now, MiB (Linux)."""
+    """Resident memory of this process in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -128,7 +128,7 @@ def alone(run: RunFolder, bundle: Path, listing: float) -> None:
 
 
 def network_seconds(bundle: Bundle) -> tuple[float, float]:
-    """Seconds an image, in batches: of the network on the threads here, of features from it."""
+    """Seconds per image, in batches, of the network on this process's threads and of features."""
     size = bundle.config.preprocessing.size
     images = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     profile = cProfile.Profile()
@@ -144,10 +144,10 @@ def network_seconds(bundle: Bundle) -> tuple[float, float]:
 
 
 def predict(listing: float, network: float, parts: Mapping[str, float]) -> None:
-    """Print hours of a million images on other machines, the bottleneck named.
+    """Print the estimated hours for a million images on other machines, with the bottleneck.
 
-    A processor of the machine is taken for one of this one. What a GPU does a second is not known
-    here: what the processors beside it can feed is printed, and how fast it must be for that.
+    Processors are assumed to be as fast as those of this machine. The speed of a GPU is not known
+    here, so the rate at which the processors can supply it is printed, and the speed that it needs.
     """
     processor = sum(parts.values())
     print(f"network: {1e3 * network:.2f} ms an image on {THREADS} thread(s)")
@@ -165,7 +165,7 @@ def predict(listing: float, network: float, parts: Mapping[str, float]) -> None:
 
 
 def account(profile: cProfile.Profile, seconds: float, rows: int) -> dict[str, float]:
-    """Print where the main thread's time went; return its seconds a row, but for waiting."""
+    """Print the time by part of the main thread; return seconds per row, without waiting."""
     parts = {
         "decoding and framing": total(profile, "data/loaders.py", "__call__"),
         "waiting for the network": total(profile, "concurrent/futures/_base.py", "result"),
@@ -183,7 +183,7 @@ def account(profile: cProfile.Profile, seconds: float, rows: int) -> dict[str, f
 
 
 def total(profile: cProfile.Profile, file: str, name: str) -> float:
-    """Seconds within a function, and all that it calls."""
+    """Cumulative seconds in a function."""
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     return sum(
         float(entry[3])
@@ -193,7 +193,7 @@ def total(profile: cProfile.Profile, file: str, name: str) -> float:
 
 
 def together(run: RunFolder, bundle: Path, processes: int) -> None:
-    """Do the job in several processes of one thread each; print the rate."""
+    """Do the job in several processes with one thread each; print the rate."""
     rows = len(Manifest.read(run.manifest).rows)
     command = [sys.executable, "-m", "anomaly", "score", str(run.path), "--bundle", str(bundle)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -205,7 +205,7 @@ def together(run: RunFolder, bundle: Path, processes: int) -> None:
         )
         for _ in range(processes)
     ]
-    # Not before the first works: starting takes seconds, an archive takes days.
+    # Wait for the first lease: the start takes seconds, which do not matter for an archive.
     while not list(run.results.folder.glob("*.lease")):
         time.sleep(0.05)
     began = time.perf_counter()
@@ -217,7 +217,7 @@ def together(run: RunFolder, bundle: Path, processes: int) -> None:
 
 
 def main() -> None:
-    """Parse the options and run what they ask for."""
+    """Parse the options and run in one process or in several."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--rows", type=int, required=True)

@@ -1,12 +1,13 @@
-"""Flip single bits in the files of a run, and count what is said of it.
+"""Flip single bits in the files of a run, and count how many flips are detected.
 
     python benchmarks/bit_flips.py --run RUN --flips 3000 --seed 0
 
-A file is drawn as often as it is long, and as often as any other, half and half: most bytes are
-pictures and weights, most decisions are in small files. After each flip everything is read that
-stages read (configuration, table of scans, scores, maps, worklist, readings, bundle), and `verify`
-looks at the rest. A flip is detected where something is said to be damaged; harmless where all that
-is read is equal; and silent, which must not be, otherwise. RUN is copied and left as it is.
+Half of the flips choose a file with a probability proportional to its size, the other half choose
+all files with equal probability: most bytes are images and weights, but small files contain most
+decisions. After each flip, all files that stages read are read (configuration, table of scans,
+scores, maps, worklist, readings, bundle), and `verify` checks the rest. A flip is detected if
+damage is reported, harmless if all data read is equal, and silent otherwise; silent flips must not
+happen. The flips are made in a copy of RUN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.pipelines.flips import flipped, look  # noqa: E402
 
 
 def main() -> None:
-    """Copy the run, flip, look, count."""
+    """Copy the run, flip bits, check and count."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--flips", type=int, default=3000)

@@ -1,18 +1,19 @@
-"""Contours on phantoms: how many normals have any, and how well they lie on lesions, by size.
+"""Measure contours on phantoms: how many normals have any, and overlap with lesions by size.
 
     python benchmarks/contours.py --bundle FOLDER --work FOLDER
 
-The bundle is a calibrated one that was trained on phantoms, such as `anomaly demo` makes. Patients
-are drawn anew as DICOM studies (lesions of all kinds in turn, visible at the network's size); they
-go through `anomaly prepare` and `anomaly score`. A contour outlines evidence at and above the limit
-of the bundle at its alpha, on the source's pixels; of a lesion with mask M and contoured pixels C
+The bundle must be calibrated and trained on phantoms, such as one made by `anomaly demo`. New
+patients are drawn as DICOM studies (with lesions of all kinds in turn, visible at the network's
+size) and processed by `anomaly prepare` and `anomaly score`. A contour outlines evidence at and
+above the bundle's threshold at its alpha, on the pixels of the source. For a lesion with mask M and
+contoured pixels C
 
     Dice = 2 |M and C| / (|M| + |C|)            precision = |M and C| / |C|
 
-with C all contours of the image, near the lesion or not. The best Dice is that of the threshold
-that suits this one image most: what the map would allow if its limit were known. Sizes are
-diameters of the circle of the mask's area. Intervals are 95 %: exact for rates, by bootstrap over
-patients for means.
+where C includes all contours of the image, near the lesion or not. The best Dice uses the best
+threshold for each single image, and so is an upper limit for the evidence map. The size of a lesion
+is the diameter of a circle with the area of the mask. Intervals are 95 %: exact for rates, by
+bootstrap over patients for means.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.results import ScoreRow
 
 EDGES = (0, 30, 50, 80, np.inf)
-"""Diameters in mm between which lesions are counted together."""
+"""Limits of the size groups of lesions: diameters in mm."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion, and what was drawn for it."""
+    """A lesion, and measures of the contours on its image."""
 
     patient: str
     kind: str
@@ -64,7 +65,7 @@ class Lesion:
 def scored(
     bundle_folder: Path, bundle: Bundle, options: argparse.Namespace
 ) -> tuple[RunFolder, Config]:
-    """Draw the studies and score them."""
+    """Draw studies and score them."""
     scans, run = options.work / "scans", RunFolder(options.work / "run")
     size = bundle.config.preprocessing.size
     write_phantom_studies(
@@ -86,7 +87,7 @@ def scored(
 def judge(
     evidence: NDArray[np.float32], mask: NDArray[np.bool_], threshold: float
 ) -> dict[str, float]:
-    """Return Dice, best Dice and precision of a map against a mask."""
+    """Return the Dice, best Dice and precision of an evidence map against a mask."""
     contoured = evidence >= threshold
     both = int((contoured & mask).sum())
     order = np.argsort(-evidence.ravel(), kind="stable")
@@ -101,7 +102,7 @@ def judge(
 
 
 def kind_of(scan: ManifestRow, normals: int) -> str:
-    """Lesions take turns by the number of the patient, who follow the normals."""
+    """Kind of a scan's lesion. Kinds alternate by the number of the patient, after the normals."""
     number = int(re.findall(r"PHANTOM(\d+)", scan.path)[0])
     return LESION_KINDS[(number - 1 - normals) % len(LESION_KINDS)]
 
@@ -137,7 +138,7 @@ def look(
 
 
 def table(lesions: list[Lesion], seed: int) -> dict[str, Any]:
-    """Return figures of a group of lesions."""
+    """Return statistics of a group of lesions."""
     patients = [lesion.patient for lesion in lesions]
 
     def mean(values: list[float], of: list[str]) -> str:
@@ -161,7 +162,7 @@ def table(lesions: list[Lesion], seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Draw, score, compare, print."""
+    """Draw and score studies, compare contours with lesions, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="a new folder")
@@ -182,7 +183,7 @@ def main() -> None:
     n = norm.calibration_scans
     low, high = false_alarm_interval(n, norm.alpha, 0.95, len(normal))
     if bundle.calibration().under_nuisance:
-        low = 0.0  # a low rate on unchanged scans is as promised
+        low = 0.0  # then unchanged scans may have a lower rate
     lesions = look(run, config, norm, pairs, options.normals)
     figures = {
         "alpha": norm.alpha,

@@ -1,17 +1,17 @@
-"""What the healthy counterfactual is worth, where the truth is known: phantoms and their twins.
+"""Measure the error of the healthy counterfactual on phantoms, whose lesion-free twin is known.
 
     python benchmarks/counterfactual.py --bundle FOLDER --out FILE.json
 
-FOLDER is a calibrated bundle that was trained on phantoms, such as `anomaly demo` makes. Lesions
-(all kinds in turn, visible at the network's size) and normals are drawn anew. Errors are root mean
+FOLDER is a calibrated bundle trained on phantoms, such as one made by `anomaly demo`. New lesions
+(all kinds in turn, visible at the network's size) and normals are drawn. Errors are root mean
 squares in grey steps, ``2 / 255`` of ``[-1, 1]``, over the pixels that the lesion changes, against
 the lesion-free twin of the same patient on the same film. Intervals are 95 %, by bootstrap over
-patients, each of whom has one image. Two choices of suspect pixels:
+patients, each of whom has one image. There are two choices of suspect pixels:
 
-- *found*: the regions of evidence at the bundle's threshold, as a reader sees contours;
-- *told*: the pixels that the lesion changes, so that what is judged is the filling alone.
+- *found*: the regions of evidence at the bundle's threshold, as in the contours that a reader sees;
+- *told*: the pixels that the lesion changes, to evaluate the filling alone.
 
-Both are dilated as `CounterfactualSettings` says.
+Both are dilated as set in `CounterfactualSettings`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from anomaly.store.bundle import Bundle, read_bundle
 
 SOURCE = (256, 224)
 PURPOSE = 77
-"""Third number of every seed: no patient of a training set has it."""
+"""Third number of every seed, which no patient of a training set has."""
 
 STEP = grey_step(256)
 BATCH = 32
@@ -64,7 +64,7 @@ SAMPLER_STEPS, SAMPLES = 40, 4
 
 @dataclass(frozen=True)
 class Cases:
-    """N patients: images and twins (N, 1, S, S), blank pixels (N, S, S), kinds of lesion."""
+    """N patients: images and twins (N, 1, S, S), blank pixels (N, S, S) and kinds of lesion."""
 
     images: Tensor
     twins: Tensor
@@ -73,7 +73,7 @@ class Cases:
 
     @property
     def lesion(self) -> Tensor:
-        """Pixels (N, S, S) bool that the lesion changes, as `Phantom.mask` defines it."""
+        """Mask (N, S, S) bool of the pixels that the lesion changes, as in `Phantom.mask`."""
         return (self.images - self.twins).abs()[:, 0] > 2 * VISIBLE
 
 
@@ -84,7 +84,7 @@ def source_frame(bundle: Bundle) -> Frame:
 
 
 def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
-    """Draw a patient for every lesion; anew, until it is visible at the network's size."""
+    """Draw a patient for every lesion; repeat until the lesion is visible at the network's size."""
     how, frame = bundle.config.preprocessing, source_frame(bundle)
     pairs, blank = [], []
     for number, kind in enumerate(kinds):
@@ -99,7 +99,7 @@ def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
             )
         low, high = 0.0, 1.0
         if how.intensity == "percentile":
-            # The twin is stretched as its image is: it is what should have been seen *there*.
+            # The twin gets the percentiles of its image, so that both have the same grey scale.
             low, high = np.percentile(phantom.image, (0.5, 99.5))
         framed = [
             frame.to_network(torch.from_numpy(unit.astype(np.float32))[None], 2 * how.size)
@@ -115,7 +115,7 @@ def draw(bundle: Bundle, kinds: list[LesionKind | None], seed: int) -> Cases:
 
 
 def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
-    """Suspect pixels (N, S, S) as scoring finds them."""
+    """Suspect pixels (N, S, S) as found by scoring."""
     extract = bundle.extractor(torch.device("cpu"))
     parts = []
     for start in range(0, len(cases.images), BATCH):
@@ -130,17 +130,17 @@ def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
 
 
 def told(lesion: Tensor, dilation: int) -> Tensor:
-    """Suspect pixels (N, S, S) of somebody who knows the lesion."""
+    """Suspect pixels (N, S, S) from the known lesion."""
     return torch.from_numpy(suspect_pixels(lesion.numpy(), dilation))
 
 
-# ------------------------------------------------------------------ what else could be put there
+# -------------------------------------------------------------------------- alternative fillings
 
 Filling = Callable[[Bundle, Tensor, Tensor], Tensor]
 
 
 def placed_mean(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
-    """Mean normal image, moved to where the anatomy lies; no network."""
+    """Fill with the mean normal image, aligned to the anatomy; uses no network."""
     grey, mean = images[:, 0].numpy(), bundle.reference[0].float().numpy()
     shifts = displacements(grey, mean)
     moved = displaced(np.broadcast_to(mean, grey.shape), -shifts)
@@ -148,7 +148,7 @@ def placed_mean(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
 
 
 def membrane(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
-    """Harmonic continuation of the surroundings, by Jacobi's iteration; no data at all."""
+    """Fill with the harmonic continuation of the surroundings (Jacobi iteration); uses no data."""
     del bundle
     x, mask = images, suspect[:, None]
     kernel = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=x.dtype)[None, None] / 4
@@ -159,7 +159,7 @@ def membrane(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
 
 
 def one_step(ratio: float) -> Filling:
-    """Return the filling by one denoising at a level that hides the lesion."""
+    """Return a filling by one denoising step at a noise level that hides the lesion."""
 
     def fill(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
         settings = CounterfactualSettings(noise_to_signal=(ratio,), rounds=1)
@@ -169,7 +169,7 @@ def one_step(ratio: float) -> Filling:
 
 
 def sampled(samples: int) -> Filling:
-    """Return the mean of so many samples that see the known pixels, noised, at every step."""
+    """Return a filling by the mean of samples conditioned on the noised known pixels."""
 
     def fill(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ def sampled(samples: int) -> Filling:
 
 
 def _sample(bundle: Bundle, images: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """One ancestral sample of the suspect pixels (RePaint without its jumps back)."""
+    """One ancestral sample of the suspect pixels (RePaint without resampling jumps)."""
     levels = bundle.levels
     x = torch.randn(images.shape, generator=generator)
     for t_index, s_index in pairwise(step_ladder(levels, SAMPLER_STEPS)):
@@ -231,7 +231,7 @@ FILLINGS: dict[str, Filling] = {
 AS_FOUND = (NOTHING, MEAN, EXPECTED)
 
 
-# ------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------- errors
 
 
 def rms(off: Tensor, where: Tensor) -> NDArray[np.float64]:
@@ -241,12 +241,12 @@ def rms(off: Tensor, where: Tensor) -> NDArray[np.float64]:
 
 
 def estimate(values: NDArray[np.float64], seed: int) -> str:
-    """Mean over patients and its interval."""
+    """Mean over patients with its interval, as text."""
     return str(patient_mean(values, [str(i) for i in range(len(values))], seed=seed))
 
 
 def lesions(bundle: Bundle, cases: Cases, seed: int) -> dict[str, Any]:
-    """Errors against the twin, as found and as told."""
+    """Errors against the twin, for found and for told pixels."""
     kinds = np.array(cases.kinds)
     report: dict[str, Any] = {}
     for name, suspect in (
@@ -282,7 +282,7 @@ def lesions(bundle: Bundle, cases: Cases, seed: int) -> dict[str, Any]:
 
 
 def normals(bundle: Bundle, cases: Cases, shapes: Tensor, seed: int) -> dict[str, Any]:
-    """Return what changes where there is nothing, against what a denoiser leaves anyway."""
+    """Return the changes of normal images, compared with the error of a denoiser."""
     everywhere = torch.ones_like(shapes[:1]).expand(len(cases.images), -1, -1)
     suspect = found(bundle, cases, OURS.dilation)
     changed = FILLINGS[EXPECTED](bundle, cases.images, suspect) - cases.images
@@ -310,7 +310,7 @@ def normals(bundle: Bundle, cases: Cases, shapes: Tensor, seed: int) -> dict[str
 
 
 def main() -> None:
-    """Draw, fill, compare, write."""
+    """Draw cases, fill suspect pixels, compute the errors and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

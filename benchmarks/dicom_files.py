@@ -1,10 +1,10 @@
-"""What becomes of the DICOM files that pydicom carries: scored, or a reason.
+"""Score the DICOM test files of pydicom: print a score or a reason for each.
 
     python benchmarks/dicom_files.py --bundle zhanglab
 
-Prints a Markdown table: every file, its transfer syntax, whether the installed decoders take its
-pixels, and what scoring says of it (`intensity.colour = luminance`, so that coloured ones count).
-The scores mean nothing here: the bundle has never seen such scans.
+Prints a Markdown table: every file, its transfer syntax, whether the installed decoders decode its
+pixels, and the result of scoring (with `intensity.colour = luminance`, so that colour images are
+scored). The scores have no meaning, because the bundle was not trained for such scans.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
 def decodes(path: Path) -> str:
-    """Say whether the first frame's pixels decode: "yes", "no", or "-" where there are none."""
+    """Whether the pixels of the first frame decode: "yes", "no", or "-" if there are none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -49,7 +49,7 @@ def decodes(path: Path) -> str:
 
 
 def alone(path: Path) -> str:
-    """Say what the reader says of a file by itself."""
+    """Read a single file and describe the result."""
     policy = IntensityPolicy(colour="luminance")
     try:
         found = read_frames(path, policy)
@@ -60,7 +60,7 @@ def alone(path: Path) -> str:
 
 
 def syntax(path: Path) -> str:
-    """Name the transfer syntax of a file."""
+    """Name of the transfer syntax of a file."""
     try:
         uid = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", None)
     except pydicom.errors.InvalidDicomError:

@@ -2,12 +2,11 @@
 
     python benchmarks/fuzz_dicom.py --bundle FOLDER --files 20000 --seed 0
 
-Bases are the images that pydicom carries (up to 200 kB), some other objects, and phantoms; a
-mutation flips bits, overwrites, cuts,
-inserts or repeats bytes, writes an extreme number into a field of the image header, or damages a
-zip or a DICOMDIR. A bundle of `benchmarks/small_bundle.py` will do. Every file must be accounted
-for, by a score or a reason; the script fails where one is not, and prints what became of them, the
-longest time without a file done and the largest memory of any process.
+The original files are the images of pydicom (up to 200 kB), some other objects, and phantoms. A
+mutation flips bits, overwrites, cuts, inserts or repeats bytes, writes an extreme number to a field
+of the image header, or damages a zip or a DICOMDIR. A bundle of `benchmarks/small_bundle.py` is
+sufficient. Every file must get a score or a reason; otherwise the script fails. It prints the
+outcomes, the longest time without a finished file and the largest memory of any process.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 CHUNK = 2000
 LARGEST_BASE = 200_000
 
-# What sizes the decoding in group 0028 (rows, columns, frames, samples, bits, padding, LUTs).
+# Fields of group 0028 that affect decoding (rows, columns, frames, samples, bits, padding, LUTs).
 FIELDS = (
     *((0x28, e) for e in (0x02, 0x04, 0x06, 0x08, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103)),
     *((0x28, e) for e in (0x120, 0x1050, 0x1051, 0x1052, 0x1053, 0x3002, 0x3006)),
@@ -43,12 +42,12 @@ FIELDS = (
 
 
 def bases(folder: Path) -> list[tuple[str, bytes]]:
-    """Return contents to damage, with the ending that their names keep."""
+    """Return contents to damage, each with the suffix of its file name."""
     write_phantom_studies(folder / "phantoms", normals=6, abnormals=0, seed=0, size=(96, 84))
     paths = [*FOLDER.rglob("*"), *(folder / "phantoms").rglob("*.dcm")]
     small = [p for p in sorted(paths) if p.is_file() and 0 < p.stat().st_size <= LARGEST_BASE]
     contents = [path.read_bytes() for path in small]
-    # Pixel Data, in either byte order; of the rest, one in ten.
+    # Files with Pixel Data (tag in either byte order), and one in ten of the others.
     whole = [c for c in contents if b"\xe0\x7f\x10\x00" in c or b"\x7f\xe0\x00\x10" in c]
     whole += [c for c in contents if c not in whole][::10]
     packed = io.BytesIO()
@@ -86,7 +85,7 @@ def repeat(data: bytearray, rng: random.Random) -> None:
 
 
 def extreme(data: bytearray, rng: random.Random) -> None:
-    """Write an extreme value behind the tag of a field that sizes things, where there is one."""
+    """Write an extreme value after the tag of one of `FIELDS`, if the file has one."""
     group, element = rng.choice(FIELDS)
     tag = group.to_bytes(2, "little") + element.to_bytes(2, "little")
     place = data.find(tag)
@@ -118,7 +117,7 @@ def write_chunk(folder: Path, sources: list[tuple[str, bytes]], numbers: range, 
 
 
 def main() -> None:
-    """Damage, read, score and count."""
+    """Damage files, read and score them, and count the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--files", type=int, default=20_000)
@@ -161,7 +160,7 @@ def main() -> None:
 
 
 def _has_members(path: Path) -> bool:
-    """Whether a zip still lists a member; one that lists none has nothing to be accounted for."""
+    """Whether a zip still lists a member; an empty zip needs no score or reason."""
     with zipfile.ZipFile(path) as archive:
         return bool(archive.namelist())
 

@@ -3,9 +3,9 @@
     python benchmarks/gaussian_field.py --schedule log_snr
     python benchmarks/gaussian_field.py --schedule log_snr --spectral-base
 
-Prints, along training, the excess of the held-out bits/dim over the true entropy and the excess
-of the denoising error over the optimum, in per cent, at ten levels spread evenly over the ladder.
-The last line is JSON. Images are 16x16, standard deviation 1/2: nine tenths of the variance has an
+During training, prints the excess of the held-out bits/dim over the true entropy, and the excess of
+the denoising error over the optimum in per cent at ten levels spread evenly over the ladder. The
+last line is JSON. Images are 16x16 with standard deviation 1/2: nine tenths of the variance has an
 exponential correlation of length 3 pixels, one tenth is white.
 """
 
@@ -37,26 +37,26 @@ from anomaly.training.state import Batch
 SIDE = 16
 DIMS = SIDE * SIDE
 HELD_OUT = 2000
-# Fields for the intercepts: a few while training, for the curve; more at the end.
+# Number of fields for fitting the intercepts: for the curve during training, and at the end.
 CURVE_DRAWS, FINAL_DRAWS = 4000, 20000
 
 
 def covariance() -> Tensor:
-    """Covariance (256, 256) float64 of the field."""
+    """Covariance matrix (256, 256) float64 of the field."""
     place = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
     distance = torch.cdist(place, place)
     return 0.25 * (0.9 * torch.exp(-distance / 3) + 0.1 * torch.eye(DIMS))
 
 
 def draw(count: int, factor: Tensor, seed: int) -> Tensor:
-    """Fields (count, 1, 16, 16) float32."""
+    """Random fields (count, 1, 16, 16) float32."""
     generator = torch.Generator().manual_seed(seed)
     white = torch.randn(count, DIMS, generator=generator, dtype=torch.float64)
     return (white @ factor.T).float().reshape(count, 1, SIDE, SIDE)
 
 
 def bits(classifier: nn.Module, fields: Tensor) -> float:
-    """Mean bits/dim, as if for 256 grey values; the fields are continuous."""
+    """Mean bits/dim, computed as for 256 grey levels; the fields are continuous."""
     with torch.no_grad():
         log_p = log_density(classifier(fields), fields)[:, 0]
     return float(bits_per_dim(log_p, DIMS, 256).mean())
@@ -80,7 +80,7 @@ def denoising_errors(classifier: nn.Module, fields: Tensor, levels: NoiseLevels)
 
 
 def best_errors(truth: Tensor, levels: NoiseLevels) -> Tensor:
-    """Mean squared error of eps that the best denoiser leaves, at every level: (T + 2,) float64."""
+    """Mean squared error of eps of the best denoiser at every level: (T + 2,) float64."""
     signal = levels.alpha.square()[:, None] * torch.linalg.eigvalsh(truth)
     return (signal / (signal + levels.sigma.square()[:, None])).mean(1)
 
@@ -108,7 +108,8 @@ def main() -> None:
     factor = torch.linalg.cholesky(truth)
     held_out = draw(HELD_OUT, factor, seed=10**9)
     oracle = GaussianCDM(torch.zeros(1, SIDE, SIDE, dtype=torch.float64), truth, levels)
-    # On the held-out sample itself, so that its luck cancels; and the entropy, for the record.
+    # The oracle's bits/dim are measured on the held-out sample, so that the sampling error cancels.
+    # The entropy is only reported.
     true_bits = bits(oracle, held_out.double())
     entropy_nats = 0.5 * float(torch.logdet(2 * math.pi * math.e * truth))
     entropy = float(bits_per_dim(torch.tensor(-entropy_nats), DIMS, 256))
@@ -162,7 +163,7 @@ def main() -> None:
         checkpoint_every=options.steps,
     )
     with tempfile.TemporaryDirectory() as folder:
-        # By the error that the best denoiser leaves, which is known here and linear.
+        # The error of the best denoiser is known here: that denoiser is linear.
         weights = inverse_error_weights(best_errors(truth, levels), POWERS[options.level_weights])
         fit(
             CDMLoss(classifier, levels, options.ce_weight, weights),

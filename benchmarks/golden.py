@@ -1,10 +1,10 @@
-"""Record what scoring makes of scans, to the last bit, and compare two records.
+"""Record the results of scoring to the last bit, and compare two records.
 
     python benchmarks/golden.py record --bundle zhanglab --scans FOLDER --out before.json
     python benchmarks/golden.py compare before.json after.json
 
-A record holds every row (status, score, p-value, flag, regions, features), the DICOM objects and
-the data of the report page; without versions, times and what is written anew by each run. Both
+A record contains every row (status, score, p-value, flag, regions, features), the DICOM objects and
+the data of the report page, without versions, times and other values that differ between runs. Both
 records need the same folder, bundle and machine.
 """
 
@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 SITE_KEY = "00" * 32
-"""The same for every record: pseudonyms stand in all results."""
+"""The same key for every record, because all results contain pseudonyms."""
 
 TIMES = (
     *("SoftwareVersions", "ContentDate", "ContentTime", "InstanceCreationDate"),
@@ -38,7 +38,7 @@ TIMES = (
 
 
 def command(*arguments: object) -> None:
-    """Run a command of the toolkit; end with what it printed where it fails."""
+    """Run a command of the toolkit; if it fails, exit with its output."""
     done = subprocess.run(
         [Path(sys.executable).with_name("anomaly"), *map(str, arguments)],
         cwd=ROOT,
@@ -52,7 +52,7 @@ def command(*arguments: object) -> None:
 
 
 def exact(value: Any) -> Any:
-    """Write a value so that every bit of a float shows."""
+    """Convert a value so that every bit of its floats is visible."""
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def exact(value: Any) -> Any:
 
 
 def rows_of(run: Path) -> dict[str, Any]:
-    """Read every row of a scored run, by its pseudonym."""
+    """Read the rows of a scored run, by pseudonym."""
     parts = sorted((run / "parts").glob("part-*.parquet"))
     rows = [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
     return {row["key"]: exact(row) for row in rows}
@@ -82,7 +82,7 @@ def object_of(path: Path) -> str:
 
 
 def page_of(run: Path) -> dict[str, str]:
-    """Hash the data of the report page, without versions and times, and its images."""
+    """Hash the data of the report page, without versions and times, and the images of the page."""
     page = (run / "report" / "index.html").read_text()
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     images = {
@@ -94,7 +94,7 @@ def page_of(run: Path) -> dict[str, str]:
 
 
 def record(bundle: str, scans: Path) -> dict[str, Any]:
-    """Score a folder, write report and objects; return what came out."""
+    """Score a folder, write the report and DICOM objects, and return the record."""
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         run.mkdir()
@@ -110,7 +110,7 @@ def record(bundle: str, scans: Path) -> dict[str, Any]:
 
 
 def compare(before: Path, after: Path) -> bool:
-    """Print what is equal, and what is not; return whether all is."""
+    """Print which parts of two records are equal; return whether all are."""
     first, second = (json.loads(path.read_text()) for path in (before, after))
     same = True
     for part in first:
@@ -122,7 +122,7 @@ def compare(before: Path, after: Path) -> bool:
 
 
 def main() -> None:
-    """Record or compare."""
+    """Parse the options, then record or compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_subparsers(dest="what", required=True)
     recording = what.add_parser("record")

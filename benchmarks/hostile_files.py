@@ -1,9 +1,10 @@
-"""Score a folder of bombs, special files and hostile names, and measure what it costs.
+"""Score a folder of bombs, special files and hostile names, and measure the memory used.
 
     python benchmarks/hostile_files.py --bundle zhanglab --work EMPTY_FOLDER
 
-Prints a row a kind: files, what became of them; then the peak of resident memory of the command
-itself and of its largest decoder, and whether the good scans between them scored as they do alone.
+Prints a row per kind, with the number of files and their outcomes; then the peak resident memory of
+the command itself and of its largest decoder, and whether the good scans among the hostile files
+get the same scores as alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from anomaly.data.synthetic.phantom import draw_phantom
 from anomaly.data.synthetic.phantom_dicom import write_phantom_studies
 
 GOOD = 12
-"""Phantoms among the hostile files."""
+"""Number of phantoms among the hostile files."""
 
 MEBIBYTE = 2**20
 
@@ -57,7 +58,7 @@ ESCAPES = [
 
 
 def png(width: int, height: int, rows: int) -> bytes:
-    """Encode a PNG whose header claims a size, with so many rows of zeros."""
+    """Encode a PNG whose header claims a size and which contains `rows` rows of zeros."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + content))
@@ -72,7 +73,7 @@ def png(width: int, height: int, rows: int) -> bytes:
 
 
 def tiff(width: int, height: int, *, pages_loop: bool = False) -> bytes:
-    """Encode a deflated TIFF of zeros in one strip; with a page that is its own next one."""
+    """Encode a deflated TIFF of zeros in one strip; optionally its page links to itself as next."""
     strip = zlib.compress(bytes(50 * MEBIBYTE), 9)
     tags = [
         (256, 4, width),
@@ -103,7 +104,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def nifti(shape: tuple[int, int, int], size: int) -> bytes:
-    """Compress a NIfTI file that claims a shape and holds so many bytes of zeros."""
+    """Compress a NIfTI file that claims a shape and contains `size` bytes of zeros."""
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
     struct.pack_into("<8h", header, 40, 3, *shape, 1, 1, 1, 1)
@@ -119,14 +120,14 @@ def nifti(shape: tuple[int, int, int], size: int) -> bytes:
 
 
 def zipped(path: Path, members: int, size: int) -> None:
-    """Write a zip of so many members of zeros."""
+    """Write a zip with `members` members of zeros."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for number in range(members):
             file.writestr(f"{number}.png", bytes(size))
 
 
 def dicom(template: Path, path: Path, change: Callable[[Dataset], None]) -> None:
-    """Write a DICOM file that is changed in one way."""
+    """Write a DICOM file with one change."""
     dataset = dcmread(template)
     change(dataset)
     dataset.save_as(path, enforce_file_format=False)
@@ -139,7 +140,7 @@ def deflated(dataset: Dataset) -> None:
 
 
 def nested(content: bytes, depth: int) -> bytes:
-    """Put sequences of unknown length, each in the one before, in front of the pixels."""
+    """Insert nested sequences of undefined length in front of the pixels."""
     sequence = b"\x40\x00\x75\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
     header, tag, pixels = content.rpartition(b"\xe0\x7f\x10\x00")
@@ -147,7 +148,7 @@ def nested(content: bytes, depth: int) -> bytes:
 
 
 def write_bombs(folder: Path, template: Path) -> None:
-    """Write files that claim, or unpack to, far more than they are."""
+    """Write files that claim a far larger size than they have, or unpack to one."""
     folder.mkdir()
     for name, size in {"a": (60_000, 60_000), "b": (2**31 - 1, 1), "c": (30_000, 30_000)}.items():
         (folder / f"{name}.png").write_bytes(png(*size, 3))
@@ -190,7 +191,7 @@ def write_bombs(folder: Path, template: Path) -> None:
 
 
 def write_special_files(folder: Path) -> None:
-    """Make pipes, sockets, links to devices, links that go round, and files without permission."""
+    """Make pipes, sockets, links to devices, broken and circular links, empty files and folders."""
     folder.mkdir()
     for ending in ("png", "dcm", "zip", "nii", "tif"):
         os.mkfifo(folder / f"pipe.{ending}")
@@ -207,7 +208,7 @@ def write_special_files(folder: Path) -> None:
 
 
 def write_escapes(folder: Path, template: Path) -> None:
-    """Write good scans under hostile names, and with hostile text in their tags."""
+    """Write good scans with hostile names and with hostile text in their tags."""
     folder.mkdir()
     for number, text in enumerate(ESCAPES):
         content = np.roll(np.asarray(Image.open(template)), number + 1, axis=1)
@@ -215,7 +216,7 @@ def write_escapes(folder: Path, template: Path) -> None:
 
 
 def peaks_of(process: subprocess.Popen[bytes]) -> tuple[float, float]:
-    """Peak of resident memory of a process, and of the largest of its children, in MiB."""
+    """Peak resident memory in MiB of a process, and of its largest descendant."""
     own = largest = 0.0
     while process.poll() is None:
         for status in Path("/proc").glob("[0-9]*/status"):
@@ -233,7 +234,7 @@ def peaks_of(process: subprocess.Popen[bytes]) -> tuple[float, float]:
 
 
 def is_under(process: int, parent: int) -> bool:
-    """Whether a process was begun by another, or by one that was."""
+    """Whether a process is a descendant of another."""
     while process > 1:
         try:
             text = Path(f"/proc/{process}/stat").read_text()
@@ -246,7 +247,7 @@ def is_under(process: int, parent: int) -> bool:
 
 
 def score(folder: Path, out: Path, bundle: str) -> tuple[Rows, str, float, float]:
-    """Score a folder; what became of each path, what was printed, and both peaks."""
+    """Score a folder; return the outcome of each path, the output and both memory peaks."""
     command = [sys.executable, "-m", "anomaly", "score", str(folder), "--bundle", bundle]
     command += ["--out", str(out), "--set", "data.seconds=20", "--set", "data.workers=2"]
     with (out.parent / f"{out.name}.log").open("wb") as log:
@@ -264,7 +265,7 @@ def score(folder: Path, out: Path, bundle: str) -> tuple[Rows, str, float, float
 
 
 def main() -> None:
-    """Write the files, score them, print what became of them."""
+    """Write the files, score them and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="zhanglab")
     parser.add_argument("--work", type=Path, required=True, help="Empty folder to work in.")
@@ -290,7 +291,7 @@ def main() -> None:
         )
         files = sum(1 for path in (scans / kind).rglob("*") if not path.is_dir())
         print(f"{kind}: {files} files, {reasons.total()} rows: {dict(reasons)}")
-    # The others of a batch move the last bits of a float32.
+    # The last bits of a float32 score depend on the other scans of its batch.
     same = all(
         np.isclose(float(rows[f"good/{path}"][1]), float(score), rtol=1e-5)
         for path, (_, score) in alone.items()

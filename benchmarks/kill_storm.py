@@ -1,11 +1,11 @@
-"""Kill scoring processes at random moments and compare what is left with an undisturbed run.
+"""Kill scoring processes at random moments, and compare the results with an undisturbed run.
 
     python benchmarks/kill_storm.py --data DIR --bundle zhanglab --scans 5000 --kills 50
 
-DIR holds JPEG files, which are repeated under new content; phantoms as DICOM and broken files of
-ten kinds are added. One process scores all of it undisturbed; then three processes do on a fresh
-run, and one of them after another is killed (SIGKILL) and started again. At the end every file must
-be one row, equal bit for bit, and nothing temporary may be left.
+DIR contains JPEG files, which are repeated with different bytes; DICOM phantoms and ten kinds of
+broken files are added. One process scores everything undisturbed. Then three processes score it in
+a new run, while one after another is killed (SIGKILL) and restarted. At the end every file must
+have one row, equal bit for bit, and no temporary file may be left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_archive(data: Path, folder: Path, scans: int) -> None:
     images.mkdir()
     for index in range(scans - dicoms - broken):
         content = sources[index % len(sources)].read_bytes()
-        # Behind the end of the image: other content, the same picture.
+        # Bytes after the end of the image change the content, but not the picture.
         (images / f"{index:06d}.jpeg").write_bytes(content + index.to_bytes(4, "big"))
     good = (sources[0].read_bytes(), files[0].read_bytes())
     for index in range(broken):
@@ -54,7 +54,7 @@ def make_archive(data: Path, folder: Path, scans: int) -> None:
 
 
 def _broken(index: int, good: tuple[bytes, bytes]) -> tuple[str, bytes]:
-    """Break a file in one of ten ways, by index; no two have the same content."""
+    """Return suffix and content of a file broken in one of ten ways, by index; all differ."""
     mark, (jpeg, dicom) = index.to_bytes(4, "big"), good
     png = _png(np.full((64, 64), 90, dtype=np.uint8))
     colour = _png(np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -80,7 +80,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def score(run: RunFolder) -> subprocess.Popen[bytes]:
-    """Start a process that scores, on one thread."""
+    """Start a scoring process with one thread."""
     return subprocess.Popen(
         [sys.executable, "-m", "anomaly", "score", str(run.path), "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -90,7 +90,7 @@ def score(run: RunFolder) -> subprocess.Popen[bytes]:
 
 
 def storm(run: RunFolder, kills: int, pause: float) -> tuple[int, Counter[str]]:
-    """Kill and restart until `kills` are done, then let the rest finish; what was interrupted."""
+    """Kill and restart processes, then let them finish; return the kills and a count by phase."""
     rng = random.Random(0)  # noqa: S311
     workers = [score(run) for _ in range(WORKERS)]
     done, moments = 0, Counter[str]()
@@ -98,7 +98,7 @@ def storm(run: RunFolder, kills: int, pause: float) -> tuple[int, Counter[str]]:
         time.sleep(rng.uniform(0, 2 * pause))
         victim = rng.randrange(WORKERS)
         if all(worker.poll() is not None for worker in workers):
-            break  # all is scored
+            break  # everything is scored
         moments["at work" if list(run.results.folder.glob("*.lease")) else "starting"] += 1
         workers[victim].kill()
         workers[victim].wait()
@@ -110,7 +110,7 @@ def storm(run: RunFolder, kills: int, pause: float) -> tuple[int, Counter[str]]:
 
 
 def main() -> None:
-    """Make the archive, run both, compare."""
+    """Make the archive, do both runs and compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", default="zhanglab")

@@ -1,8 +1,8 @@
-"""Draw inserted lesions and what the heatmaps say of them; scans and lesions chosen by a seed.
+"""Draw inserted lesions with their heatmaps; scans and lesions are chosen by a seed.
 
     python benchmarks/lesion_figure.py --data DIR --run RUN --out docs/images/zhanglab-lesions.png
 
-RUN is a folder that `anomaly benchmark` has made. Nothing is left out: failures show.
+RUN is a folder made by `anomaly benchmark`. No case is omitted, so the figure includes failures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COUNT = 8
 
 
 def draw(data: Path, run: RunFolder, out: Path, seed: int) -> None:
-    """Draw `COUNT` columns: the altered scan, our evidence, the raw gradient; masks outlined."""
+    """Draw `COUNT` columns with the altered scan, evidence and raw gradient; outline the masks."""
     bundle = read_bundle(run.bundle)
     config = bundle.config
     normals = Manifest.read(run.manifest, data).select(split="test", label=config.data.normal)

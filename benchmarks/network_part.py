@@ -1,13 +1,14 @@
-"""What the network adds to statistics of the plain image, and what it sees of single lesions.
+"""Measure what the network adds to statistics of the plain image, also for single lesions.
 
     python benchmarks/network_part.py --data DIR --bundle zhanglab
 
-Ledoit-Wolf distances over `texture` (no network), over `energy` (the network's residuals) and over
-both, and the largest evidence of the heatmap (`evidence_peak`), all fitted on the training and
-validation normals of the bundle's split as the benchmark fits them, each with its own conformal
-threshold at alpha from the calibration normals. On pneumonia (or whatever is abnormal) of the test
-split, and on lesions drawn into its normals. `gain`: AUROC of both less that of texture alone,
-with the 95 % interval of 1,000 paired bootstrap draws of patients. The last line is JSON.
+Compares Ledoit-Wolf distances over `texture` (no network), over `energy` (the network's residuals)
+and over both, and the largest evidence of the heatmap (`evidence_peak`). All are fitted on the
+training and validation normals of the bundle's split as in the benchmark, and each has its own
+conformal threshold at alpha from the calibration normals. They are evaluated on pneumonia (or any
+other abnormal label) of the test split, and on lesions drawn into its normals. `gain` is the AUROC
+of both minus that of texture alone, with the 95 % interval of 1,000 paired bootstrap draws of
+patients. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Array = NDArray[np.float64]
 def paired_gain(
     better: tuple[Array, Array], plain: tuple[Array, Array], patients: tuple[list[str], list[str]]
 ) -> dict[str, float]:
-    """AUROC of one score less that of another on the same scans, resampled by patient."""
+    """Difference in AUROC of two scores of the same scans, with an interval by patient."""
     abnormal = np.repeat([False, True], [len(part) for part in better])
     scores = [np.concatenate(score) for score in (better, plain)]
     drawn, of = patient_weights(patients[0] + patients[1], DRAWS, 0)
@@ -66,7 +67,7 @@ def paired_gain(
 
 
 def main() -> None:
-    """Parse the options, fit, look and print."""
+    """Parse the options, fit the detectors, evaluate them and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)

@@ -1,11 +1,12 @@
-"""Send scans to a node that is killed at random moments, and count what became of each.
+"""Send scans to a node that is killed at random moments, and count the outcomes.
 
     python benchmarks/node_storm.py --bundle FOLDER --studies 20 --instances 10 --kills 5 --work DIR
 
-The storm itself is the one of the tests (`tests/pipelines/node_senders.py`), and needs DCMTK's
-storescu. At the end every acknowledged instance must be one row with a score, and at the
-destination once. With --hostile, others call meanwhile: 1,000 that connect and go, 50 that say
-nothing, and 10 that say a byte now and then; each comes back when it is hung up on.
+The storm is the function used by the tests (`tests/pipelines/node_senders.py`) and needs storescu
+of DCMTK. At the end every acknowledged instance must have one row with a score, and be at the
+destination once. With --hostile, the node also gets hostile connections: 1,000 that connect and
+disconnect, 50 that send nothing, and 10 that send a byte now and then; the latter two kinds
+reconnect when the node closes the connection.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.pipelines.node_senders import Node, storm, uid_of, write_studies  # n
 
 @contextmanager
 def hostile(port: int, counts: Counter[str]) -> Iterator[None]:
-    """Call a node as nobody should, until the end of the context."""
+    """Open hostile connections to a node until the end of the context."""
     ended = threading.Event()
 
     def probe() -> None:
@@ -64,14 +65,14 @@ def hostile(port: int, counts: Counter[str]) -> Iterator[None]:
 
 
 def peak_mebibytes(process: int) -> float:
-    """Largest resident size that a process has had."""
+    """Peak resident memory of a process in MiB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def main() -> None:
-    """Write the scans, raise the storm, count."""
+    """Write the scans, run the storm and count the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--studies", type=int, default=20)

@@ -1,10 +1,10 @@
-"""Pictures of a report for the documentation: the worklist, a flagged and an unflagged scan.
+"""Take screenshots of a report for the documentation: worklist, flagged and unflagged scan.
 
     python benchmarks/report_pictures.py --page RUN/report/index.html --name NAME --out docs/images
 
-Writes ``report-NAME-worklist.png`` as the page opens, on the most unusual scan, and
-``report-NAME-flagged.png`` and ``-unflagged.png``: a scan of each kind drawn by seed among those
-whose image the page shows. Nobody chooses what looks well. Needs Playwright and Chromium
+Writes ``report-NAME-worklist.png``, the page as it opens on the most unusual scan, and
+``report-NAME-flagged.png`` and ``-unflagged.png``: one scan of each kind, chosen by seed among the
+scans whose image the page shows, not by appearance. Needs Playwright and Chromium
 (``$ANOMALY_CHROMIUM``, or on the path).
 """
 
@@ -23,7 +23,7 @@ ROWS = "JSON.parse(document.getElementById('data').textContent).rows"
 
 
 def drawn(page: Page, status: str, seed: int) -> str:
-    """Key of a scan of this status with an image, drawn by seed."""
+    """Key of a scan with this status and an image, chosen by seed."""
     keys: list[str] = page.evaluate(
         f"status => {ROWS}.filter(r => r.status === status && r.figure).map(r => r.key)", status
     )
@@ -33,7 +33,7 @@ def drawn(page: Page, status: str, seed: int) -> str:
 
 
 def main() -> None:
-    """Open the page, choose by seed, take the pictures."""
+    """Open the page, choose the scans by seed and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--name", required=True)

@@ -1,11 +1,11 @@
-"""Measure the report of a large run in a browser: weight, first row, keys, memory.
+"""Measure the report of a large run in a browser: size, load times, key presses, memory.
 
     python benchmarks/report_scale.py --rows 10000 --images 500
 
-Writes a report of synthetic scans, two to a study, to a temporary folder, opens it from disk in
-Chromium and prints medians: seconds from asking for the page to the first row on it, to the first
-image drawn and to its end, milliseconds from a key to the next frame drawn, and the script's heap.
-The images are noise, which no compression makes smaller.
+Writes a report of synthetic scans, two per study, to a temporary folder, opens it from disk in
+Chromium and prints medians: seconds from the request to the first row, to the first drawn image and
+to the end of loading, milliseconds from a key press to the next frame, and the script's heap. The
+images are noise, which does not compress.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def measure(page: Path, repeats: int) -> dict[str, Any]:
     chromium = os.environ.get("ANOMALY_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        browser.new_page().goto("about:blank")  # the first tab pays for the browser's start
+        browser.new_page().goto("about:blank")  # excludes the browser's start
         found = []
         for _ in range(repeats):
             tab = browser.new_page(viewport={"width": 1280, "height": 800})

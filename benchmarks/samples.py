@@ -1,20 +1,20 @@
-"""How near a bundle's samples are to held-out normals: kernel distances, and a sheet to look at.
+"""Compare a bundle's samples with held-out normals: kernel distances, and a contact sheet.
 
     python benchmarks/samples.py --data DIR --bundle zhanglab --features zhanglab --sheet OUT.png
 
-Draws 256 images (DDIM or, with ``--eta 1``, DDPM; 50 steps, noise of seed 0, none left out) and
+Draws 256 images (DDIM or, with ``--eta 1``, DDPM; 50 steps, noise of seed 0, none omitted) and
 compares them with the normals of the test split by the squared maximum mean discrepancy (Gretton
-et al. 2012, JMLR 13, eq. 3, unbiased) under a Gaussian kernel as wide as the median distance among
-those normals:
+et al. 2012, JMLR 13, eq. 3, unbiased), with a Gaussian kernel whose width is the median distance
+among those normals:
 
 - on pixels;
-- on features: means over the image of what every part of the network of ``--features`` gives for
-  the image at sigma / alpha = 0.25 (noise of seed 0), standardised by the held-out normals. To
-  compare bundles, give the same one to each.
+- on features: the outputs of all parts of the network of ``--features`` for the image at
+  sigma / alpha = 0.25 (noise of seed 0), averaged over the image and standardised by the held-out
+  normals. To compare bundles, use the same ``--features`` for each.
 
-The same distance of as many training normals says what is left between two sets of real scans, and
-that of all training normals under the training's augmentation, moved and unmoved, what a perfect
-model of what the network was shown would have.
+For reference it prints the same distance for as many training normals, which is the distance
+between two sets of real scans; and for all training normals under the augmentation of training,
+moved and unmoved, which is the distance of a perfect model of the training data.
 Intervals: 95 %, 1,000 bootstrap draws of the samples. The last line is JSON.
 """
 
@@ -63,9 +63,9 @@ def draw_samples(bundle: Bundle, eta: float) -> Tensor:
 
 
 def read_normals(bundle: Bundle, data: Path) -> dict[str, Tensor]:
-    """Return normals of the training and of the test split, as the network sees them.
+    """Return the network images of normals of the training and test splits.
 
-    And those of training as augmentation shows them, with and without moves.
+    Also return the training normals under augmentation, with and without moves.
     """
     config = replace(bundle.config, data=replace(bundle.config.data, root=data, workers=0))
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +83,14 @@ def read_normals(bundle: Bundle, data: Path) -> dict[str, Tensor]:
 
 
 def augmented(framed: Tensor, augmentation: Augmentation, how: Preprocessing) -> Tensor:
-    """Every framed image under one random change of seed 0."""
+    """Augment every framed image once, at random with seed 0."""
     change = RandomAugmentation(augmentation, how)
     change.set_random_state(seed=0)
     return torch.stack([change(image) for image in framed])
 
 
 def network_features(bundle: Bundle, images: Tensor) -> Tensor:
-    """Means over the image of what every part gives: (N, F) float64."""
+    """Return the outputs of all parts of the network, averaged over the image: (N, F) float64."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -114,7 +114,7 @@ def network_features(bundle: Bundle, images: Tensor) -> Tensor:
 def kernel_distance(
     drawn: Tensor, real: Tensor
 ) -> tuple[Callable[[NDArray[np.intp]], float], float]:
-    """Squared discrepancy of rows of `drawn` from `real`, as a function of the rows; and of all."""
+    """Squared discrepancy of `drawn` from `real`: a function of row numbers, and its full value."""
     width = float(torch.pdist(real).median())
 
     def kernel(a: Tensor, b: Tensor) -> NDArray[np.float64]:
@@ -128,7 +128,7 @@ def kernel_distance(
     fixed = off_diagonal(among, np.eye(len(real), dtype=bool))
 
     def distance(rows: NDArray[np.intp]) -> float:
-        # A row that was drawn twice is no pair of two samples.
+        # Two copies of a row in a bootstrap draw are not a pair of samples.
         same = rows[:, None] == rows[None]
         inner = off_diagonal(within[np.ix_(rows, rows)], same)
         return inner + fixed - 2 * float(between[rows].mean())
@@ -137,7 +137,7 @@ def kernel_distance(
 
 
 def measure(drawn: Tensor, real: Tensor) -> dict[str, float]:
-    """Squared kernel distance with its interval."""
+    """Squared kernel distance and its interval."""
     distance, value = kernel_distance(drawn.flatten(1).double(), real.flatten(1).double())
     rng = np.random.default_rng(0)
     size = len(drawn)
@@ -147,7 +147,7 @@ def measure(drawn: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def write_sheet(images: Tensor, path: Path) -> None:
-    """Write the first images side by side, marked synthetic in pixels and metadata."""
+    """Write the first images side by side, marked as synthetic in pixels and metadata."""
     rows = [torch.cat(list(images[r * SHEET : (r + 1) * SHEET, 0]), 1) for r in range(SHEET // 2)]
     grey = ((torch.cat(rows) + 1) * 127.5).clamp(0, 255).byte().numpy()
     sheet = Image.new("L", (grey.shape[1], grey.shape[0] + 14))
@@ -160,7 +160,7 @@ def write_sheet(images: Tensor, path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the options, draw, measure and print."""
+    """Parse the options, draw samples, measure distances and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)

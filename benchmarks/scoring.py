@@ -1,10 +1,10 @@
-"""What scoring costs: scans per second and memory, from files and from arrays.
+"""Measure the cost of scoring: scans per second and memory, from files and from arrays.
 
     python benchmarks/scoring.py --bundle zhanglab --files 5000
     python benchmarks/scoring.py --size 128 --images 64
 
-The first scores so many JPEG files with a bundle, by the function behind `anomaly score`, and
-prints resident memory as it goes. The second times an untrained default network and its detector on
+The first command scores JPEG files with a bundle, by the scorer behind `anomaly score`, and prints
+resident memory during the run. The second measures an untrained default network and its detector on
 random images: the cost of a pass does not depend on the weights.
 """
 
@@ -42,20 +42,20 @@ BATCH = 32
 
 
 def resident_mib() -> float:
-    """Memory of this process now, MiB (Linux)."""
+    """Resident memory of this process in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def files(bundle_name: Path, count: int) -> None:
-    """Score `count` files and print memory at every tenth of them."""
+    """Score `count` files and print memory and rate ten times."""
     folder = find_bundle(bundle_name)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as place:
         scans = Path(place) / "scans"
         scans.mkdir()
         for index in range(count):
-            # Coarse noise enlarged: no two files alike, each decodes like a photograph.
+            # Enlarged coarse noise: all files differ, and each decodes like a photograph.
             coarse = Image.fromarray(rng.integers(0, 256, (14, 14), dtype=np.uint8))
             coarse.resize((224, 224), Image.Resampling.BICUBIC).save(scans / f"{index:05d}.jpg")
         run = RunFolder(Path(place) / "run")
@@ -101,7 +101,7 @@ def arrays(size: int, count: int) -> None:
 
 
 def main() -> None:
-    """Parse the options and run what they ask for."""
+    """Parse the options and measure scoring from files or from arrays."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--files", type=int, default=5000)

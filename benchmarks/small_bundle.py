@@ -2,7 +2,7 @@
 
     python benchmarks/small_bundle.py --out FOLDER
 
-Trained on phantoms, by the commands' own functions; good for nothing else.
+It is trained on phantoms by the functions of the commands, and is useful for nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONFIG = {
 
 
 def main() -> None:
-    """Draw, prepare, train, calibrate, and keep the bundle."""
+    """Draw phantoms, prepare, train, calibrate, and keep the bundle."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Time the questions that a worklist asks of a large results store.
+"""Time the queries of a worklist on a large results store.
 
     python benchmarks/store.py --rows 10000000 --shard 8192
 
-Writes synthetic parts of the documented schema to a temporary folder, then asks: the hundred most
-anomalous scans, summaries by site and view, one scan by its pseudonym, the hundred most anomalous
-studies.
+Writes synthetic parts with the documented schema to a temporary folder. Then it queries the hundred
+most anomalous scans, summaries by site and view, one scan by its pseudonym, and the hundred most
+anomalous studies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SITES = tuple(f"site {letter}" for letter in "ABCDEFGH")
 
 
 def part(rng: np.random.Generator, first: int, count: int) -> pa.Table:
-    """Rows of one shard; two images a study, 1 in 50 not scored."""
+    """Rows of one shard; two images per study, 1 in 50 not scored."""
     number = np.arange(first, first + count)
     failed = rng.random(count) < 0.02
     score, p_value = rng.gamma(4, size=count), rng.random(count)
@@ -47,7 +47,7 @@ def part(rng: np.random.Generator, first: int, count: int) -> pa.Table:
         "evidence_peak": pa.array(score * 2, mask=failed),
         "regions": pa.array(rng.integers(0, 4, count), mask=failed),
         "view": np.array(VIEWS)[number % 3],
-        # An archive is listed folder by folder, and a folder is of one site.
+        # An archive is listed folder by folder, and each folder belongs to one site.
         "site": np.array(SITES)[number // 50_000 % len(SITES)],
         "study": [_scrambled(n // 2) for n in number.tolist()],
         "patient": [_scrambled(n // 4) for n in number.tolist()],
@@ -60,7 +60,7 @@ def part(rng: np.random.Generator, first: int, count: int) -> pa.Table:
 
 
 def _scrambled(number: int) -> str:
-    """Sixteen hex digits, no two alike: pseudonyms have no order."""
+    """Sixteen hex digits, unique and without order, like pseudonyms."""
     return f"{(number * 0x9E3779B97F4A7C15) % 2**64:016x}"
 
 
@@ -77,7 +77,7 @@ QUESTIONS = {
 
 
 def make_store(results: Results, rows: int, shard: int) -> None:
-    """Write synthetic parts, and what finishing a run writes."""
+    """Write synthetic parts, and the files written at the end of a run."""
     count = -(-rows // shard)
     provenance = Provenance(
         "b" * 64, "m" * 64, "i" * 64, "s" * 64, 0.05, count, {"anomaly": "0.1.0"}
@@ -105,7 +105,7 @@ def make_store(results: Results, rows: int, shard: int) -> None:
 
 
 def main() -> None:
-    """Write the parts, ask, print seconds."""
+    """Write the parts, run the queries and print seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shard", type=int, default=8192)

@@ -1,9 +1,9 @@
-"""Training steps a second beside other work and alone, by threads and by how they wait.
+"""Measure training steps per second on an idle and a busy machine, by threads and spin count.
 
     python benchmarks/threads.py --bundle zhanglab --steps 40
 
-Each row runs `benchmarks/training.py` in a process of its own; "busy" beside as many endless loops
-as there are processors. The spin count of the commands is that of `anomaly.threads`.
+Each row runs `benchmarks/training.py` in a separate process; "busy" means beside as many endless
+loops as there are processors. The commands use the spin count of `anomaly.threads`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anomaly.threads import SPINS
 
 
 def speed(bundle: str, steps: int, threads: int, environment: dict[str, str]) -> str:
-    """Return what the benchmark of training prints last."""
+    """Return the last line printed by the benchmark of training."""
     command = [sys.executable, str(Path(__file__).with_name("training.py"))]
     command += ["--bundle", bundle, "--steps", str(steps), "--threads", str(threads)]
     plain = {name: value for name, value in os.environ.items() if "OMP" not in name}
@@ -29,7 +29,7 @@ def speed(bundle: str, steps: int, threads: int, environment: dict[str, str]) ->
 
 
 def main() -> None:
-    """Measure and print a row a case."""
+    """Measure every case and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="zhanglab")
     parser.add_argument("--steps", type=int, default=40)

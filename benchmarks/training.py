@@ -1,11 +1,10 @@
-"""What training costs: steps a second from a trained network on, augmentation included.
+"""Measure training steps per second, starting from a trained network and including augmentation.
 
     python benchmarks/training.py --bundle zhanglab --steps 60 --threads 1
 
-Begins at the bundle's weights, because a network's speed may depend on them: where gradients run
-below the smallest normal number, some processors compute many times slower. Batches are of 16
-random images of the bundle's size, augmented as its configuration says. Prints the median of the
-steps.
+Starts from the bundle's weights, because speed may depend on them: some processors are many times
+slower if gradients are smaller than the smallest normal number. Batches contain 16 random images of
+the bundle's size, augmented according to its configuration. Prints the median over the steps.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ IMAGES, BATCH, WARM = 64, 16, 5
 
 
 def main() -> None:
-    """Parse the options, train and print."""
+    """Parse the options, train and print the speed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
@@ -41,7 +40,7 @@ def main() -> None:
     bundle = read_bundle(find_bundle(options.bundle))
     config = bundle.config
     side = 2 * config.preprocessing.size
-    # The bundle's mean image and noise: near what the weights were trained on.
+    # The bundle's mean image with noise, which is similar to the training images.
     mean = torch.nn.functional.interpolate((bundle.reference[None] + 1) / 2, (side, side))
     noise = torch.randn(IMAGES, 1, side, side, generator=torch.Generator().manual_seed(0))
     framed = (mean + 0.05 * noise).clamp(0, 1)
@@ -49,7 +48,7 @@ def main() -> None:
         config.training,
         steps=options.steps,
         batch_size=BATCH,
-        learning_rate=1e-9,  # the weights stay where they are
+        learning_rate=1e-9,  # keeps the weights almost constant
         validate_every=options.steps,
         checkpoint_every=options.steps,
     )

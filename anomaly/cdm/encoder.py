@@ -1,17 +1,17 @@
 r"""The encoder: residual convolutions whose features are *summed* over the image.
 
-It goes down in resolution; at every scale features of every place are summed, and level ``t`` reads
-the sums with its own weights,
+The resolution decreases from scale to scale. At every scale the features are summed over all
+positions, and the logit of level ``t`` combines the sums with its own weights,
 
 .. math:: f(x)_t = \frac{1 - \sigma_t^2}{\sigma_t} \, w_t \cdot S(x) + \sqrt{d}\, b_t .
 
-A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` where noise is low,
-and its difference from pure noise's fades as :math:`1 - \sigma_t^2` where noise is high (for
-centred data: `anomaly.cdm.gaussian` near sigma = 1): the head has both built in. There is no
-decoder; the input gradient runs the encoder backwards and is one. Features of every scale but the
-finest are brought to a root mean square of 1 over the channels of every place, and what is summed
-is never flat: without these the coarse scales die within a few hundred steps
-(docs/decisions/0014-live-network.md).
+A log density is a sum over the image. Its gradient grows as :math:`1/\sigma_t` at low noise, and
+its difference from that of pure noise decreases as :math:`1 - \sigma_t^2` at high noise (for
+centred data: `anomaly.cdm.gaussian` near sigma = 1); the head has both factors built in. There is
+no decoder: the input gradient runs the encoder backwards and takes its place. At every scale except
+the finest, features are normalised to a root mean square of 1 over the channels of every position,
+and the summed activation has a non-zero slope everywhere. Without these two measures the coarse
+scales die within a few hundred steps (docs/decisions/0014-live-network.md).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from anomaly.cdm.shapes import check_size, refuse_less
 __all__ = ["Encoder", "EncoderSettings"]
 
 READ_SLOPE = 0.1
-"""Weight of the linear part of what an `Encoder` sums: the slope far below zero."""
+"""Weight of the linear part of the activation that an `Encoder` sums: its slope far below zero."""
 
 _ENDS = 2
-"""Last columns of the level embedding, which mark clean images and pure noise."""
+"""Number of last columns of the level embedding, which mark clean images and pure noise."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class EncoderSettings:
     spectral_base: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what has no place, no channel or no layer."""
+        """Check that every count is 1 or more."""
         refuse_less(self, "channels", "patch", "widths", "blocks", "features")
 
     @property
     def stride(self) -> int:
-        """Image sides must be multiples of this."""
+        """Number of which image sides must be multiples."""
         return self.patch << (len(self.widths) - 1)
 
 
 class Encoder(nn.Module):
-    """The default network; see the module's docstring."""
+    """The default network; see the docstring of the module."""
 
     gain: Tensor
     embedding: Tensor
@@ -109,10 +109,10 @@ class Encoder(nn.Module):
         self.register_buffer("gain", _gradient_scale(levels))
         hidden = 64
         first, last = nn.Linear(self.embedding.shape[1], hidden), nn.Linear(hidden, sums + 1)
-        # No denoising error teaches the clean level: it begins as what its neighbour would be.
-        # (Pure noise reads with a gain of 0.)
+        # The clean level has no denoising error to learn from, so it starts with the weights of its
+        # neighbour. (The gain of pure noise is 0.)
         nn.init.zeros_(first.weight[:, -_ENDS:])
-        # Small, not zero: every level starts near "all noise levels are equally likely".
+        # Small, but not zero: at first, all noise levels are about equally likely.
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
         self.level_weights = nn.Sequential(
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         h = self.stem(torch.cat([h, _position(h)], 1))
         sums = []
         for scale, (stage, read) in enumerate(zip(self.stages, self.reads, strict=True)):
-            # The finest scale keeps its size: contrast is what tells one noise level from another.
+            # The finest scale is not normalised, because contrast distinguishes noise levels.
             if scale:
                 h = self._normalized(self.downs[scale - 1](h))
             h = stage(h)
@@ -140,21 +140,21 @@ class Encoder(nn.Module):
             sums.append(self._summed(read(h), scale))
         dims = x[0].numel()
         pooled = torch.cat([*sums, torch.full_like(sums[0][:, :1], dims)], 1)
-        with torch.autocast(x.device.type, enabled=False):  # sums over an image outgrow bfloat16
+        with torch.autocast(x.device.type, enabled=False):  # sums over an image exceed bfloat16
             weights: Tensor = self.level_weights(self.embedding)
             pooled = pooled.to(weights.dtype)
             return pooled @ weights.T * self.gain + self.offset * math.sqrt(dims)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Where to look whether the network lives: what makes the features of every scale."""
+        """Parts of the network whose health is checked: the residual blocks of every scale."""
         return {f"scale {scale}": stage for scale, stage in enumerate(self.stages, start=1)}
 
     def _normalized(self, h: Tensor) -> Tensor:
-        """Features with root mean square 1 over the channels of every place.
+        """Features with root mean square 1 over the channels of every position.
 
-        As the pixel norm of Karras et al. 2018 (arXiv 1710.10196, section 4.2); twice
-        differentiable with a few products, where group norm is slow.
+        This is the pixel norm of Karras et al. 2018 (arXiv 1710.10196, section 4.2). Its second
+        derivative takes a few products only, while that of group norm is slow.
         """
         if not self.normalize:
             return h
@@ -162,12 +162,13 @@ class Encoder(nn.Module):
         return normalized
 
     def _summed(self, h: Tensor, scale: int) -> Tensor:
-        """Sum of SiLU over the image, with a linear part against saturation: (B, features)."""
+        """Sum over the image of SiLU with a linear part against saturation: (B, features)."""
         if not self.normalize:
             return functional.silu(h).sum((2, 3), dtype=torch.float32)
         active = (1 - READ_SLOPE) * functional.silu(h) + READ_SLOPE * h
-        # Every scale has a quarter of the places of the one before; half of that is made good, or
-        # the coarsest, with 16 places of 64x64 pixels, would hardly be heard.
+        # Every scale has a quarter of the positions of the previous one. A factor of 2 per scale
+        # compensates in part; otherwise the coarsest scale, with 16 positions for 64x64 pixels,
+        # would contribute very little.
         sums: Tensor = 2**scale * active.sum((2, 3), dtype=torch.float32)
         return sums
 
@@ -179,7 +180,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = _convolution(width, width, 3, padding=1)
         self.second = _convolution(width, width, 3, padding=1)
-        # A branch that starts small keeps the sum's size without a norm layer.
+        # A small initial branch preserves the size of the features without a norm layer.
         self.second.weight.data.mul_(0.3)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -190,10 +191,10 @@ class _Residual(nn.Module):
 def _convolution(
     inputs: int, outputs: int, side: int, *, stride: int = 1, padding: int = 0
 ) -> nn.Conv2d:
-    """Convolution that keeps the features' size (He et al. 2015).
+    """Convolution with an initialisation that preserves the size of features (He et al. 2015).
 
-    PyTorch's default shrinks it layer by layer; near zero SiLU is a parabola, the input gradient
-    of its sums is linear in x, and what is not linear in denoising is learned late.
+    With PyTorch's default, features shrink layer by layer. Near zero SiLU is a parabola, so the
+    input gradient of its sums is linear in x, and non-linear denoising is learned late.
     """
     layer = nn.Conv2d(inputs, outputs, side, stride=stride, padding=padding)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -201,7 +202,7 @@ def _convolution(
 
 
 def _position(h: Tensor) -> Tensor:
-    """Row and column of every position, in [-1, 1]: (B, 2, H, W). Anatomy has a place."""
+    """Row and column of every position in [-1, 1]: (B, 2, H, W). Anatomy depends on position."""
     rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)
     columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
@@ -209,22 +210,22 @@ def _position(h: Tensor) -> Tensor:
 
 
 def _finite_noise_to_signal(levels: NoiseLevels) -> Tensor:
-    """``sigma / alpha`` with the two infinite ends moved one step of the ladder further."""
+    """``sigma / alpha`` of all levels, with the two ends replaced by one further ladder step."""
     inner = levels.sigma[1:-1] / levels.alpha[1:-1]
     if len(inner) == 1:
         return torch.cat([inner / 2, inner, inner * 2])
-    # Geometric steps: further away, the clean level would read with weights that nothing taught.
+    # Geometric steps; further away, the clean level would use weights that no loss has trained.
     return torch.cat([inner[:1] ** 2 / inner[1:2], inner, inner[-1:] ** 2 / inner[-2:-1]])
 
 
 def _gradient_scale(levels: NoiseLevels) -> Tensor:
-    """``(1 - sigma^2) / sigma`` (T + 2,) float32, finite at the clean end; 0 at pure noise."""
+    """``(1 - sigma^2) / sigma`` (T + 2,) float32, finite for clean images and 0 for pure noise."""
     sigma = torch.cat([_finite_noise_to_signal(levels)[:1], levels.sigma[1:]])
     return ((1 - levels.sigma**2) / sigma).float()
 
 
 def _level_embedding(levels: NoiseLevels) -> Tensor:
-    """Smooth coordinates of every level (T + 2, 34): cosines of log noise and index, ends."""
+    """Embedding of every level (T + 2, 34): cosines of log noise and of the index, end markers."""
     log_noise = torch.log(_finite_noise_to_signal(levels))
     log_noise = (log_noise - log_noise[0]) / (log_noise[-1] - log_noise[0])
     index = torch.linspace(0, 1, len(levels), dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. They see ``x_t``, never ``t``.
+"""Noise-level classifiers: ``(B, C, H, W) -> logits (B, T + 2)``. Input is ``x_t``, not ``t``.
 
-`LevelClassifier` is `Encoder` (the default) or `PaperUNet`, with an intercept for every level, and
-optionally on top of a closed-form Gaussian classifier, so that the network learns what the mean
-image and the power spectrum do not already say.
+`LevelClassifier` combines an `Encoder` (the default) or `PaperUNet` with an intercept for every
+level. Optionally a closed-form Gaussian classifier is added, so that the network learns only what
+the mean image and the power spectrum do not explain.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ NetworkSettings = EncoderSettings | UNetSettings
 
 
 def build_network(settings: NetworkSettings, levels: NoiseLevels) -> Encoder | PaperUNet:
-    """Build the network that the settings describe, with random weights, without its base."""
+    """Build a network from its settings, with random weights and without a base."""
     if isinstance(settings, EncoderSettings):
         return Encoder(settings, levels)
     return PaperUNet(settings, levels)
 
 
 class LevelClassifier(nn.Module):
-    """A network, the closed-form classifier it corrects if any, and an intercept for every level.
+    """A network with an intercept for every level, and optionally a closed-form classifier as base.
 
     Parameters
     ----------
     network : Encoder or PaperUNet
     base : CosineGaussianCDM, optional
-        Fixed; computed in float32 whatever the autocast, since its logits span thousands of nats.
+        Fixed; computed in float32 even under autocast, since its logits span thousands of nats.
 
     Attributes
     ----------
@@ -52,13 +52,13 @@ class LevelClassifier(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Image sides must be multiples of this."""
+        """Number of which image sides must be multiples."""
         stride: int = self.network.stride
         return stride
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Where to look whether the network lives (`anomaly.cdm.health`); the base is fixed."""
+        """Parts of the network whose health is checked (`anomaly.cdm.health`), without the base."""
         return self.network.parts
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shapes that a network can have and images that it can take; all others are refused."""
+"""Checks of the shape of a network and the size of its images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["check_size", "refuse_less"]
 
 
 def refuse_less(settings: object, *names: str) -> None:
-    """Refuse settings of counts below 1, and of lists of none.
+    """Refuse counts below 1 and empty lists among the named settings.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def refuse_less(settings: object, *names: str) -> None:
 
 
 def check_size(x: Tensor, stride: int) -> None:
-    """Refuse images whose sides are no multiples of a stride.
+    """Refuse images whose sides are not multiples of the stride.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""The paper's network: a DDPM U-Net without time embedding, mean-pooled, cumulative-sum head."""
+"""The paper's network: a DDPM U-Net without time embedding, with mean pooling and a cumulative sum.
+
+The cumulative sum is taken over the noise levels.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,14 @@ class UNetSettings:
     spectral_base: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what has no place, no channel or no layer."""
+        """Check that every count is 1 or more and the dropout rate is below 1."""
         refuse_less(self, "channels", "widths", "blocks", "attention_stride")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"network.dropout is {self.dropout}: expected a share below 1")
 
     @property
     def stride(self) -> int:
-        """Image sides must be multiples of this."""
+        """Number of which image sides must be multiples."""
         return 1 << (len(self.widths) - 1)
 
 
@@ -98,7 +101,7 @@ class PaperUNet(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Where to look whether the network lives: every block, on the way down and up."""
+        """Parts of the network whose health is checked: every block, on the way down and up."""
         down = {f"down {i}": block for i, block in enumerate(self.down, start=1)}
         up = {f"up {i}": block for i, block in enumerate(self.up, start=1)}
         return {**down, "middle": self.middle, **up}
@@ -121,7 +124,7 @@ class PaperUNet(nn.Module):
 
 
 class _UNetBlock(nn.Module):
-    """Group norm, SiLU, convolution, twice, with a shortcut; then attention where asked."""
+    """Twice group norm, SiLU and convolution, with a shortcut; then optional attention."""
 
     def __init__(self, width: int, channels_out: int, dropout: float, attend: bool) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class _UNetBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Single-head self-attention over positions, written out: it must be differentiable twice."""
+    """Single-head self-attention over positions, in basic operations to be differentiable twice."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Plain values -> settings: what is unknown, means two things or lies beyond a limit is refused."""
+"""Plain values -> settings: unknown, ambiguous and out-of-range values are refused."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ _MOST: Mapping[str, float] = {
     "preprocessing.size": 4096,
     "training.batch_size": 1_000_000,
 }
-"""What lies beyond means nothing, or fills memory or time without a word."""
+"""Upper limits. Larger values are meaningless, or would silently use too much memory or time."""
 
 
 def _refuse_beyond(raw: Any, where: str) -> None:
-    """Refuse numbers above `_MOST`, each one of a list."""
+    """Refuse numbers above their limit in `_MOST`; lists are checked item by item."""
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             _refuse_beyond(value, f"{where}.{key}" if where else str(key))
@@ -74,7 +74,7 @@ def _refuse_beyond(raw: Any, where: str) -> None:
 
 
 def _refuse_mistaken(raw: Any, where: str) -> None:
-    """Refuse NaN, which passes every comparison, and seeds that no generator takes."""
+    """Refuse NaN, which range checks do not catch, infinity, and seeds that are out of range."""
     if is_dataclass(raw) and not isinstance(raw, type):
         raw = {item.name: getattr(raw, item.name) for item in fields(raw)}
     if isinstance(raw, Mapping):
@@ -90,7 +90,7 @@ def _refuse_mistaken(raw: Any, where: str) -> None:
 
 
 def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
-    """Refuse true and false where a number or a text was made of them: 1 epoch is not "true"."""
+    """Refuse values that pydantic converted between booleans, numbers and text, as true to 1."""
     if isinstance(raw, bool) and not isinstance(checked, bool):
         raise ConfigError(f"{where} is {str(raw).lower()}: expected a {type(checked).__name__}")
     if isinstance(checked, bool) and not isinstance(raw, bool):
@@ -107,7 +107,7 @@ def _refuse_converted(raw: Any, checked: Any, where: str) -> None:
 
 
 def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
-    """Name the nearest valid key before pydantic says only that one is not permitted."""
+    """Refuse unknown keys and suggest the nearest valid one, which pydantic does not."""
     known = {f.name for f in fields(owner)}
     for key, value in raw.items():
         if key not in known:
@@ -124,7 +124,7 @@ def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
 
 
 def _section(owner: type, key: str, value: Any) -> type | None:
-    """Class of a nested section, or None where the key holds a plain value."""
+    """Class of a nested section, or None if the key has a plain value."""
     if owner is not Config or not isinstance(value, Mapping):
         return None
     if key == "network":
@@ -139,11 +139,11 @@ def _kind_name(candidate: Mapping[str, Any]) -> str:
 
 
 _IDLE_FIELDS = {"guard": [], "components": 100, "clusters": 3, "neighbours": 5}
-"""What every candidate had before each kind had settings of its own, and its default."""
+"""Defaults of fields that every candidate had before each kind had its own settings."""
 
 
 def _without_idle_fields(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out what earlier versions wrote beside every candidate, whatever its kind."""
+    """Remove unused fields that earlier versions wrote for every candidate, whatever its kind."""
 
     def plain_candidate(item: Any) -> Any:
         if not isinstance(item, Mapping) or _kind_name(item) not in KINDS:
@@ -159,7 +159,7 @@ def _without_idle_fields(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_kinds(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read each candidate as its kind's settings.
+    """Convert each candidate to the settings of its kind.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _with_kinds(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     def settings_of(item: Any) -> Any:
         place = f"detector.candidates.{next(number)}"
         if not isinstance(item, Mapping):
-            return item  # refused where it is expected
+            return item  # pydantic refuses it later
         name = _kind_name(item)
         if name not in KINDS:
             raise ConfigError(f"{place}.kind is {name!r}: expected one of {', '.join(KINDS)}")
@@ -185,7 +185,7 @@ def _with_kinds(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_candidates(raw: Mapping[str, Any], change: Callable[[Any], Any]) -> Mapping[str, Any]:
-    """Return a configuration with every detector candidate changed."""
+    """Return a configuration with a function applied to every detector candidate."""
     detector = raw.get("detector")
     if not isinstance(detector, Mapping) or not isinstance(detector.get("candidates"), list):
         return raw

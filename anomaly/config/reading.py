@@ -1,4 +1,4 @@
-"""Files of settings: read with overrides, and written with a hash of what follows."""
+"""Configuration files: read with overrides, and written with a hash of the content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises
     ------
     ConfigError
-        If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
+        If the file is missing or is not YAML, a key is unknown, or a value is invalid.
     """
     raw = read_keys(path)
     _apply(raw, overrides)
@@ -32,12 +32,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Write the resolved configuration with its hash, whole or not at all, mode 0600.
+    """Write the resolved configuration with its hash, atomically and with mode 0600.
 
     Raises
     ------
     AnomalyError
-        If it cannot be written.
+        If the file cannot be written.
     """
     text = dump(config)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -61,7 +61,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
 
 
 def read_keys(path: Path) -> dict[str, Any]:
-    """Read the keys of a YAML file, unchecked; see `load_config` for errors."""
+    """Read the keys and values of a YAML file, unchecked; see `load_config` for errors."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -89,7 +89,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _apply(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Apply overrides in place; none may take back what another has set."""
+    """Apply overrides in place; each key may be set only once."""
     keys = [text.partition("=")[0].strip() for text in overrides]
     for key in keys:
         if keys.count(key) > 1:

@@ -1,9 +1,9 @@
-"""YAML that means one thing: what readers of different versions read differently is refused.
+"""Unambiguous YAML: values that different YAML versions read differently are refused.
 
-YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``no`` for false; of two
-equal keys it keeps the last. Each is a sentence here, with the line it stands on, and no value.
-``1e-2``, a text for YAML 1.1 and a number for every reader of it, is a number; so is ``50_000``, in
-thousands, which nobody means as a text.
+YAML 1.1, which PyYAML implements, reads ``010`` as 8, ``1:30`` as 90 and ``no`` as false; of two
+equal keys it keeps the last. Here each of these is an error that states the line. ``1e-2``, which
+is text in YAML 1.1, is read as a number, as people expect; so is ``50_000``, with underscores
+between thousands.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that `read_yaml` would take for something else, such as ``08``."""
+    """Quotes every text that `read_yaml` would read as another type, such as ``08``."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -50,18 +50,18 @@ _Dumper.add_representer(str, _text)
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Return the plain value of a YAML text.
+    """Parse a YAML text and return its plain value.
 
     Parameters
     ----------
     text : str
     where : str
-        What it is the text of, for messages.
+        Source of the text, for messages.
 
     Raises
     ------
     ConfigError
-        It is not YAML, a key stands twice in one place, or a value could mean two things.
+        If the text is not YAML, a mapping has a key twice, or a value is ambiguous.
     """
     try:
         loader = _Loader(text)
@@ -85,7 +85,7 @@ def write_yaml(value: Any) -> str:
 
 
 def _check(node: yaml.Node, where: str, known: set[int]) -> None:
-    if id(node) in known:  # what an alias repeats
+    if id(node) in known:  # an alias of an earlier node
         raise ConfigError(f"{where} has an alias on {_line(node)} (& and *): write it out")
     known.add(id(node))
     typed = isinstance(node, yaml.ScalarNode) and node.style and node.tag != f"{_TAG}str"
@@ -116,7 +116,7 @@ def _check(node: yaml.Node, where: str, known: set[int]) -> None:
 
 def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
     meaning = _second_meaning(node)
-    if meaning and node.style is None:  # in quotes it is a text
+    if meaning and node.style is None:  # quoted values are text
         raise ConfigError(
             f"{where} says {node.value} on {_line(node)}, {meaning}: write a plain number, true "
             "or false, or put a text in quotes"

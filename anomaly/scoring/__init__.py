@@ -1,1 +1,1 @@
-"""Scans and a bundle -> verdicts: the engine, and how many processes share its work."""
+"""Scans and a bundle -> verdicts: the scorer, and how several processes share its work."""

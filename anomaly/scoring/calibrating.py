@@ -17,23 +17,23 @@ __all__ = ["calibration_of"]
 def calibration_of(
     scans: Sequence[ScoredScan], alpha: float, *, manifest_hash: str, under_nuisance: bool
 ) -> Calibrated:
-    """Return what scores and evidence are worth, by held-out normal scans.
+    """Return the calibration given by held-out normal scans.
 
     Parameters
     ----------
     scans : sequence of ScoredScan
-        Normal scans that took no part in training.
+        Normal scans that were not used in training.
     alpha : float
-        False-alarm rate to state.
+        Stated false-alarm rate.
     manifest_hash : str
-        Of the table of scans that they came from; empty where there is none.
+        Hash of the table of scans that lists them; empty if there is none.
     under_nuisance : bool
-        They were scored under random mild acquisition changes.
+        Whether they were scored under random mild acquisition changes.
 
     Raises
     ------
     CalibrationError
-        If there are none, or one of their scores is not finite.
+        If there are no scans, or a score is not finite.
     """
     return Calibrated(
         Calibration.from_scores(np.array([scan.score for scan in scans])),

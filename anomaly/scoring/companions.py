@@ -1,12 +1,13 @@
-"""What a report shows beside a scan, on the scan's own pixels.
+"""Images that a report shows beside a scan, on the scan's own pixels.
 
 ::
 
-    expected   = scan + (counterfactual - network's image), brought to the source and its grey scale
-    look-alike = the normal training image most like it where nothing is suspect
+    expected   = scan + (counterfactual - network image), mapped to the source and its grey scale
+    look-alike = the normal training image most similar to the scan outside suspect pixels
 
-The network sees a small image; of the counterfactual only its change is enlarged, so what is not
-suspect keeps every detail of the source. It is synthetic, and is shown as such.
+The network image is small. Only the change between it and the counterfactual is enlarged, so pixels
+that are not suspect keep every detail of the source. The expected image is synthetic, and its label
+says so.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ SETTINGS = CounterfactualSettings()
 
 @dataclass(frozen=True)
 class Companions:
-    """What is shown beside a scan.
+    """The images that a report shows beside a scan.
 
     Attributes
     ----------
     bundle : Bundle
     threshold : float
-        Evidence at and above which a region is drawn.
+        Evidence at and above which a pixel belongs to a region.
     """
 
     bundle: Bundle
     threshold: float
 
     def expected(self, scan: Scan, evidence: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Return a scan as the model expects it where regions are.
+        """Return a scan with its regions replaced by what the model expects there.
 
         Parameters
         ----------
@@ -54,7 +55,7 @@ class Companions:
         Returns
         -------
         ndarray (H, W) float32 in [0, 1], or None
-            None where the scan has no region: there is nothing to expect otherwise.
+            None if the scan has no region: nothing would change.
         """
         if not (evidence >= self.threshold).any():
             return None
@@ -71,18 +72,18 @@ class Companions:
     def look_alike(
         self, scan: Scan, evidence: NDArray[np.float32] | None
     ) -> NDArray[np.float32] | None:
-        """Return the normal scan most like one where nothing is suspect.
+        """Return the normal training image most similar to a scan outside suspect pixels.
 
         Parameters
         ----------
         scan : Scan
         evidence : ndarray (H, W) float32, or None
-            On the scan's pixels; without any, nothing is suspect.
+            On the scan's pixels; if None, no pixel is suspect.
 
         Returns
         -------
         ndarray (H, W) float32 in [0, 1], or None
-            As displayed; None where the bundle may show none.
+            As displayed; None if the bundle may show no training images.
         """
         known = self.bundle.look_alikes
         if known is None:
@@ -94,7 +95,8 @@ class Companions:
             suspect = self._suspect(evidence, frame)
         normal = known.nearest(image.numpy(), suspect)
         alike = frame.to_source(normal.astype(np.float32) / np.float32(255))
-        # Spread over its own percentiles it is ready to be seen; else it has the scan's range.
+        # With full range, apply the scan's display curve. Otherwise the training image is already
+        # spread over its own percentiles, ready for display.
         full = self.bundle.config.preprocessing.intensity == "full"
         return scan.display(alike) if full else alike
 

@@ -1,4 +1,4 @@
-"""A detector in memory: one call judges a scan, an array, a folder of files or a study.
+"""A detector in memory: one call scores a scan, an array, a list of files or a study.
 
 ::
 
@@ -6,7 +6,7 @@
     verdict = detector.score("scan.dcm")
     for verdict in detector.score_many(paths): ...
 
-What comes out is what `anomaly score` writes, bit for bit, for the same files in the same order.
+The results equal those of `anomaly score` bit for bit, for the same files in the same order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from anomaly.types import Scan, ScanIdentity, StudyVerdict, Verdict
 __all__ = ["Detector", "load"]
 
 _NO_SITE_KEY = bytes(32)
-"""Pseudonyms of rows that nobody sees."""
+"""Key for the pseudonyms of rows that are never shown or stored."""
 
 
 def load(
@@ -52,16 +52,17 @@ def load(
     Parameters
     ----------
     name : str or path
-        Name of a shipped bundle, such as ``"zhanglab"``, or the folder of one.
+        Name of a shipped bundle, such as ``"zhanglab"``, or the folder of a bundle.
     device : str or torch.device
-        Where the network computes.
+        Device of the network.
     signer : path, optional
-        Public Ed25519 key, in PEM: refuse a bundle that it has not signed.
+        Public Ed25519 key, PEM. If given, the bundle must have a signature by this key.
 
     Raises
     ------
     BundleError
-        If there is no such bundle, a file of it is damaged, or it is not signed as asked.
+        If there is no such bundle, one of its files is damaged, or the signature by `signer` is
+        missing or invalid.
     """
     folder = find_bundle(Path(name))
     if signer is not None:
@@ -70,19 +71,19 @@ def load(
 
 
 class Detector:
-    """A bundle on a device, which judges scans.
+    """A bundle on a device, which scores scans and judges the scores.
 
     Parameters
     ----------
     bundle : Bundle
     device : str or torch.device
     alpha : float, optional
-        Stated false-alarm rate; default: the one that the bundle was calibrated for.
+        Stated false-alarm rate; default: the rate of the bundle's calibration.
 
     Raises
     ------
     CalibrationError
-        If alpha is no rate, or the calibration has too few scans for it.
+        If alpha is not within (0, 1), or the calibration has too few scans for it.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class Detector:
         Raises
         ------
         CalibrationError
-            If it is no rate, the bundle is not calibrated, or has too few scans for it.
+            If alpha is not within (0, 1), the bundle is not calibrated, or its calibration has too
+            few scans for alpha.
         """
         return Detector(self.bundle, device=self.device, alpha=alpha)
 
@@ -112,20 +114,20 @@ class Detector:
         *,
         value_range: tuple[float, float] | None = None,
     ) -> Verdict:
-        """Judge one scan.
+        """Return the verdict on one scan.
 
         Parameters
         ----------
         scan : path, Scan, or ndarray (H, W)
-            A file is decoded in this process: for files of strangers see `score_many`.
+            A file is decoded in this process; use `score_many` for untrusted files.
         value_range : (float, float), optional
-            Of an array, and needed there: the values that display black and white.
+            Values that display black and white. Required for an array, and allowed only there.
 
         Raises
         ------
         ScanError
-            If it cannot be used, or the file has several frames (reason ``"frames"``): those are
-            `score_many`'s.
+            If the scan cannot be used, or the file has several frames (reason ``"frames"``); use
+            `score_many` for those.
         """
         if isinstance(scan, np.ndarray):
             scan = _scan_of(scan, value_range)
@@ -135,7 +137,7 @@ class Detector:
             )
         if isinstance(scan, Scan):
             self.bundle.config.gate.check(scan)
-            # By its pixels: whether training or calibration has seen it.
+            # The pixel hash tells whether the scan was used in training or calibration.
             frame, pixels = scan.identity.frame, pixel_hash(scan.pixels)
             row = ManifestRow(key="", path="", frame=frame, pixels=pixels)
             outcomes = self._outcomes([(0, self._reader.view(scan, row))])
@@ -149,22 +151,23 @@ class Detector:
     def score_many(
         self, paths: Iterable[str | PathLike[str]], *, workers: int = 1
     ) -> Iterator[Verdict]:
-        """Judge every frame of every file, in order; one that cannot be used costs itself.
+        """Yield a verdict on every frame of every file, in order.
 
-        Files are decoded ahead in processes of their own, with limits of time and memory. A script
-        that calls this needs ``if __name__ == "__main__":``.
+        A scan that cannot be used does not affect the others. Files are decoded ahead of time in
+        separate processes, with limits on time and memory. A script that calls this method needs
+        ``if __name__ == "__main__":``.
 
         Parameters
         ----------
         paths : iterable of path
-            Files; also members of zip archives, as ``archive.zip/folder/name``.
+            Files, or members of zip files as ``archive.zip/folder/name``.
         workers : int
-            Processes that decode; 0: this one, and nothing is isolated.
+            Number of decoder processes; 0 decodes in this process, without isolation.
 
         Yields
         ------
         Verdict
-            With a `reason` and no score where the scan could not be used.
+            With a `reason` and no score if the scan could not be used.
         """
         with Workers(workers, self.bundle.config.data.seconds) as processes:
             yield from self._verdicts(paths, processes)
@@ -172,9 +175,9 @@ class Detector:
     def score_study(
         self, paths: Iterable[str | PathLike[str]], *, workers: int = 1
     ) -> StudyVerdict:
-        """Judge the scans of one study, and the study by all of them.
+        """Return the verdict on a study, with the verdicts on its scans.
 
-        Scans that took part in training or calibration, or could not be used, do not count.
+        Scans that were used in training or calibration, or could not be used, do not count.
         """
         scans = tuple(self.score_many(paths, workers=workers))
         counted = [scan.p_value for scan in scans if not scan.seen and scan.p_value is not None]
@@ -185,28 +188,28 @@ class Detector:
     def calibrate(
         self, normals: Sequence[str | PathLike[str]], *, alpha: float = 0.05, workers: int = 1
     ) -> Detector:
-        """Learn from normal scans of a site what a score is worth there.
+        """Return a detector calibrated on normal scans of a site.
 
         Parameters
         ----------
         normals : sequence of path
-            Files of normal scans, every frame of which counts; none that training has seen, and
-            none twice. The false-alarm rate is promised for scans like these.
+            Files of normal scans; every frame counts. No scan may have been used in training or
+            occur twice. The stated false-alarm rate holds for scans like these.
         alpha : float
-            False-alarm rate to state.
+            Stated false-alarm rate.
         workers : int
-            As of `score_many`.
+            As in `score_many`.
 
         Returns
         -------
         Detector
-            Another one; `save` writes it.
+            A new detector; `save` writes it.
 
         Raises
         ------
         CalibrationError
-            If a scan cannot be used, training has seen it, it is there twice, or there are too few
-            for `alpha`.
+            If a scan cannot be used, was used in training or occurs twice, or there are too few
+            scans for `alpha`.
         """
         scored: list[ScoredScan] = []
         marks: set[str] = set()
@@ -268,16 +271,16 @@ class Detector:
     def _scored(
         self, paths: Iterable[str | PathLike[str]], processes: Workers
     ) -> Iterator[tuple[str, Outcome]]:
-        """Outcome of every frame of every file, each with the path as the caller named it."""
+        """Outcome of every frame of every file, each with the path given by the caller."""
         return self._scored_rows(self._rows(paths, processes), processes)
 
     def _scored_rows(
         self, rows: Iterable[tuple[str, ManifestRow]], processes: Workers
     ) -> Iterator[tuple[str, Outcome]]:
-        """Outcome of every row, in order, with the path that comes with it.
+        """Outcome of every row, in order, with its path.
 
-        Scans are put before the network in groups of as many as `anomaly score` does; those that
-        cannot be used are in none.
+        Scans are scored in groups of the same size as in `anomaly score`; scans that cannot be used
+        are in no group.
         """
         order: deque[tuple[str, Outcome | None]] = deque()  # None: the scorer's next outcome
         size = self.bundle.config.results.shard
@@ -323,19 +326,19 @@ class Detector:
 
 
 def _refused(order: deque[tuple[str, Outcome | None]]) -> Iterator[tuple[str, Outcome]]:
-    """Take from the head of a queue what was refused."""
+    """Remove and yield the refused scans at the head of a queue."""
     while order and (outcome := order[0][1]) is not None:
         yield order.popleft()[0], outcome
 
 
 def _scan_of(pixels: NDArray[np.generic], value_range: tuple[float, float] | None) -> Scan:
-    """Make a scan of an array.
+    """Convert an array to a scan.
 
     Raises
     ------
     UnsupportedScan
-        ``"range"``: its range is not stated, is none, or is left; ``"dimensions"``; ``"empty"``;
-        ``"not finite"``.
+        With reason ``"range"`` (the range is missing or invalid, or values are outside it),
+        ``"dimensions"``, ``"empty"`` or ``"not finite"``.
     """
     if value_range is None or not value_range[0] < value_range[1]:
         raise UnsupportedScan(

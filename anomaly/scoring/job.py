@@ -1,8 +1,8 @@
-"""A job: the shards of one table of scans, one bundle, one results store.
+"""A job: scoring the shards of one table of scans with one bundle into one results store.
 
-Any number of processes may do one job on a folder that they share. Each claims shards by lease
-(`anomaly.scoring.leases`), scores them and writes one part each; a part that is there is never made
-again. While a part is being written, the next shard is being scored.
+Any number of processes can work on one job through a shared folder. Each process claims shards by
+lease (`anomaly.scoring.leases`), scores them and writes one part per shard; complete parts are
+never scored again. While one part is being written, the next shard is being scored.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What results are made of.
+    """The inputs of a job.
 
     Attributes
     ----------
     config : Config
-        Of the run.
+        Configuration of the run.
     bundle : Bundle
     manifest : Manifest
-        Of the scans.
+        Table of scans.
     """
 
     config: Config
@@ -67,19 +67,19 @@ class JobInputs:
 
 @dataclass(frozen=True)
 class Job:
-    """What every process of a run does with shards.
+    """The scoring of shards in one process, which may share the job with others.
 
     Attributes
     ----------
     results : Results
-        Where the parts go.
+        Store of the parts.
     site_key : bytes
-        Secret behind the pseudonyms.
+        Secret key of the pseudonyms.
     config : Config
     bundle : Bundle
     manifest : Manifest
     shards : tuple of Shard
-        All there are.
+        All shards of the job.
     device : torch.device
     leases : Leases
     """
@@ -102,14 +102,14 @@ class Job:
         device: torch.device,
         leases: Leases | None = None,
     ) -> Job:
-        """Cut the table of scans and join what others have begun.
+        """Cut the table of scans into shards, and start the results or continue existing ones.
 
         Raises
         ------
         ManifestError
             If there is nothing to score.
         AnomalyError
-            If another run is writing its results here.
+            If another run is writing its results to this folder.
         """
         config, bundle, manifest = inputs.config, inputs.bundle, inputs.manifest
         shards = tuple(cut(rows_to_score(manifest), config.results.shard))
@@ -122,15 +122,15 @@ class Job:
         return job
 
     def workers(self) -> Workers:
-        """Return the processes that decode scans ahead, apart from this one."""
+        """Return the decoder processes, which read scans ahead of time."""
         data = self.config.data
-        # On a CPU the network is the slow part: more than one would only take its cores.
+        # On a CPU the network is the bottleneck: more decoders would only take cores from it.
         count = data.workers if self.device.type == "cuda" else min(data.workers, 1)
         return Workers(count, data.seconds)
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What these results are made of."""
+        """Provenance of the results of this job."""
         config, versions = self.config, {"anomaly": __version__}
         versions["torch"] = torch.__version__.split("+")[0]
         depends = f"{config.results!r} {config.intensity!r} {self.device.type}"
@@ -146,7 +146,7 @@ class Job:
         )
 
     def _join(self) -> None:
-        """Begin new results, or go on with these; refuse to disturb others that are being made."""
+        """Start new results or continue existing ones; refuse if another run is scoring here."""
         results, provenance = self.results, self.provenance
         try:
             current = results.provenance()
@@ -167,22 +167,22 @@ class Job:
             self._restate(before)
 
     def _restate(self, shards: Sequence[int]) -> None:
-        """Raise the flags of finished shards at another alpha, from their p-values and maps.
+        """Compute the flags of finished shards at another alpha, from their p-values and maps.
 
-        A shard of which a map is missing that the new flags ask for is left to be scored again.
+        A shard that lacks a map needed for the new flags is left to be scored again.
         """
         restated = 0
         for index in shards:
             lease = self.leases.claim(self.results.lease(index))
-            if lease is None:  # whoever holds it scores or restates it
+            if lease is None:  # the holder scores or restates it
                 continue
             with lease:
                 if self.results.provenance() != self.provenance:
-                    return  # another run has begun, at yet another alpha
+                    return  # another run has started, at yet another alpha
                 if self.results.is_done(index, self.provenance):
                     continue
                 if not self.results.is_intact(index):
-                    continue  # it is scored again
+                    continue  # it will be scored again
                 rows = [self._at_alpha(row, source) for row, source in self._with_sources(index)]
                 if all(row is not None for row in rows):
                     self.results.restate(index, [row for row in rows if row], self.provenance)
@@ -199,7 +199,7 @@ class Job:
         return zip(self.results.rows(index), self.shards[index].rows, strict=True)
 
     def _at_alpha(self, row: ScoreRow, source: ManifestRow) -> ScoreRow | None:
-        """Return a row with flag and regions at the job's alpha; None where a map is lacking."""
+        """Return a row with flag and regions at the job's alpha; None if its map is missing."""
         calibrated, alpha = self.bundle.calibrated, self.config.alpha
         if calibrated is None or row.score is None or row.evidence_peak is None:
             return row
@@ -222,20 +222,21 @@ class Job:
     def work(
         self, shards: Sequence[Shard], bar: tqdm[NoReturn], workers: Workers | None = None
     ) -> list[Shard]:
-        """Score what is free of some shards; return those that others hold.
+        """Score the shards that no other process holds; return the others.
 
         Parameters
         ----------
         shards : sequence of Shard
         bar : tqdm
-            Moved on a scan at a time.
+            Progress bar, advanced by one per scan.
         workers : Workers, optional
-            Processes that decode; the calling process by default.
+            Decoder processes; the default decodes in the calling process.
 
         Raises
         ------
         AnomalyError
-            If a part cannot be written, the archive is gone, or another run has begun here.
+            If a part cannot be written, the archive is missing, or another run has started to score
+            into this folder.
         """
         busy: list[Shard] = []
         claimed: dict[int, tuple[Shard, Lease]] = {}
@@ -248,7 +249,7 @@ class Job:
                 scored = scorer.score(self._claimed(shards, claimed, busy, bar))
                 for index, outcomes in groupby(_counted(scored, bar), itemgetter(0)):
                     shard, lease = claimed[index]
-                    # Not one more: it would be the first of the next shard.
+                    # islice stops after the last row; reading on would start the next shard.
                     shard_outcomes = (outcome for _, outcome in islice(outcomes, len(shard.rows)))
                     rows, maps = shard_results(
                         shard, shard_outcomes, self.bundle, self.config, self.site_key
@@ -262,9 +263,10 @@ class Job:
         return busy
 
     def _refuse_missing_archive(self, shard: Shard) -> None:
-        """Refuse to write a shard where no scan of the table is in the archive any more.
+        """Refuse to write a shard if none of the scans of the table is in the archive any more.
 
-        It is not mounted, and rows that say "missing" would look like an answer.
+        Then the archive is probably not mounted, and rows with the reason "missing" would look like
+        results.
         """
         root = self.manifest.root
         readable = (source for source in shard.rows if source.status == "ok")
@@ -283,14 +285,14 @@ class Job:
         busy: list[Shard],
         bar: tqdm[NoReturn],
     ) -> Iterator[tuple[int, ManifestRow]]:
-        """Rows of every shard that is neither done nor held, which is held from then on."""
+        """Rows of every shard that is neither done nor held by others; claims each shard."""
         for shard in shards:
             if self._is_done(shard, bar):
                 continue
             lease = self.leases.claim(self.results.lease(shard.index))
             if lease is None:
                 busy.append(shard)
-            elif self._is_done(shard, bar):  # between the look and the lease
+            elif self._is_done(shard, bar):  # done by another process before the claim
                 lease.release()
             else:
                 claimed[shard.index] = (shard, lease)
@@ -323,7 +325,8 @@ class Job:
                 )
             self.results.write(shard.index, rows, maps, self.provenance)
         except AnomalyError:
-            # Who took this lease over has written it, and what this process began was tidied away.
+            # If another process took over the lease and wrote the part, it may have removed the
+            # temporary files of this process; then the failure does not matter.
             if not self.results.is_done(shard.index, self.provenance):
                 raise
         finally:
@@ -331,7 +334,7 @@ class Job:
 
 
 def check_same_grey(config: Config, learned: Config) -> None:
-    """Refuse to show the network another grey than it has learned; colour it has never seen."""
+    """Check that scans are read and preprocessed as in training; `colour` may differ."""
     asked = replace(config.intensity, colour=learned.intensity.colour)
     pairs = (
         ("intensity", asdict(asked), asdict(learned.intensity)),
@@ -351,15 +354,15 @@ def check_same_grey(config: Config, learned: Config) -> None:
 
 
 def rows_to_score(manifest: Manifest) -> list[ManifestRow]:
-    """Rows to score: the test split, or all where there are no splits, and what was skipped."""
-    # A skipped file is in no split; it is reported with the scans to be scored.
+    """Rows to score: the test split, or all rows if there are no splits, and skipped files."""
+    # A skipped file is in no split; it is reported with the scored scans.
     has_splits = any(row.split for row in manifest.rows)
     rows = manifest.select(split="test") if has_splits else manifest.select()
     return [*rows, *manifest.select(status="skipped")]
 
 
 def _is_there(root: Path, row: ManifestRow) -> bool:
-    # pathlib's own `exists` would let a mount that hangs half-way quote the path of a scan.
+    # Path.exists can raise an error that quotes the path of a scan if a mount fails half-way.
     return os.path.exists(file_of(root / row.path))  # noqa: PTH110
 
 
@@ -372,7 +375,7 @@ def _counted(
 
 
 class _Writer:
-    """One thread that writes while others compute; at most one part waits for it."""
+    """A thread that writes parts while the next shard is scored; at most one part waits."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -382,7 +385,7 @@ class _Writer:
         return self
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Write when the one before is written; raises what that one raised."""
+        """Queue a write after the previous one is done; raise the exception of that one, if any."""
         while self._flight:
             self._flight.popleft().result()
         self._flight.append(self._thread.submit(write))

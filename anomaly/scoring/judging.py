@@ -1,4 +1,4 @@
-"""A scored scan and a bundle -> its verdict: the p-value, the flag, the regions."""
+"""A scored scan and a bundle -> its verdict: p-value, flag and regions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["judge"]
 
 
 def judge(outcome: Outcome, bundle: Bundle, alpha: float, path: str = "") -> Verdict:
-    """Judge a scan by the calibration of a bundle.
+    """Return the verdict on a scan by the calibration of a bundle.
 
     Parameters
     ----------
     outcome : ScoredScan, or (ManifestRow, ScanError)
     bundle : Bundle
-        Without a calibration there is a score, and no p-value, flag or region.
+        If it is not calibrated, the verdict has a score, but no p-value, flag or region.
     alpha : float
         Stated false-alarm rate.
     path : str
-        What the caller calls the scan's file.
+        The caller's name for the scan's file.
 
     Raises
     ------

@@ -1,14 +1,14 @@
-"""Leases: who works on what, on a folder that any number of processes share, without a server.
+"""Leases: a process's claims on shards in a folder that many processes share, without a server.
 
-A lease is a file beside the work: whoever creates it (`O_EXCL`) holds it. The holder adds a byte to
-it every few seconds. Who wants it watches those beats by its *own* monotonic clock: a lease whose
-beats have stood still for `PATIENCE` seconds of watching is stale and is taken over. No two clocks
-are compared, so it does not matter whether they agree or jump. A holder on this machine whose
-process is gone is stale at once.
+A lease is a file beside the part: the process that creates it (`O_EXCL`) holds it. The holder
+appends a byte every few seconds as a heartbeat. Another process watches these heartbeats by its
+*own* monotonic clock: a lease without a new heartbeat during `PATIENCE` seconds of watching is
+stale and can be taken over. No two clocks are compared, so it does not matter whether they agree or
+jump. A lease whose holder was a process of this machine is stale as soon as that process ends.
 
-A lease saves work and guards nothing: a holder that was only asleep may finish beside its
-successor. What is written must therefore be whole, the same whoever writes it, and put in place by
-one rename.
+Leases avoid duplicate work, but they are not locks: a holder that was only suspended may finish at
+the same time as its successor. Files must therefore be written atomically, by one rename, and have
+the same content whichever process writes them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = ["BEAT", "PATIENCE", "Lease", "Leases"]
 log = logging.getLogger(__name__)
 
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 PATIENCE = 30.0
-"""Seconds without one after which a lease is stale."""
+"""Seconds without a heartbeat after which a lease is stale."""
 
 
 class Lease:
@@ -65,7 +65,7 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Give it back, unless somebody has taken it over; a second time changes nothing."""
+        """Release the lease, unless another process took it over; can be called twice."""
         self._done.set()
         self._thread.join()
         if self._is_own():
@@ -74,27 +74,27 @@ class Lease:
     def _live(self, beat: float) -> None:
         while not self._done.wait(beat) and self._is_own():
             try:
-                # Not "a": a lease that was taken over must not come back as a file of its own.
+                # Without O_CREAT, so that a lease that was taken over is not created again.
                 with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND), "ab") as file:
                     file.write(b".")
             except OSError as error:
                 log.warning("a lease cannot be kept alive (%s)", Public(error.strerror))
 
     def _is_own(self) -> bool:
-        """Whether nobody has taken it over meanwhile."""
+        """Whether this process still holds the lease."""
         content = _content(self.path)
         return content is not None and content.rstrip(b".") == self._name
 
 
 class Leases:
-    """The leases that this process asks for, and what it has seen of those of others.
+    """Claims leases for this process and watches the heartbeats of other processes.
 
     Parameters
     ----------
     beat, patience : float
-        Seconds; `patience` several beats.
+        Seconds; `patience` should be several times `beat`.
     clock, sleep : callable
-        Monotonic seconds, and waiting for so many of them.
+        ``clock()`` returns monotonic seconds; ``sleep(seconds)`` waits.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Leases:
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def claim(self, path: Path) -> Lease | None:
-        """Take a lease that is free or stale; None where somebody holds it.
+        """Return a lease if it is free or stale; None if another process holds it.
 
         Raises
         ------
@@ -128,10 +128,10 @@ class Leases:
         try:
             path.rename(away)
         except FileNotFoundError:
-            return None  # somebody was faster
+            return None  # another process was faster
         if _content(away) != content:
-            # Faster still, and at work: what was moved away is the new lease. Put it back, unless
-            # a third one is there by now; then two work on it, which costs time and nothing else.
+            # Another process took it over already, and its new lease was moved away. Put it back,
+            # unless a third process created one; then two work on the shard, which only costs time.
             with suppress(FileExistsError):
                 os.link(away, path)
             away.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ class Leases:
         return self._create(path)
 
     def is_held(self, path: Path) -> bool:
-        """Whether somebody holds it; may watch it for `patience` seconds to tell."""
+        """Whether a process holds a lease; may need to watch it for `patience` seconds."""
         first = _content(path)
         while (content := _content(path)) is not None:
             if self._is_stale(path, content):
@@ -182,7 +182,7 @@ class Leases:
 
 
 def _content(path: Path) -> bytes | None:
-    """Return what a lease says; None where there is none, or a network folder has just lost it."""
+    """Return the content of a lease; None if it does not exist or cannot be read right now."""
     try:
         return path.read_bytes()
     except OSError:
@@ -190,47 +190,47 @@ def _content(path: Path) -> bytes | None:
 
 
 def _holder() -> dict[str, object]:
-    """Name this process without naming the machine: its boot, its number, when it began."""
+    """Identify this process without the name of the machine: boot ID, process ID, start time."""
     own = {"boot": _boot(), "pid": os.getpid(), "began": _began(os.getpid())}
     return {**own, "lease": uuid.uuid4().hex}
 
 
 def _is_gone(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that no longer runs."""
+    """Whether the holder was a process of this machine that has ended."""
     holder = _read_here(content)
     return holder is not None and holder[1] != _began(holder[0])
 
 
 def _is_here(content: bytes) -> bool:
-    """Whether the holder is a process of this machine that runs."""
+    """Whether the holder is a running process of this machine."""
     holder = _read_here(content)
     return holder is not None and holder[1] == _began(holder[0])
 
 
 def _read_here(content: bytes) -> tuple[int, str] | None:
-    """Process number and beginning of a holder on this machine; None for any other."""
+    """Process ID and start time of a holder on this machine; None for any other holder."""
     try:
         holder = json.loads(content.rstrip(b"."))
         boot, pid, began = holder["boot"], holder["pid"], holder["began"]
     except (ValueError, KeyError, TypeError):
-        return None  # being written, or cut short when its writer died: time will tell
+        return None  # half written, or its writer died: decide by heartbeats
     return (pid, began) if boot is not None and boot == _boot() else None
 
 
 def _boot() -> str | None:
-    """Random name of this boot and container of this machine; None where the system has none."""
+    """ID of this machine's current boot and of this container; None if the system has none."""
     path, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     try:
-        # Containers of one machine share its boot, and each counts processes from 1.
+        # Containers on one machine share its boot ID, but each has its own process IDs.
         return f"{path.read_text().strip()} {space.readlink()}"
     except OSError:
         return None
 
 
 def _began(pid: int) -> str | None:
-    """When a process of this machine began, in clock ticks since boot; None if it is not there.
+    """Start time of a process of this machine in clock ticks since boot; None if it has ended.
 
-    Process numbers are used again; a number and its beginning are not.
+    Process IDs are reused; a process ID with its start time is unique.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -1,8 +1,8 @@
-"""Scans -> what the detector says of each, batch by batch.
+"""Scans -> scores, features and evidence maps, batch by batch.
 
-Three things go on at once: scans are decoded ahead (in processes, where there are any), the network
-looks at a batch in a thread of its own, and this thread takes what it said of the batch before to
-scores and maps. All queues are bounded, so memory does not grow with the number of scans.
+Three steps run concurrently: scans are decoded ahead of time (in decoder processes, if there are
+any), a separate thread runs the network on a batch, and this thread computes the scores and maps of
+the previous batch. All queues are bounded, so memory does not grow with the number of scans.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ScoredScan:
-    """A scan with what the detector says of it, before any decision.
+    """A scan with its score, features and evidence, before any decision.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class ScoredScan:
     score : float
     features : dict of str to float
     evidence : ndarray (size, size) float32, in the network's frame
-        0 on blank places (`anomaly.data.images.blanks`).
+        0 in blank areas (`anomaly.data.images.blanks`).
     """
 
     source: NetworkImage
@@ -58,25 +58,25 @@ class ScoredScan:
 
     @cached_property
     def source_evidence(self) -> NDArray[np.float32]:
-        """Evidence on the source's pixels, (H, W) float32."""
+        """Evidence on the pixels of the source, (H, W) float32."""
         return self.source.frame.to_source(self.evidence)
 
     @property
     def peak(self) -> float:
-        """Largest evidence on the source's own pixels; padding does not count."""
+        """Largest evidence on the pixels of the source; padding does not count."""
         return float(self.source_evidence.max())
 
 
 Outcome: TypeAlias = ScoredScan | tuple[ManifestRow, ScanError]
-"""A scored scan, or why there is none."""
+"""A scored scan, or the reason why there is no score."""
 
 ReadScan: TypeAlias = NetworkImage | tuple[ManifestRow, ScanError]
-"""A scan as the network sees it, or why it cannot be read."""
+"""The network image of a scan, or the reason why it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A bundle on a device that looks at scans.
+    """A bundle on a device that scores scans.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Scorer:
     reader : ImageReader
     device : torch.device
     workers : Workers
-        Processes that decode; this one by default.
+        Decoder processes; the default decodes in this process.
     """
 
     bundle: Bundle
@@ -93,16 +93,16 @@ class Scorer:
     workers: Workers = field(default_factory=lambda: Workers(0))
 
     def score(self, items: Iterable[tuple[int, ManifestRow]]) -> Iterator[tuple[int, Outcome]]:
-        """Score (group, row) pairs, in order; rows are taken a bounded number ahead.
+        """Score (group, row) pairs in order, reading a bounded number of rows ahead.
 
-        A batch holds scans of one group: what is in a group decides every bit of its scores. A row
-        that the table of scans has no image for comes back with the table's reason.
+        A batch contains scans of one group only, so the bits of a score depend only on its group. A
+        row that was skipped in the table of scans is returned with the reason given there.
         """
         read = self.workers.map(ListedReader(self.reader), items)
         yield from self.score_images(map(_without_loss, read))
 
     def score_images(self, images: Iterable[tuple[int, ReadScan]]) -> Iterator[tuple[int, Outcome]]:
-        """Score (group, image) pairs that are read already, as `score` does."""
+        """Score (group, image) pairs that are already read, as `score` does."""
         batches = (
             (group, batch)
             for group, members in groupby(images, itemgetter(0))
@@ -157,7 +157,7 @@ def _batches(images: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]
 def _one_ahead(
     function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Apply a function in a thread of its own, one item ahead of who takes the results."""
+    """Apply a function in a separate thread, one item ahead of the consumer."""
     with ThreadPoolExecutor(1) as thread:
         flight: deque[tuple[_Item, Future[_Result]]] = deque()
         for item in items:
@@ -177,7 +177,7 @@ def _negative(scan: ScoredScan) -> Outcome:
 
 
 def _finite(scan: ScoredScan) -> Outcome:
-    """Refuse a score that is no number: compared with a threshold it would pass for normal."""
+    """Refuse a score that is not finite: NaN compares as below any threshold, hence as normal."""
     if np.isfinite(scan.score) and np.isfinite(scan.peak):
         return scan
     return scan.source.row, UnsupportedScan(

@@ -2,8 +2,8 @@
 
 ::
 
-    scored scan  -> row of its verdict; its map where the configuration keeps it
-    any other    -> row with the reason
+    scored scan  -> row with its verdict; its map, if the configuration keeps it
+    other scan   -> row with the reason
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["shard_results"]
 def shard_results(
     shard: Shard, outcomes: Iterable[Outcome], bundle: Bundle, config: Config, site_key: bytes
 ) -> tuple[list[ScoreRow], dict[str, NDArray[np.float32]]]:
-    """Return the rows of a shard, in order, and the evidence maps to keep, by key.
+    """Return the rows of a shard, in order, and the evidence maps to store, by key.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def shard_results(
     outcomes : iterable of Outcome
         One for each row of the shard, in order.
     bundle : Bundle
-        That scored them.
+        The bundle that scored them.
     config : Config
-        Of the run: its alpha, and which maps it keeps.
+        Configuration of the run, for its alpha and the choice of maps to store.
     site_key : bytes
-        Secret behind the pseudonyms.
+        Secret key of the pseudonyms.
     """
     rows: list[ScoreRow] = []
     maps = {}

@@ -1,7 +1,7 @@
-"""Shards: a table of scans cut into pieces of work, and whose turn each is.
+"""Shards of a table of scans, and their assignment to processes.
 
-A shard is some hundred consecutive rows. Cut and order depend on the table alone, so every process
-on every machine means the same by "shard 12".
+A shard consists of a few hundred consecutive rows. The shards and their order depend only on the
+table, so "shard 12" is the same for every process on every machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Shard:
 
     @property
     def inputs(self) -> str:
-        """SHA-256 over what its part depends on, row by row; where a file lies is no part of it."""
+        """SHA-256 of everything that the part depends on, row by row; excludes paths of files."""
         lines = [
             f"{r.key} {r.sha256} {r.frame} {r.status} {r.reason} {r.view} {r.site} {r.study} "
             f"{r.patient}"
@@ -41,7 +41,7 @@ class Shard:
 
 
 def cut(rows: Sequence[ManifestRow], size: int) -> list[Shard]:
-    """Cut rows into shards of `size`, the last one shorter."""
+    """Cut rows into shards of `size` rows; the last one may be shorter."""
     return [
         Shard(index, tuple(rows[start : start + size]))
         for index, start in enumerate(range(0, len(rows), size))
@@ -50,15 +50,16 @@ def cut(rows: Sequence[ManifestRow], size: int) -> list[Shard]:
 
 @dataclass(frozen=True)
 class ShardAssignment:
-    """Which shards a process begins with.
+    """The shards assigned to a process.
 
     Attributes
     ----------
     number, of : int
-        It is the `number`-th (from 0) of so many; its own shards are ``number``,
+        Number of the process, from 0, and number of processes; its own shards are ``number``,
         ``number + of``, ...
     only : bool
-        True: it leaves the others alone. False: it goes on with what nobody holds.
+        True: the process scores only its own shards. False: it then continues with shards that no
+        other process holds.
     """
 
     number: int = 0
@@ -66,18 +67,18 @@ class ShardAssignment:
     only: bool = False
 
     def order(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Return own shards, then, where it helps others, the rest."""
+        """Return the process's own shards and, unless `only`, then all others."""
         own = [s for s in shards if s.index % self.of == self.number]
         return own if self.only else own + [s for s in shards if s.index % self.of != self.number]
 
     @classmethod
     def parse(cls, text: str) -> ShardAssignment:
-        """Read ``i/n``, from ``1/n`` to ``n/n``.
+        """Parse ``i/n``, from ``1/n`` to ``n/n``.
 
         Raises
         ------
         ConfigError
-            If it is something else.
+            If the text has another form.
         """
         number, slash, of = text.partition("/")
         if not slash or not number.isdecimal() or not of.isdecimal():
@@ -88,7 +89,7 @@ class ShardAssignment:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str]) -> ShardAssignment:
-        """Read the turn that torchrun (RANK) or a SLURM array gives; alone where neither does.
+        """Read the assignment by torchrun (RANK) or a SLURM array; default: one single process.
 
         Raises
         ------

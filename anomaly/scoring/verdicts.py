@@ -1,4 +1,4 @@
-"""Scores on disk -> verdicts: what a row says, with its evidence on the pixels of its scan."""
+"""Scores on disk -> verdicts: a row of results, with the evidence on the pixels of its scan."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["OperatingPoint", "matching_scores", "on_source", "scan_again"]
 def matching_scores(
     results: Results, manifest: Manifest, bundle: Bundle
 ) -> tuple[list[ScoreRow], Provenance]:
-    """Read scores and their provenance, if they fit a manifest and a bundle.
+    """Read scores and their provenance, and check that they match a table of scans and a bundle.
 
     Raises
     ------
     AnomalyError
-        If there are none, or they were made with another manifest or bundle.
+        If there are no scores, or they were made with another table or bundle.
     """
     rows, provenance = results.read()
     known = {row.key for row in manifest.select()}
     fits = (provenance.manifest, provenance.bundle) == (manifest.hash, bundle.hash)
-    # The hash of a manifest does not cover its pseudonyms: another site.key changes them.
+    # The hash of a manifest does not cover its pseudonyms, which depend on site.key.
     if not fits or any(row.key not in known for row in rows if row.status == "scored"):
         raise AnomalyError(
             f"{results.folder} was made with another manifest or bundle than the run holds "
@@ -43,12 +43,12 @@ def matching_scores(
 
 
 def scan_again(config: Config, scan: ManifestRow) -> Scan:
-    """Read the pixels of a listed scan once more, to show them.
+    """Read the pixels of a listed scan again, for display.
 
     Raises
     ------
     ScanError
-        If they can no longer be read, or are not those that were listed.
+        If they can no longer be read, or the file has changed since it was listed.
     """
     path = config.data.root / scan.path
     return read_scan(path, scan.frame, config.intensity, sha256=scan.sha256)
@@ -57,27 +57,28 @@ def scan_again(config: Config, scan: ManifestRow) -> Scan:
 def on_source(
     evidence: NDArray[np.float32], scan: ManifestRow, how: Preprocessing
 ) -> NDArray[np.float32]:
-    """Bring evidence as it is kept onto the pixels of its scan as shown, (H, W) float32."""
+    """Map stored evidence to the pixels of its scan as displayed, (H, W) float32."""
     return Frame((scan.rows, scan.columns), how.size, how.geometry).to_source(evidence)
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What all verdicts of a run are measured by; can be sent to a process.
+    """The false-alarm rate of a run and the thresholds that follow from it; can be pickled.
 
     Attributes
     ----------
     alpha : float
-        The rate at which the flags were raised.
+        False-alarm rate of the flags.
     threshold : float
         Score at and above which a scan is flagged.
     evidence_threshold, evidence_ceiling : float
-        Evidence at which a region begins, and where the colour scale ends.
+        Evidence at and above which a pixel belongs to a region, and upper end of the colour scale.
     calibration_scans : int
+        Number of calibration scans.
     bundle : str
-        Its hash.
+        Hash of the bundle.
     preprocessing : Preprocessing
-        Of the network whose frame evidence is kept in.
+        Preprocessing of the network, which defines the frame of stored evidence.
     """
 
     alpha: float
@@ -90,7 +91,7 @@ class OperatingPoint:
 
     @classmethod
     def of(cls, bundle: Bundle, alpha: float) -> OperatingPoint:
-        """Read the norm of a bundle.
+        """Return the operating point of a bundle at alpha.
 
         Raises
         ------
@@ -116,18 +117,18 @@ class OperatingPoint:
         *,
         stored: bool = False,
     ) -> JudgedScan:
-        """Put together what is known of a scored scan.
+        """Return the verdict on a scored scan.
 
         Parameters
         ----------
         row : ScoreRow
-            With status ``"scored"``.
+            Results with status ``"scored"``.
         scan : ManifestRow
-            Of the same scan.
+            Row of the same scan in the table of scans.
         evidence : ndarray (size, size) float32, or None
-            As kept, in the network's frame.
+            As stored, in the network's frame.
         stored : bool
-            Evidence and regions are on the pixels as the file stores them, not as they are shown.
+            Return evidence and regions on the pixels as the file stores them, not as displayed.
         """
         assert row.score is not None
         assert row.p_value is not None

@@ -1,1 +1,1 @@
-"""What is kept on disk: bundles, results, readings, tables for spreadsheets, hashes."""
+"""Storage on disk: bundles, results, readings, tables for spreadsheets, hashes."""

@@ -1,7 +1,7 @@
-"""A bundle: one deployable detector, as one folder of files (`anomaly.store.bundle_files`).
+"""A bundle: a folder that contains one trained detector (`anomaly.store.bundle_files`).
 
-Loading compares every file with its recorded hash and says which one differs. Preprocessing travels
-with the weights, so scoring cannot disagree with training.
+Loading compares every file with its recorded hash and reports the ones that differ. The
+preprocessing settings are stored with the weights, so scoring cannot disagree with training.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ __all__ = ["Bundle", "Calibrated", "read_bundle", "write_bundle"]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What held-out normals scored.
+    """Scores, evidence and features of held-out normal scans.
 
     Attributes
     ----------
     scores : Calibration
-        Of whole scans.
+        Scores of whole scans.
     peaks : Calibration
-        Largest evidence of each heatmap: the region threshold that few normals reach.
+        Largest evidence of each heatmap. The region threshold, which few normals reach, comes from
+        these.
     alpha : float
-        Stated false-alarm rate: the operating point, at which scoring flags unless it is told
-        another.
+        Stated false-alarm rate: the default operating point for scoring.
     manifest_hash : str
-        Of the manifest that they came from.
+        Hash of the table of scans that lists the normal scans.
     features : mapping of str to Spread
-        Of each reported feature.
+        Distribution of each reported feature.
     under_nuisance : bool
-        They were scored under random mild acquisition changes, not as they are.
+        Whether the scans were scored under random mild acquisition changes.
     seen : frozenset of str
-        `anomaly.data.table.manifest.scan_marks` of every one of them; empty before format 7.
+        `anomaly.data.table.manifest.scan_marks` of all calibration scans; empty before format 7.
     """
 
     scores: Calibration
@@ -85,7 +85,7 @@ class Calibrated:
         return 2 * self.peaks.threshold(alpha)
 
     def __str__(self) -> str:
-        """Say what it was made of."""
+        """Describe the calibration scans."""
         changed = " under mild acquisition changes" if self.under_nuisance else ""
         return f"{len(self.scores.scores)} normal scans{changed}"
 
@@ -97,26 +97,26 @@ class Bundle:
     Attributes
     ----------
     config : Config
-        What it was made with; preprocessing, levels and features are read from here.
+        Configuration of training; the source of the preprocessing, levels and features.
     levels : NoiseLevels
     network : LevelClassifier
         In evaluation mode.
     detector : FeatureDetector
     heatmap : HeatmapModel
     reference : Tensor (1, S, S)
-        Mean training image, against which anatomy is placed (`anomaly.detection.placement`).
+        Mean training image, to which anatomy is aligned (`anomaly.detection.placement`).
     manifest_hash : str
-        Of the manifest that it was trained on.
+        Hash of the table of scans used for training.
     seen : frozenset of str
-        `anomaly.data.table.manifest.scan_marks` of every scan that network or detector has seen;
-        before format 7 of its file alone.
+        `anomaly.data.table.manifest.scan_marks` of all scans used to train the network or fit the
+        detector; before format 7, of their files only.
     chosen : str
-        Name of the candidate that `detector` is.
+        Name of the candidate that was chosen as `detector`.
     margins : mapping of str to float
-        Margin of every candidate detector, where there were several
+        Margin of every candidate detector, if there were several
         (`anomaly.detection.selection`).
     look_alikes : LookAlikes or None
-        Normal training images that a report may show; None where none may be.
+        Normal training images that a report may show; None if no image may be shown.
     calibrated : Calibrated or None
     hash : str
         SHA-256 of ``bundle.json``; empty before it is written.
@@ -137,12 +137,12 @@ class Bundle:
     hash: str = ""
 
     def has_seen(self, row: ManifestRow) -> bool:
-        """Whether a scan took part in training or calibration: its score says nothing of others."""
+        """Whether a scan was used in training or calibration, so its score does not generalise."""
         calibrated = self.calibrated.seen if self.calibrated is not None else frozenset()
         return not scan_marks(row).isdisjoint(self.seen | calibrated)
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
-        """Return the network on a device, and how it looks at images."""
+        """Return a feature extractor that runs the network on a device."""
         return FeatureExtractor(
             self.network.to(device),
             self.levels,
@@ -152,7 +152,7 @@ class Bundle:
         )
 
     def has_learned(self, row: ManifestRow) -> bool:
-        """Whether a scan took part in training."""
+        """Whether a scan was used in training."""
         return not scan_marks(row).isdisjoint(self.seen)
 
     def calibration(self) -> Calibrated:
@@ -161,7 +161,7 @@ class Bundle:
         Raises
         ------
         NotCalibrated
-            If there is none.
+            If the bundle is not calibrated.
         """
         if self.calibrated is None:
             raise NotCalibrated(
@@ -172,12 +172,12 @@ class Bundle:
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """Write a bundle. A full disk leaves the bundle that was there before.
+    """Write a bundle. If the disk is full, the existing bundle is unchanged.
 
     Returns
     -------
     Bundle
-        The same with its hash.
+        The same bundle with its hash.
 
     Raises
     ------
@@ -226,12 +226,12 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Load a bundle and check every byte of it.
+    """Load a bundle and check the hash of every file.
 
     Raises
     ------
     BundleError
-        If a file is missing or differs from its recorded hash, or the format is another.
+        If a file is missing or differs from its recorded hash, or the format is not supported.
     """
     digest, record, files = read_files(folder)
     try:
@@ -308,7 +308,7 @@ def _read_calibration(
     return Calibrated(
         Calibration(arrays["scores"]),
         Calibration(arrays["peaks"]),
-        float(record.get("alpha", configured)),  # before format 7, that of the configuration
+        float(record.get("alpha", configured)),  # before format 7: from the configuration
         record["manifest_hash"],
         {name: Spread(array) for name, array in _under("feature.", arrays).items()},
         bool(record["under_nuisance"]),
@@ -317,7 +317,7 @@ def _read_calibration(
 
 
 def _json_config(config: Config) -> Any:
-    """Return the configuration without the folder it was trained from: that is the trainer's."""
+    """Return the configuration without the folder of training scans, which is local."""
     values = plain(config)
     values["data"]["root"] = "."
     return values
@@ -328,5 +328,5 @@ def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    # Not np.ascontiguousarray: it turns a single number into a list of one.
+    # Not np.ascontiguousarray: it turns a 0-dimensional array into a 1-dimensional one.
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}

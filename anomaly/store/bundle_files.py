@@ -1,17 +1,18 @@
-"""The files of a bundle: which there are, and whether they are what was written.
+"""The files of a bundle, and the comparison of each with its recorded hash.
 
 ::
 
-    bundle.json                what it is: settings, versions, hashes of the other files
-    weights.safetensors        the averaged network, with its closed-form base and intercepts
+    bundle.json                settings, versions, hashes of the other files
+    weights.safetensors        averaged network, with its closed-form base and intercepts
     detector.safetensors       density over features, heatmap statistics, mean normal image
-    look_alikes.safetensors    normal training images that may be shown (where the settings say so)
-    calibration.safetensors    what held-out normals scored and showed (once calibrated)
-    seen.json                  hashes of the scans that it was trained and calibrated on
-    bundle.sig                 who made it (`anomaly.store.signatures`); only where it was signed
+    look_alikes.safetensors    normal training images that may be shown (if the settings allow it)
+    calibration.safetensors    scores, peaks and features of held-out normals (once calibrated)
+    seen.json                  hashes of the scans used for training and calibration
+    bundle.sig                 signature of the maker (`anomaly.store.signatures`); optional
 
-Tensors and JSON only: nothing is unpickled or executed. Every file is compared with its recorded
-hash, ``bundle.json`` with its own, and what differs is named.
+The files contain tensors and JSON only: nothing is unpickled or executed. Every file is compared
+with its recorded hash, ``bundle.json`` with the hash that it contains of itself, and errors name
+the files that differ.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ SHIPPED = Path(__file__).parents[1] / "bundles"
 FORMAT = 7
 
 READABLE = (5, 6, FORMAT)
-"""Formats that are read. 5 knew no `EncoderSettings.normalize`: its encoders had none. Before 7,
-the operating point was the configuration's, and calibration scans were not recorded."""
+"""Formats that can be read. Format 5 has no `EncoderSettings.normalize`; its encoders do not
+normalise. Before format 7, the operating point is in the configuration, and calibration scans are
+not recorded."""
 
 SIGNATURE = "bundle.sig"
 WEIGHTS = "weights.safetensors"
@@ -68,31 +70,31 @@ CALIBRATION = "calibration.safetensors"
 _MAIN = "bundle.json"
 _OPTIONAL = {LOOK_ALIKES, CALIBRATION}
 _KNOWN = {WEIGHTS, DETECTOR, SEEN, *_OPTIONAL}
-"""Files of a bundle beside the main one; no other name is read, copied or written."""
+"""Files of a bundle besides the main one; no other name is read, copied or written."""
 
 _MOST_BYTES = {_MAIN: 16 * 2**20, SIGNATURE: 64, SEEN: 512 * 2**20}
 _MOST_OF_ARRAYS = 4 * 2**30
 
 
 def find_bundle(name: Path) -> Path:
-    """Return the folder named, or the shipped bundle of that name where there is no such folder."""
+    """Return the folder of that name if it exists, otherwise the shipped bundle of that name."""
     shipped = SHIPPED / name
     return shipped if not name.exists() and len(name.parts) == 1 and shipped.is_dir() else name
 
 
 def bundle_hash(folder: Path) -> str:
-    """SHA-256 of a bundle's ``bundle.json``, which names the hashes of all its other files.
+    """SHA-256 of a bundle's ``bundle.json``, which lists the hashes of all its other files.
 
     Raises
     ------
     BundleError
-        If there is no readable one.
+        If ``bundle.json`` is missing or cannot be read.
     """
     return hashlib.sha256(_read_main(folder)[0]).hexdigest()
 
 
 def same_detector(folder: Path, other: Path) -> bool:
-    """Whether two bundles differ in nothing but what they were calibrated on.
+    """Whether two bundles are equal except for their calibration.
 
     Raises
     ------
@@ -107,25 +109,25 @@ def same_detector(folder: Path, other: Path) -> bool:
 
 
 def bundle_problems(folder: Path) -> list[str]:
-    """Say what is wrong with a bundle's files; empty if it is intact.
+    """List the problems of a bundle's files; empty if it is intact.
 
     Raises
     ------
     BundleError
-        If there is no readable ``bundle.json`` of this format.
+        If ``bundle.json`` is missing, cannot be read or has another format.
     """
     return _compare(folder, _read_main(folder)[1])[1]
 
 
 def read_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, bytes]]:
-    """Return the hash of a bundle, what its ``bundle.json`` says, and its other files by name.
+    """Return the hash of a bundle, the content of ``bundle.json``, and its other files by name.
 
-    Every file is read once: what was compared with its hash is what is used.
+    Every file is read once, so the bytes that are used are the bytes that were checked.
 
     Raises
     ------
     BundleError
-        If a file is missing or differs from its recorded hash, or the format is another.
+        If a file is missing or differs from its recorded hash, or the format is not supported.
     """
     main, record = _read_main(folder)
     files, problems = _compare(folder, record)
@@ -135,7 +137,7 @@ def read_files(folder: Path) -> tuple[str, dict[str, Any], dict[str, bytes]]:
 
 
 def _compare(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
-    """Files of a bundle, and what is wrong with them."""
+    """Files of a bundle, and a list of their problems."""
     files, problems = {}, []
     for name, expected in record["files"].items():
         path = folder / name
@@ -150,7 +152,7 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, bytes],
 
 
 def copy_bundle(source: Path, folder: Path) -> None:
-    """Copy a bundle in place of whatever bundle is there: all of it, or nothing changes.
+    """Copy a bundle, replacing an existing one. If copying fails, nothing changes.
 
     Raises
     ------
@@ -174,9 +176,10 @@ def copy_bundle(source: Path, folder: Path) -> None:
 
 
 def read_bundle_file(path: Path) -> bytes:
-    """Read a file of a bundle, which may be somebody else's: a plain one, of bounded size.
+    """Read a file of a bundle from an untrusted source: a regular file of bounded size.
 
-    A link would be followed to a file that is no part of it, and a pipe waited for.
+    Links are refused because they can point outside the bundle, pipes because reading one can
+    block.
 
     Raises
     ------
@@ -234,16 +237,16 @@ def _read_main(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> str:
-    """Write the files of a bundle in place of those that are there; return its hash.
+    """Write the files of a bundle, replacing existing ones; return its hash.
 
-    A full disk leaves the bundle that was there before.
+    If the disk is full, the existing bundle is unchanged.
 
     Parameters
     ----------
     folder : Path
     files : mapping of str to bytes
     record : mapping of str to object
-        What ``bundle.json`` says beside the hashes of the files.
+        Content of ``bundle.json`` besides the hashes of the files.
 
     Raises
     ------
@@ -261,14 +264,14 @@ def write_files(folder: Path, files: Mapping[str, bytes], record: Mapping[str, A
             f"bundle {folder}: {Path(error.filename or folder).name} could not be written "
             f"({error.strerror}). Free some space and run again"
         ) from error
-    # An earlier bundle's: a signature, and images that may no longer be shown.
+    # Remove leftovers of an earlier bundle: a signature, and images that may no longer be shown.
     for name in {SIGNATURE, *_OPTIONAL} - files.keys():
         (folder / name).unlink(missing_ok=True)
     return hashlib.sha256(main).hexdigest()
 
 
 def _seal(record: Mapping[str, Any]) -> bytes:
-    """Encode the record of a bundle with its own hash: a flipped byte in it shows too."""
+    """Encode the record of a bundle with a hash of itself, to detect damage in it too."""
     plain = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     sealed = {**record, "sha256": hashlib.sha256(plain).hexdigest()}
     return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode()

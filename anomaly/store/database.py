@@ -1,11 +1,11 @@
-"""The rows of a run as a database in memory (DuckDB), which SQL asks.
+"""The rows of a run as an in-memory DuckDB database for SQL queries.
 
 ::
 
     scores      the rows of all parts
-    worklist    the same without features, most anomalous first
-    studies     a row each (`_GROUPS`)
-    patients    likewise
+    worklist    the same rows without features, most anomalous first
+    studies     one row per study (`_GROUPS`)
+    patients    one row per patient (`_GROUPS`)
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ FROM (
     FROM worklist WHERE {column} != '' AND NOT seen GROUP BY {column}
 )
 """
-"""A study or patient is as anomalous as its most anomalous image. The smallest of m p-values, times
-m, is a p-value again, whatever the images have to do with each other (Bonferroni). Without any
-there is none: not scored is not normal. Images that the bundle has seen do not count."""
+"""A study or patient has the score of its most anomalous image. The smallest of m p-values times m
+is a p-value for any dependence between the images (Bonferroni). Without a scored image it is NULL:
+not scored is not normal. Images that were used to train or calibrate the bundle do not count."""
 
 
 @contextmanager
 def connected(
     folder: Path, parts: Sequence[Path], worklist: Path | None, alpha: float
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a database of parts.
+    """Yield a database connection over parts.
 
     Parameters
     ----------
     folder : Path
-        What `select` may read from.
+        Folder that `select` may read from.
     parts : sequence of Path
         Parquet files of rows.
     worklist : Path or None
-        The rows of all of them without features; None computes them.
+        File with the rows of all parts without features; None computes them from the parts.
     alpha : float
-        Rate at which studies and patients are flagged.
+        False-alarm rate at which studies and patients are flagged.
     """
     paths = [_plain(path.absolute()) for path in parts]
     with duckdb.connect() as connection:
-        # What `select` may read when it shuts out everything else.
+        # `select` disables access to everything outside these folders.
         folder = folder.absolute()
         names = (name.replace("'", "''") for name in (str(folder), _plain(folder)))
         allowed = ", ".join(f"'{name}'" for name in names)
         connection.execute(f"SET allowed_directories = [{allowed}]")
-        # A folder named "a=b" is a folder, not a column.
+        # Do not take a folder named "a=b" for a partition column.
         connection.read_parquet(paths, hive_partitioning=False).create_view("scores")
         if worklist is not None:
             path = _plain(worklist.absolute())
@@ -80,12 +80,12 @@ def connected(
 def select(
     connection: duckdb.DuckDBPyConnection, sql: str, tables: Mapping[str, pa.Table]
 ) -> pa.Table:
-    """Answer one SELECT, which reads nothing but the parts and the tables given.
+    """Run one SELECT that can read only the parts and the given tables.
 
     Raises
     ------
     AnomalyError
-        It is no SELECT, or more than one.
+        If the query is not exactly one SELECT.
     duckdb.Error
     """
     for name, table in tables.items():
@@ -100,5 +100,5 @@ def select(
 
 
 def _plain(path: Path) -> str:
-    """Name a file for DuckDB, to which brackets and stars are a pattern."""
+    """Escape a path for DuckDB, which reads brackets, stars and question marks as patterns."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))

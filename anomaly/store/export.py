@@ -1,8 +1,8 @@
-"""The results as a table for a spreadsheet: CSV or XLSX.
+"""Export of results as a table for spreadsheets: CSV or XLSX.
 
-Pseudonyms by default. With a manifest the table names paths, patients and UIDs, and is then for its
-owner alone (mode 0600). XLSX holds text as text; in CSV a name that begins with = is a formula to a
-spreadsheet, so named tables are better written as XLSX.
+By default the table contains pseudonyms. With a table of scans it also contains paths, patients and
+UIDs, and only the owner can read it (mode 0600). XLSX stores text as text; in CSV a spreadsheet
+reads a name that begins with = as a formula, so XLSX is the better choice for identified tables.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from anomaly.store.rows import plain_cell
 __all__ = ["IDENTIFIERS", "export"]
 
 IDENTIFIERS = ("path", "frame", "patient", "study", "series", "instance")
-"""What the table says more where it may identify; columns ``source_path`` and so on."""
+"""Additional columns of an identified table, named ``source_path`` and so on."""
 
 XLSX_ROWS = 1_048_575
-"""Below the head; a limit of the format."""
+"""Most rows below the header; a limit of the format."""
 
 
 def export(results: Results, path: Path, rows: Sequence[ManifestRow] | None = None) -> int:
-    """Write all rows, in order and without features; return how many.
+    """Write all rows, in order and without features; return their number.
 
     Parameters
     ----------
     results : Results
     path : Path
-        ``.csv`` or ``.xlsx``; replaced where it exists.
+        ``.csv`` or ``.xlsx``; an existing file is replaced.
     rows : sequence of ManifestRow, optional
-        The scans, in the order of the results, where the table shall identify them.
+        The scans in the order of the results; if given, the table identifies them.
 
     Raises
     ------
     AnomalyError
-        If the suffix is another, the rows are not those of the results, there are too many for the
-        format, or the file cannot be written.
+        If the suffix is another, the rows are not those of the results, there are too many rows for
+        the format, or the file cannot be written.
     """
     if path.suffix not in (".csv", ".xlsx"):
         raise AnomalyError(f"{path} ends in {path.suffix!r}: expected .csv or .xlsx")
@@ -88,7 +88,7 @@ def _identified(
 def _write_csv(file: IO[bytes], lines: Iterable[Sequence[Any]]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     csv.writer(text).writerows([plain_cell(value) for value in line] for line in lines)
-    text.detach()  # the file is closed by who opened it
+    text.detach()  # the caller closes the file
 
 
 def _write_xlsx(file: IO[bytes], lines: Iterable[Sequence[Any]]) -> None:
@@ -100,7 +100,7 @@ def _write_xlsx(file: IO[bytes], lines: Iterable[Sequence[Any]]) -> None:
 
 
 def _text(sheet: Any, value: str) -> WriteOnlyCell:
-    """Text as text: no formula, whatever it begins with; control characters as _x001F_."""
+    """Cell that holds text as text, never as a formula; control characters become _x001F_."""
     cell = WriteOnlyCell(sheet, escape(value))
     cell.data_type = "s"
     return cell

@@ -1,16 +1,16 @@
-"""Parts: rows and evidence maps of a run on disk, a file of each a shard.
+"""Parts: rows and evidence maps of a run on disk, one file of each per shard.
 
 ::
 
     part-00012.parquet   rows of shard 12
-    maps-00012.npz       evidence maps of shard 12 that are kept, float16, by pseudonym
+    maps-00012.npz       stored evidence maps of shard 12, float16, by pseudonym
     part-00012.sha256    hashes of the two, written last
-    part-00012.lease     who is working on it (`anomaly.scoring.leases`)
+    part-00012.lease     lease of the process that scores it (`anomaly.scoring.leases`)
 
-A part is there whole or not at all: it is written under a temporary name, flushed to disk and
-renamed. Its metadata says what it was made of (`Provenance`) and which shard it is, so a part of
-something else is never taken for the one that is wanted. Disks lose bits, so nothing is read whose
-hash is not the one that was written.
+Parts are written atomically: under a temporary name, flushed to disk and renamed. The metadata of a
+part contains its provenance (`Provenance`) and the number of its shard, so a part of other results
+is never mistaken for one of these. Disks can corrupt data, so every file is compared with its hash
+before it is read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from anomaly.store.rows import SCHEMA, ScoreRow
 __all__ = ["Parts", "part_file"]
 
 _MOST_OF_A_MAP = 64 * 2**20
-"""Bytes; one of 2048 x 2048 has 8 MiB."""
+"""Bytes; a map of 2048 x 2048 has 8 MiB."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ class Parts:
     folder: Path
 
     def part(self, index: int) -> Path:
-        """Rows of a shard."""
+        """Path of the rows of a shard."""
         return self.folder / f"part-{index:05d}.parquet"
 
     def maps(self, index: int) -> Path:
-        """Evidence maps of a shard."""
+        """Path of the evidence maps of a shard."""
         return self.folder / f"maps-{index:05d}.npz"
 
     def checksums(self, index: int) -> Path:
-        """Hashes of the rows and maps of a shard, in the format of sha256sum."""
+        """Path of the hashes of a shard's rows and maps, in the format of sha256sum."""
         return self.folder / f"part-{index:05d}.sha256"
 
     def lease(self, index: int) -> Path:
-        """Who is working on a shard."""
+        """Path of the lease of a shard."""
         return self.folder / f"part-{index:05d}.lease"
 
     def write(
@@ -74,27 +74,27 @@ class Parts:
         maps: Mapping[str, NDArray[np.float32]],
         provenance: Provenance,
     ) -> None:
-        """Write a shard's maps and then its rows, each whole or not at all.
+        """Write a shard's maps and then its rows, each file atomically.
 
         Parameters
         ----------
         index : int
         rows : sequence of ScoreRow
         maps : mapping of str to ndarray (size, size) float32
-            By key; kept in half precision, in the network's frame.
+            By key, in the network's frame; stored in half precision.
         provenance : Provenance
 
         Raises
         ------
         AnomalyError
-            If it cannot be written.
+            If a file cannot be written.
         """
         records = [{**asdict(row), "features": list((row.features or {}).items())} for row in rows]
         table = pa.Table.from_pylist(records, schema=SCHEMA)
         metadata = {"provenance": json.dumps(asdict(provenance)), "shard": str(index)}
         files: dict[Path, bytes] = {}
         if maps:
-            # An absurd value must stay the largest there is, not become infinite.
+            # A huge value must stay finite in half precision.
             top = np.finfo(np.float16).max
             halves = {key: np.minimum(m, top).astype(np.float16) for key, m in maps.items()}
             buffer = BytesIO()
@@ -104,8 +104,8 @@ class Parts:
         pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
         files[self.part(index)] = buffer.getvalue()
         if self.checksums(index).exists():
-            # Until all is in place, either is right: who reads meanwhile, or after a kill in
-            # between, finds rows that somebody has written, and no damage.
+            # While a part is being replaced, the hashes of both versions are valid. A process that
+            # reads at the same time, or after a kill in between, must not report damage.
             self._write_checksums(index, {path: _digest(data) for path, data in files.items()})
         for path, data in files.items():
             with part_file(path) as file:
@@ -120,16 +120,16 @@ class Parts:
             file.write("".join(lines).encode())
 
     def restate(self, index: int, rows: Sequence[ScoreRow], provenance: Provenance) -> None:
-        """Write a shard's rows anew, beside the maps that are there, which must be intact."""
+        """Write a shard's rows again and keep its existing maps, which must be intact."""
         self.write(index, rows, {}, provenance)
 
     def seal(self, index: int) -> None:
-        """Write the hashes of a shard's part, which then counts.
+        """Write the hashes of a shard's part, which completes it.
 
         Raises
         ------
         AnomalyError
-            If they cannot be written.
+            If the hashes cannot be written.
         """
         paths = [path for path in (self.part(index), self.maps(index)) if path.exists()]
         lines = [f"{file_hash(path)}  {path.name}\n" for path in paths]
@@ -137,25 +137,25 @@ class Parts:
             file.write("".join(lines).encode())
 
     def is_done(self, index: int, provenance: Provenance) -> bool:
-        """Whether a shard's part is there and was made of just this; see `is_intact`."""
+        """Whether a shard's part exists with this provenance; does not check its bytes."""
         try:
             metadata = pq.read_schema(self.part(index)).metadata or {}
             made_of = Provenance(**json.loads(metadata[b"provenance"]))
             shard = metadata.get(b"shard", None)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            return False  # not there, not one of ours, or of another version: it is made
-        # Parts of earlier versions name no shard, and have no hash beside them.
+            return False  # missing, foreign or of another version: score it again
+        # Parts of earlier versions contain no shard number and have no file of hashes.
         is_whole = shard is None or self.checksums(index).exists()
         return made_of == provenance and shard in (None, str(index).encode()) and is_whole
 
     def is_intact(self, index: int, *, maps: bool = True) -> bool:
-        """Whether a shard's rows, and its maps, hold the bytes that were written.
+        """Whether a shard's rows and maps match their recorded hashes.
 
         Parameters
         ----------
         index : int
         maps : bool
-            Look at the maps too.
+            Check the maps too.
         """
         try:
             if not self.checksums(index).exists():
@@ -173,12 +173,12 @@ class Parts:
             return False
 
     def check_intact(self, indices: Iterable[int]) -> None:
-        """Refuse parts that hold other rows than were written.
+        """Check that the rows of parts match their recorded hashes.
 
         Raises
         ------
         AnomalyError
-            Names one of them.
+            If some do not; the message names one of them.
         """
         damaged = [index for index in indices if not self.is_intact(index, maps=False)]
         if damaged:
@@ -207,12 +207,12 @@ class Parts:
         return [ScoreRow(**{**r, "features": dict(r["features"] or ())}) for r in records]
 
     def evidence(self, row: ScoreRow) -> NDArray[np.float32] | None:
-        """Evidence map of a row, (size, size) float32; None where none is kept.
+        """Evidence map of a row, (size, size) float32; None if no map is stored.
 
         Raises
         ------
         UnreadableScan
-            If one is kept, but its file is missing or damaged. The row itself stands.
+            If the map's file is missing or damaged. The row itself remains valid.
         """
         if row.map_part is None:
             return None
@@ -224,7 +224,7 @@ class Parts:
                 evidence = np.asarray(arrays[row.key], dtype=np.float32)
         except (FileNotFoundError, KeyError) as error:
             raise _lost_map(Reason.MAP_MISSING, row, path, "it is not there") from error
-        except Exception as error:  # zip, deflate and numpy raise many kinds for damaged bytes
+        except Exception as error:  # damaged bytes raise many types from zip and NumPy
             raise _lost_map(Reason.MAP_DAMAGED, row, path, str(error)) from error
         if evidence.ndim != 2 or not np.isfinite(evidence).all():
             raise _lost_map(
@@ -247,7 +247,7 @@ def _digest(content: bytes) -> str:
 
 @contextmanager
 def part_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file as `anomaly.files.whole` does; say what to do where the disk refuses."""
+    """Open a file as `anomaly.files.whole` does; a failed write raises a clear `AnomalyError`."""
     try:
         with whole(path) as file:
             yield file

@@ -1,4 +1,4 @@
-"""Provenance: what results were made of, by hashes."""
+"""Provenance: hashes of everything that results depend on."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _MOST_PARTS = 10_000_000
 
 @dataclass(frozen=True)
 class Provenance:
-    """What results were made of; two runs agree in it or are different results.
+    """Everything that results depend on. Results with different provenance must not be mixed.
 
     Attributes
     ----------
     bundle, manifest, inputs, settings : str
-        Hashes: of the bundle, of the table of scans, of the scans in the order of the shards, of
+        Hashes of the bundle, of the table of scans, of the scans in the order of the shards, and of
         the settings that a row depends on.
     alpha : float
-        Rate that flags were raised at.
+        False-alarm rate of the flags.
     parts : int
-        Shards in all.
+        Total number of shards.
     versions : mapping of str to str
-        Of the packages that computed.
+        Versions of the packages that computed the results.
 
     Raises
     ------
     ValueError
-        If a field is not of its type or out of range: provenance is read from folders that may
-        come from somebody else.
+        If a field has the wrong type or is out of range: provenance may be read from an untrusted
+        folder.
     """
 
     bundle: str
@@ -42,7 +42,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what no run of ours has written."""
+        """Check the type and range of every field."""
         hashes = (self.bundle, self.manifest, self.inputs, self.settings)
         sound = all(isinstance(text, str) and len(text) <= 64 for text in hashes)
         sound = sound and isinstance(self.alpha, float) and 0 < self.alpha < 1

@@ -1,12 +1,12 @@
-"""What readers say of results: agree, disagree, a comment; a small SQLite file beside the results.
+"""Readings of results (agree, disagree, a comment) in a small SQLite file beside the results.
 
-Results are never changed by it. Every entry is kept, with a hash of its words; who changes their
-mind adds another. Comments may name a person, so the file is for its owner alone (mode 0600).
+Readings never change the results. Every entry is kept, with a hash of its fields; a reader who
+changes their mind adds another entry. Comments may name a person, so only the owner can read the
+file (mode 0600).
 
-Verdicts also come from the report page, as a JSON list of ``{"key", "opinion", "comment",
-"reader", "at"}``. The same words of the same reader at the same time are the same entry, so a file
-that is merged twice adds nothing. Pages written before readings had a time leave ``at`` out: then
-the same words are the same entry, whenever they were said.
+The report page saves readings as a JSON list of ``{"key", "opinion", "comment", "reader", "at"}``.
+Entries with equal fields are the same entry, so merging a file twice adds nothing. Pages of earlier
+versions omit the time ``at``; then entries are the same if all other fields are equal.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "opinion", "reader",
 """Columns of the table, all text."""
 
 MAX_FILE = 10_000_000
-"""Bytes of a file of verdicts."""
+"""Largest file of readings in bytes."""
 
 MAX_TEXT = 10_000
-"""Bytes of a text in it, as UTF-8."""
+"""Longest text in such a file, in bytes of UTF-8."""
 
 _ENTRY = ("key", "opinion", "comment", "reader", "at")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)", re.ASCII)
@@ -49,19 +49,19 @@ _INSERT = "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?)"
 
 @dataclass(frozen=True)
 class Feedback:
-    """One thing that a reader said.
+    """One reading: a human reader's answer to a verdict.
 
     Attributes
     ----------
     key : str
         Pseudonym of the scan.
     opinion : {"agree", "disagree"}
-        With what the results say of it.
+        Whether the reader agrees with the verdict.
     reader : str
-        Any name; empty where it does not matter.
+        Any name; may be empty.
     comment : str
     at : str
-        When, UTC, ISO 8601.
+        Time in UTC, ISO 8601.
     """
 
     key: str
@@ -71,7 +71,7 @@ class Feedback:
     at: str = ""
 
     def add(self, path: Path) -> None:
-        """Append it to a file, which is made where there is none; now, unless it says when.
+        """Append the reading to a file, which is created if missing; the default time is now.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Feedback:
         """
         at = self.at or datetime.now(UTC).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")  # or two would add the column at once
+            connection.execute("BEGIN IMMEDIATE")  # two processes must not both add the column
             _make_table(connection)
             words = (self.key, self.opinion, self.reader, self.comment, at)
             connection.execute(_INSERT, (*words, _hash(words)))
@@ -88,20 +88,20 @@ class Feedback:
 
     @classmethod
     def parse(cls, path: Path) -> list[Feedback]:
-        """Read verdicts that were saved from the report page.
+        """Read readings that were saved from the report page.
 
         Parameters
         ----------
         path : Path
-            A JSON list of at most `MAX_FILE` bytes. Every entry holds ``key`` and ``opinion``; it
-            may hold ``comment``, ``reader`` and ``at``, a time such as
-            ``2026-03-14T09:26:53.589Z``, which is kept to the second. Every text is at most
-            `MAX_TEXT` bytes of UTF-8.
+            A JSON list of at most `MAX_FILE` bytes. Every entry has ``key`` and ``opinion``; it may
+            have ``comment``, ``reader`` and ``at``, a time such as ``2026-03-14T09:26:53.589Z``,
+            which is stored to the second. Every text has at most `MAX_TEXT` bytes of UTF-8.
 
         Raises
         ------
         AnomalyError
-            If it is anything else; the first bad entry is named by its number, from 1.
+            If the file is anything else; the message gives the number of the first invalid entry,
+            from 1.
         """
         try:
             with path.open("rb") as file:
@@ -120,9 +120,10 @@ class Feedback:
 
     @classmethod
     def merge(cls, path: Path, entries: Sequence[Feedback]) -> int:
-        """Append those that are not there yet, all or none; return how many.
+        """Append the entries that are new, all or none; return their number.
 
-        One that says no time is there if its words are, at any time; also among `entries`.
+        An entry without a time is new if no entry, of any time, has equal other fields. Duplicates
+        within `entries` are also removed.
 
         Raises
         ------
@@ -131,7 +132,7 @@ class Feedback:
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with _open(path, write=True) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")  # nobody adds between the look and the writing
+            connection.execute("BEGIN IMMEDIATE")  # others must wait
             _make_table(connection)
             rows = connection.execute("SELECT key, opinion, reader, comment, at FROM feedback")
             known = set(rows)
@@ -150,7 +151,7 @@ class Feedback:
 
     @classmethod
     def read(cls, path: Path) -> list[Feedback]:
-        """Everything that was said, in order; empty where there is no file.
+        """All readings in a file, in order; empty if there is no file.
 
         Raises
         ------
@@ -162,7 +163,7 @@ class Feedback:
         with _open(path, write=False) as connection:
             rows = connection.execute("SELECT * FROM feedback").fetchall()
             ((count,),) = connection.execute("PRAGMA user_version").fetchall()
-        if count not in (0, len(rows)):  # files of earlier versions say none
+        if count not in (0, len(rows)):  # files of earlier versions have no count
             raise AnomalyError(
                 f"{path} is damaged: it holds {len(rows)} entries, and {count} were written. Bring "
                 "the file back from a copy"
@@ -181,7 +182,7 @@ class Feedback:
 
     @classmethod
     def table(cls, path: Path) -> pa.Table:
-        """Read the same as a table for SQL."""
+        """Read all readings in a file as a table for SQL."""
         return pa.Table.from_pylist([asdict(entry) for entry in cls.read(path)], schema=SCHEMA)
 
 
@@ -193,7 +194,7 @@ def _make_table(connection: sqlite3.Connection) -> None:
 
 
 def _count(connection: sqlite3.Connection) -> None:
-    """Note how many entries there are: a page that loses some says nothing."""
+    """Store the number of entries: SQLite does not notice if a page loses some."""
     ((count,),) = connection.execute("SELECT count(*) FROM feedback").fetchall()
     connection.execute(f"PRAGMA user_version = {int(count)}")
 
@@ -203,7 +204,7 @@ def _hash(words: tuple[str, ...]) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an entry, of which no name may stand twice: nobody could say which is meant."""
+    """Return an entry; a name that occurs twice raises `ValueError`, because it is ambiguous."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         names = [name for name, _ in pairs]
@@ -214,7 +215,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parsed(entry: object, where: str) -> Feedback:
     if not isinstance(entry, dict) or not {"key", "opinion"} <= entry.keys() <= set(_ENTRY):
-        # Names are quoted in part: who made them may have made them long.
+        # Truncate the quoted names: they are untrusted and may be long.
         held = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise AnomalyError(f"{where} holds {held!s:.100}: expected key and opinion, of {_ENTRY}")
     for name, text in entry.items():
@@ -239,7 +240,7 @@ def _parsed(entry: object, where: str) -> Feedback:
 
 
 def _utc(text: str, where: str) -> str:
-    """Time as the file of feedback writes it."""
+    """Normalise a time to the format of the SQLite file."""
     try:
         if not _TIME.fullmatch(text):
             raise ValueError("not of that form")

@@ -1,15 +1,15 @@
-"""The results of scoring on disk: whose they are, their parts, and all rows in one.
+"""The results of scoring on disk: their provenance, their parts, and one file with all rows.
 
 ::
 
-    parts/job.json             whose results these are, and how many parts they will be
-    parts/finished.json        the same, once all parts are there and exported
+    parts/job.json             provenance of the results, with the number of parts
+    parts/finished.json        the same, written when all parts are complete and exported
     parts/part-00012.*         rows of shard 12, and its maps (`anomaly.store.parts`)
-    parts/worklist.parquet     all rows without features, most anomalous first, once all are there
+    parts/worklist.parquet     all rows without features, most anomalous first, once complete
 
-A row names its scan by pseudonym alone: no path, no UID, no name, no exception text. A scan that
-could not be scored is a row with a reason, never a missing row and never "normal". Parquet reads
-everywhere; `query` asks all parts in SQL (`anomaly.store.database`).
+A row identifies its scan by pseudonym only: no path, no UID, no name, no exception text. A scan
+that could not be scored is a row with a reason, never a missing row and never "normal". Many tools
+read Parquet; `Results.query` runs SQL over all parts (`anomaly.store.database`).
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ class Results(Parts):
 
     @property
     def job(self) -> Path:
-        """Whose results these are."""
+        """Path of the provenance of the results."""
         return self.folder / "job.json"
 
     @property
     def finished(self) -> Path:
-        """Whose results were all there, and exported, last."""
+        """Path of the provenance of the last results that were complete and exported."""
         return self.folder / "finished.json"
 
     @property
     def worklist(self) -> Path:
-        """All rows in one file, for quick questions; counts while `is_finished`."""
+        """Path of all rows in one file, for fast queries; valid while `is_finished`."""
         return self.folder / "worklist.parquet"
 
     def begin(self, provenance: Provenance) -> None:
-        """Say whose results these will be; parts of others no longer count."""
+        """Start results with this provenance; parts with another one no longer count."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reopen()
         with part_file(self.job) as file:
             file.write(_job_text(provenance).encode())
 
     def provenance(self) -> Provenance:
-        """Whose results these are.
+        """Read the provenance of the results.
 
         Raises
         ------
         AnomalyError
-            If there are none, or they are of another version.
+            If there are no results, or they are of another version.
         """
         try:
             return Provenance(**json.loads(self.job.read_text(encoding="utf-8")))
@@ -82,7 +82,7 @@ class Results(Parts):
             raise AnomalyError(f"{self.job} is damaged ({error}): score again") from error
 
     def done(self, provenance: Provenance | None = None) -> list[int]:
-        """Shards whose parts are there; of the results that `job.json` names by default."""
+        """Shards with a complete part of this provenance; default: the one in `job.json`."""
         expected = provenance or self.provenance()
         return [index for index in range(expected.parts) if self.is_done(index, expected)]
 
@@ -104,17 +104,17 @@ class Results(Parts):
         return [row for index in done for row in self.rows(index)], provenance
 
     def reopen(self) -> None:
-        """Say that the results are being changed: no longer finished."""
+        """Mark the results as not finished, before they change."""
         self.finished.unlink(missing_ok=True)
 
     def forget(self, index: int) -> None:
-        """Remove a shard's part, so that it is made again."""
+        """Remove a shard's part, so that the shard is scored again."""
         self.reopen()
         self.checksums(index).unlink(missing_ok=True)
         self.part(index).unlink()
 
     def finish(self, provenance: Provenance, table: Path) -> None:
-        """Tidy up after the last part and export; for one process at a time."""
+        """Remove leftover files and export all rows, after the last part; not concurrently."""
         self.reopen()
         self._clean(provenance)
         for left in table.parent.glob(f"{table.name}.*.tmp"):
@@ -126,7 +126,7 @@ class Results(Parts):
             file.write(_job_text(provenance, sha256=hashes).encode())
 
     def _clean(self, provenance: Provenance) -> None:
-        # All parts are there: what is being written now is written twice.
+        # All parts are complete, so anything still being written is a duplicate.
         names = ("*.tmp", "*.stale", "part-*.lease")
         for path in (path for name in names for path in self.folder.glob(name)):
             path.unlink(missing_ok=True)
@@ -140,27 +140,27 @@ class Results(Parts):
                 path.unlink(missing_ok=True)
 
     def _sort(self) -> None:
-        """Write the worklist: in one sorted file the first of ten million are found fast."""
+        """Write the worklist: one sorted file makes the first of ten million rows fast to find."""
         with self._asked(self.worklist) as (connection, temporary):
             rows = connection.sql("SELECT * FROM worklist ORDER BY score DESC NULLS LAST")
             rows.write_parquet(temporary, compression="zstd")
 
     def is_finished(self, provenance: Provenance) -> bool:
-        """Whether `finish` was the last word on these results."""
+        """Whether the results were finished with this provenance and not changed since."""
         return self._finished(provenance) is not None
 
     def _finished(self, provenance: Provenance) -> dict[str, str] | None:
-        """Hashes of the exports, by name; None where these results are not finished."""
+        """Hashes of the exports, by file name; None if the results are not finished."""
         try:
             finished = json.loads(self.finished.read_text(encoding="utf-8"))
-            earlier: dict[str, str] = {}  # versions that kept no hashes
+            earlier: dict[str, str] = {}  # earlier versions stored no hashes
             hashes = {str(k): str(v) for k, v in finished.pop("sha256", earlier).items()}
             return hashes if Provenance(**finished) == provenance else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def is_exported(self, provenance: Provenance, path: Path) -> bool:
-        """Whether results are finished, and an export of them is as it was written."""
+        """Whether the results are finished and an export of them is undamaged."""
         hashes = self._finished(provenance)
         if hashes is None:
             return False
@@ -170,7 +170,7 @@ class Results(Parts):
             return False
 
     def export_csv(self, path: Path) -> int:
-        """Write all rows, in order and without features, as CSV; return how many.
+        """Write all rows, in order and without features, as CSV; return their number.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Results(Parts):
 
     @contextmanager
     def _asked(self, path: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
-        """Yield the database and the name under which to write a file that then appears whole."""
+        """Yield the database and a temporary name for a file that then replaces `path`."""
         try:
             with whole_path(path) as temporary, self._open() as connection:
                 yield connection, str(temporary)
@@ -199,17 +199,18 @@ class Results(Parts):
         return self.query(f"SELECT {TABLE} FROM scores")  # noqa: S608
 
     def query(self, sql: str, **tables: pa.Table) -> pa.Table:
-        """Ask the finished parts in SQL.
+        """Run a SQL query over the finished parts.
 
-        Nothing but the parts can be read, and nothing can be written.
+        The query can read only the parts and the given tables, and can write nothing.
 
         Parameters
         ----------
         sql : str
-            One SELECT over ``scores``, the rows; ``worklist``, the same without features, quicker;
-            ``studies`` and ``patients``, one row each (`anomaly.store.database`); and the
-            tables given.
+            One SELECT over ``scores``, all rows; ``worklist``, the same rows without features,
+            which is faster; ``studies`` and ``patients``, one row for each
+            (`anomaly.store.database`); and the given tables.
         **tables : pyarrow.Table
+            Additional tables, by name.
 
         Raises
         ------
@@ -225,17 +226,18 @@ class Results(Parts):
             with self._open(parts="scores" in sql.lower()) as connection:
                 return select(connection, sql, tables)
         except duckdb.Error as error:
-            cause = str(error).splitlines()[0]  # below it the query is drawn again
+            cause = str(error).splitlines()[0]  # the other lines repeat the query
             raise AnomalyError(f"the query is refused: {cause}") from error
 
     @contextmanager
     def _open(self, *, parts: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Yield a database in memory that knows the parts that are done.
+        """Yield an in-memory database of the finished parts.
 
-        Where all is finished and nothing asks for the parts, the worklist alone is read.
+        If the results are finished and the query does not need the parts, only the worklist is
+        read.
         """
         provenance = self.provenance()
-        # A look whether they are there, and not into each of thousands.
+        # Check only that the files exist; opening thousands of them takes long.
         everything = [*map(self.part, range(provenance.parts)), self.worklist]
         complete = self.is_finished(provenance) and all(path.exists() for path in everything)
         done = range(provenance.parts) if complete else self.done(provenance)

@@ -1,4 +1,4 @@
-"""A row of results, its columns on disk, and how it is shown to spreadsheets and terminals."""
+"""A row of results, its columns on disk, and its safe form for spreadsheets and terminals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CSV_TABLE", "SCHEMA", "TABLE", "ScoreRow", "plain_cell", "plain_valu
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """What is known of one scan after scoring.
+    """The results for one scan.
 
     Attributes
     ----------
@@ -22,26 +22,26 @@ class ScoreRow:
         Pseudonym.
     status : {"scored", "not scored"}
     reason : str
-        Why it was not scored; one short word or two.
+        Why the scan was not scored, in one or two words.
     score : float or None
         Higher = more anomalous.
     p_value : float or None
-        None where not scored, or where the bundle is not calibrated.
+        None if the scan was not scored or the bundle is not calibrated.
     flagged : bool or None
         ``p_value <= alpha``.
     evidence_peak : float or None
         Largest evidence of the heatmap.
     regions : int or None
-        Connected regions above the evidence threshold.
+        Number of connected regions above the evidence threshold.
     view : str
     site : str
-        As the configuration names it; empty where it does not.
+        Name from the configuration; empty if it gives none.
     study, patient : str
-        Pseudonyms; empty where the source says nothing.
+        Pseudonyms; empty if the source does not state them.
     map_part : int or None
-        Shard whose maps hold this scan's; None where no map is kept.
+        Shard whose file of maps contains the map of this scan; None if no map is stored.
     seen : bool
-        The scan took part in training or calibration: it counts in no figure.
+        Whether the scan was used in training or calibration; then no statistic includes it.
     features : mapping of str to float
     """
 
@@ -81,23 +81,24 @@ SCHEMA = pa.schema(
         ("features", pa.map_(pa.string(), pa.float32())),
     ]
 )
-"""Columns of a part, as in `ScoreRow`."""
+"""Columns of a part: the attributes of `ScoreRow`."""
 
 TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
-"""Columns of the worklist: all but features and maps."""
+"""Columns of the worklist: all except features and the shard of the map."""
 
 _COMPUTED = "^[\\t\\r\\n]|^[ \u3000\xa0]*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
-"""A text that begins so is a formula to a spreadsheet (OWASP, "CSV injection"); some look behind
-spaces, and take full-width signs for signs."""
+"""Beginnings of text that spreadsheets read as a formula (OWASP, "CSV injection"). Some programs
+skip leading spaces and accept full-width signs."""
 
 _OBEYED = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
-"""What a terminal obeys and no table needs."""
+"""Control characters that a terminal executes and no table needs."""
 
 
 def plain_cell(value: object) -> object:
-    """Return what a spreadsheet or a terminal shows as this value, and neither computes nor obeys.
+    """Return a value in a form that no spreadsheet computes and no terminal executes.
 
-    Text that would be computed gets a quote, control characters but tabs and line ends a mark.
+    Text that a spreadsheet would compute gets a leading quote. Control characters other than tabs
+    and line ends become U+FFFD.
     """
     if not isinstance(value, str):
         return value
@@ -106,7 +107,7 @@ def plain_cell(value: object) -> object:
 
 
 def plain_values(column: pa.Array) -> list[object]:
-    """Values of a column of an answer; times as text, which reach further than Python's."""
+    """Values of a column of a query result; times as text, because Python's range is smaller."""
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         column = column.cast(pa.string())
     values: list[object] = column.to_pylist()
@@ -122,4 +123,4 @@ def _csv_column(name: str) -> str:
 
 
 CSV_TABLE = ", ".join(map(_csv_column, TABLE.split(", ")))
-"""The same, as a CSV file shows them."""
+"""The same columns in the form of `plain_cell`, as SQL expressions."""

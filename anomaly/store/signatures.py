@@ -1,15 +1,15 @@
-r"""Who made a bundle: an Ed25519 signature (RFC 8032) of its hash.
+r"""Signatures of bundles: an Ed25519 signature (RFC 8032) of the bundle's hash proves its origin.
 
 ::
 
     bundle.sig    64 bytes: signature of "anomaly bundle 1\n" + SHA-256 of bundle.json, in hex
 
-``bundle.json`` names the hashes of all other files of a bundle, so its hash stands for all of it.
-Without a signature the hashes prove that a bundle is whole, and not who made it: whoever changes a
-file can write its hash anew. Who checks names the signer's public key: a key that comes with the
-bundle would prove nothing.
+``bundle.json`` lists the hashes of all other files of a bundle, so its hash covers the whole
+bundle. Hashes alone prove that a bundle is intact, but not who made it: anyone who changes a file
+can also update its hash. The user provides the signer's public key for a check, because a key that
+comes with the bundle would prove nothing.
 
-Keys are PEM files, as ``openssl genpkey -algorithm ed25519`` writes them.
+Keys are PEM files, as written by ``openssl genpkey -algorithm ed25519``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["check_signature", "sign_bundle"]
 
 PREFIX = b"anomaly bundle 1\n"
-"""Begins what is signed: no signature of anything else passes for one of a bundle."""
+"""Start of the signed message, so that a signature of anything else is invalid for a bundle."""
 
 
 def sign_bundle(folder: Path, key: Path) -> Path:
-    """Sign a bundle, in place of a signature that it had; return the file.
+    """Sign a bundle, replacing an existing signature; return the path of the signature.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def sign_bundle(folder: Path, key: Path) -> Path:
     BundleError
         If there is no bundle, or it is damaged.
     ConfigError
-        If `key` holds no private Ed25519 key.
+        If `key` contains no private Ed25519 key.
     AnomalyError
         If the signature cannot be written.
     """
@@ -62,7 +62,7 @@ def sign_bundle(folder: Path, key: Path) -> Path:
 
 
 def check_signature(folder: Path, signer: Path) -> None:
-    """Refuse a bundle that the owner of a key has not signed.
+    """Check that the owner of a key signed a bundle.
 
     Parameters
     ----------
@@ -73,9 +73,10 @@ def check_signature(folder: Path, signer: Path) -> None:
     Raises
     ------
     BundleError
-        If there is no bundle, or no signature, or it is by another key or of another bundle.
+        If there is no bundle or no signature, or the signature is by another key or of another
+        bundle.
     ConfigError
-        If `signer` holds no public Ed25519 key.
+        If `signer` contains no public Ed25519 key.
     """
     public = _public_key(signer)
     message = _message(folder)

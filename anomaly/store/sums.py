@@ -1,11 +1,11 @@
-"""Hashes of the files of a run, beside them: what a disk has lost is named.
+"""Hashes of the files of a run, stored in the run, to detect files that a disk damaged or lost.
 
 ::
 
-    RUN/SHA256SUMS     lines of sha256sum: hash, two spaces, path in the run
+    RUN/SHA256SUMS     format of sha256sum: hash, two spaces, path within the run
 
-A file is hashed by the stage that writes it, and by no other: a later stage would bless the damage.
-Files that carry a check of their own are left out.
+Only the stage that writes a file hashes it: a later stage could record the hash of a damaged file.
+Files that have their own check are omitted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ SUMS = "SHA256SUMS"
 _LOCK = ".sums.lock"
 
 _LEFT_OUT = frozenset({"parts", "bundle", "spool", "tensorboard"})
-"""Folders of a run: with hashes of their own, of others' files, or written to all the time."""
+"""Folders of a run that are omitted: they have their own hashes, contain files of other programs,
+or are written to all the time."""
 
 _CHECKED_ELSEWHERE = frozenset(
     {
@@ -37,18 +38,18 @@ _CHECKED_ELSEWHERE = frozenset(
 
 
 def seal(run: Path, wrote: Collection[Path] = ()) -> None:
-    """Write the hashes of what a stage has written, and of what is new; keep the others.
+    """Write the hashes of the files that a stage wrote and of new files; keep all other hashes.
 
     Parameters
     ----------
     run : Path
     wrote : collection of Path
-        Files and folders of the run that the stage has written.
+        Files and folders of the run that the stage wrote.
 
     Raises
     ------
     AnomalyError
-        If they cannot be written.
+        If the hashes cannot be written.
     """
     with _locked(run):
         known, _ = _read(run / SUMS)
@@ -65,9 +66,9 @@ def seal(run: Path, wrote: Collection[Path] = ()) -> None:
 
 
 def damaged_files(run: Path) -> tuple[list[str], int]:
-    """Names of files that are gone or hold other bytes than were written; and how many are listed.
+    """Names of files that are missing or do not match their hash, and the number of listed files.
 
-    `SUMS` itself is among the damaged where a line of it is none.
+    `SUMS` itself counts as damaged if one of its lines cannot be parsed.
     """
     known, is_sound = _read(run / SUMS)
     damaged = [name for name, expected in known.items() if _hash(run / name) != expected]
@@ -76,7 +77,7 @@ def damaged_files(run: Path) -> tuple[list[str], int]:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Let one process at a time read and write the hashes."""
+    """Hold a lock, so that only one process at a time reads and writes the hashes."""
     with writing(run / _LOCK):
         handle = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -101,7 +102,7 @@ def _files(run: Path) -> Iterator[Path]:
 
 
 def _read(sums: Path) -> tuple[dict[str, str], bool]:
-    """Hashes by name, and whether every line is one."""
+    """Hashes by name, and whether every line could be parsed."""
     try:
         lines = sums.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -112,7 +113,7 @@ def _read(sums: Path) -> tuple[dict[str, str], bool]:
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a plain file; empty where there is none: gone meanwhile, a link, a pipe."""
+    """SHA-256 of a regular file; empty if it is missing, a link or a pipe."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(path, flags)

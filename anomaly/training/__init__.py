@@ -1,1 +1,1 @@
-"""From normal scans to a trained network and a fitted detector."""
+"""Training of the network and fitting of the detector on normal scans."""

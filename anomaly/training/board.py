@@ -1,4 +1,4 @@
-"""The board of a training: its curves and pictures in TensorBoard's files."""
+"""TensorBoard files of a training run: curves and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Board", "quiet_board"]
 
 
 class Board:
-    """TensorBoard's files of one training.
+    """Writer of the TensorBoard files of one training run.
 
     Parameters
     ----------
@@ -27,32 +27,32 @@ class Board:
     """
 
     def __init__(self, folder: Path) -> None:
-        _remove_host_names(folder)  # of a training that was killed
+        _remove_host_names(folder)  # left by a run that was killed
         self._folder = folder
         self._writer = SummaryWriter(str(folder))
 
     def write(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Draw every number under its path of names: ``health/parts/scale 1/share/3``.
+        """Write every number under its nested name, such as ``health/parts/scale 1/share/3``.
 
         Raises
         ------
         AnomalyError
-            If the disk refuses.
+            If the files cannot be written.
         """
         with writing(self._folder):
             self._draw(metrics, step)
 
     def show(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Add a grey picture (H, W)."""
+        """Add a greyscale image (H, W)."""
         self._writer.add_image(name, picture[None], step)
 
     def close(self) -> None:
-        """End the files; they no longer name this machine.
+        """Close the files and remove the name of this machine from their names.
 
         Raises
         ------
         AnomalyError
-            If the disk refuses.
+            If the files cannot be written.
         """
         with writing(self._folder):
             self._writer.close()
@@ -65,13 +65,13 @@ class Board:
             parts = dict(enumerate(value)) if isinstance(value, list) else value
             if isinstance(parts, Mapping):
                 self._draw({f"{name}/{key}": part for key, part in parts.items()}, step)
-            elif not isinstance(parts, str):  # names of dead parts are no curve
+            elif not isinstance(parts, str):  # names of dead parts
                 self._writer.add_scalar(name, parts, step)
 
 
 @contextmanager
 def quiet_board() -> Iterator[None]:
-    """Keep the board's own thread from a traceback: the loop meets the same disk, and says so."""
+    """Suppress disk errors in TensorBoard's thread; the training loop reports the same error."""
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
@@ -87,9 +87,9 @@ def quiet_board() -> Iterator[None]:
 
 
 def _remove_host_names(folder: Path) -> None:
-    """Rename event files that TensorBoard named after this machine, which a run may be shared by.
+    """Rename event files, because TensorBoard puts the name of this machine in their names.
 
-    It writes them by name, so not before they are closed.
+    Only closed files can be renamed: TensorBoard writes to them by name.
     """
     for path in folder.glob("events.out.tfevents.*"):
         plain = re.sub(r"(tfevents\.\d+)\..*\.(\d+\.\d+)$", r"\1.host.\2", path.name)

@@ -1,6 +1,6 @@
-"""What a training run leaves on disk: ``checkpoint.pt`` to resume from, ``metrics.jsonl`` to read.
+"""Files of a training run: ``checkpoint.pt`` to resume from, and ``metrics.jsonl``.
 
-Both appear whole or not at all, and reading executes nothing.
+Checkpoints are written atomically, records of metrics have checksums, and reading executes no code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Metrics = dict[str, Any]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain values only, nothing is executed.
+    """Read a checkpoint. It contains tensors and plain values only; no code is executed.
 
     Raises
     ------
@@ -37,13 +37,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums
+            damaged = archive.testzip()  # torch.load does not check the checksums
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint at {path}: train first") from error
-    except Exception as error:  # torch raises many kinds for a damaged archive
+    except Exception as error:  # torch raises many types for a damaged zip file
         raise CheckpointError(f"checkpoint {path} is damaged ({error}): train again") from error
     expected = {"conditions", "step", "network", "averaged", "optimizer"}
     if not isinstance(saved, dict) or not expected <= saved.keys():
@@ -54,12 +54,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written (disk full); the previous checkpoint survives.
+        If it cannot be written (disk full); the previous checkpoint is unchanged.
     """
     try:
         with whole(path) as file:
@@ -72,16 +72,16 @@ def write_checkpoint(path: Path, saved: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Read ``metrics.jsonl``: one record a validation, by step.
+    """Read ``metrics.jsonl``: one record per validation, by step.
 
     Raises
     ------
     CheckpointError
-        If a record is not the one that was written.
+        If a record does not match its checksum.
     """
     if not path.exists():
         return []
-    # What follows the last line end is a record that a killed run did not finish.
+    # Text after the last line end is an incomplete record of a run that was killed.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     try:
         return [read_checked(line) for line in lines]
@@ -101,7 +101,7 @@ def append_metrics(path: Path, record: Metrics) -> None:
 
 
 def keep_metrics_until(path: Path, step: int) -> None:
-    """Drop what was recorded after step `step`; the resumed run records it again."""
+    """Remove records after step `step`; the resumed run writes them again."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         try:

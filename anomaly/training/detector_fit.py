@@ -1,9 +1,9 @@
-"""fit: normal scans and a trained network -> heatmap model and detector.
+"""Normal scans and a trained network -> heatmap model and detector.
 
-The detector is fitted on normals as they are and, where the configuration says so, on copies under
-mild acquisition nuisance. Of several candidates one is chosen by its margin between synthetic
-perturbations and nuisance (`anomaly.detection.selection`), on validation normals, fitted on the
-training normals alone. No abnormal scan takes part.
+The detector is fitted on unchanged normal scans and, if the configuration says so, on copies under
+mild acquisition nuisance. If there are several candidates, they are fitted on the training normals
+and compared on validation normals by their margin between synthetic perturbations and nuisance
+(`anomaly.detection.selection`). No abnormal scan is used.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class FittedScoring:
-    """A detector and a heatmap model, and how the detector was chosen.
+    """A detector and a heatmap model, with the result of the selection.
 
     Attributes
     ----------
     detector : FeatureDetector
     heatmap : HeatmapModel
     chosen : KindSettings
-        The candidate that `detector` is.
+        Settings of the chosen candidate.
     margins : dict of str to float
-        Of every candidate; empty where there was nothing to choose.
+        Margin of every candidate; empty if there was only one.
     """
 
     detector: FeatureDetector
@@ -73,7 +73,7 @@ class FittedScoring:
 
 @dataclass(frozen=True)
 class ScanObserver:
-    """A trained network that looks at scans as its configuration says.
+    """A trained network that computes observations of scans according to its configuration.
 
     Attributes
     ----------
@@ -94,20 +94,20 @@ class ScanObserver:
     def observe(
         self, rows: Sequence[ManifestRow], what: str, change: Change | None = None
     ) -> Observation:
-        """Read scans, changed where asked, and ask the network about them, in order."""
+        """Read scans, optionally changed, and compute their observations, in order."""
         return join(list(self.parts(self.images(rows, change), what)))
 
     def images(self, rows: Sequence[ManifestRow], change: Change | None = None) -> NetworkImages:
-        """Read scans as the network sees them, changed where asked, in order."""
+        """Read the network images of scans, optionally changed, in order."""
         return read_images(self.reader(change), rows, self.config.data.workers)
 
     def reader(self, change: Change | None = None) -> ImageReader:
-        """Return what reads its scans, changed where asked."""
+        """Return a reader of network images, which optionally changes the scans."""
         config = self.config
         return ImageReader(config.data.root, config.intensity, config.preprocessing, change)
 
     def parts(self, images: NetworkImages, what: str) -> Iterator[Observation]:
-        """Ask the network about images, a batch at a time: not all residuals fit in memory."""
+        """Observe images batch by batch, because the residuals of all do not fit in memory."""
         extract = FeatureExtractor(
             self.network.to(self.device),
             self.levels,
@@ -147,14 +147,14 @@ def fit_detector(
 def fitting_set(
     observer: ScanObserver, rows: Sequence[ManifestRow]
 ) -> tuple[Observation, NDArray[np.intp]]:
-    """Observe scans as they are, and under nuisance as often as the configuration says.
+    """Observe unchanged scans and as many copies under nuisance as the configuration states.
 
     Returns
     -------
     Observation
-        Of all scans as they are, then of all first copies, and so on.
+        All unchanged scans, then all first copies, and so on.
     ndarray of int
-        Number in `rows` of the scan that each image shows.
+        For each image, the index of its scan in `rows`.
     """
     settings = observer.config.detector
     parts = [observer.observe(rows, "observing normals")]
@@ -171,7 +171,7 @@ def _choose(
     trained: int,
     validation: Sequence[ManifestRow],
 ) -> tuple[KindSettings, dict[str, float]]:
-    """Compare the candidates, fitted on the first `trained` scans, on validation scans."""
+    """Choose a candidate on validation scans; all are fitted on the first `trained` scans."""
     features, heatmap = observer.config.features, observer.config.heatmap
     copies = observer.config.detector.nuisance_copies
     perturbed = join(
@@ -207,7 +207,7 @@ def _choose(
 
 
 def calibration_change(config: Config) -> Change | None:
-    """How calibration scans are changed before they are scored; None where they are not."""
+    """Change of calibration scans before they are scored; None if they stay unchanged."""
     if not config.detector.calibrate_under_nuisance:
         return None
     return partial(changed, "nuisance", config.detector.seed, 0)
@@ -220,7 +220,7 @@ def changed(
     pixels: NDArray[np.float32],
     row: ManifestRow,
 ) -> NDArray[np.float32]:
-    """Change a scan by a draw that is its own: a function of its content, the seed and the copy."""
+    """Change a scan at random, seeded by its content, the seed and the number of the copy."""
     name = f"{kind} {seed} {copy} {row.sha256} {row.frame}".encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
     if kind == "nuisance":

@@ -1,11 +1,10 @@
-"""Training: one loop, torch alone.
+"""The training loop, in plain PyTorch.
 
-`fit` takes a loss, an iterable of batches and settings. It never reads a file list and holds no
-formula. An interrupted and resumed run equals an uninterrupted one
-(`anomaly.training.state`).
+`fit` takes a loss, an iterable of batches and settings. It reads no scans and defines no part of
+the loss. An interrupted and resumed run equals an uninterrupted one (`anomaly.training.state`).
 
-Every `TrainingSettings.examine_every` steps it looks whether every part of the network takes part
-(`anomaly.cdm.health`), and says at once where one has died: the loss does not show it.
+Every `TrainingSettings.examine_every` steps the loop checks that every part of the network
+contributes (`anomaly.cdm.health`), and warns of dead parts, which the loss does not show.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ log = logging.getLogger(__name__)
 
 
 class FitResult(NamedTuple):
-    """What training left.
+    """The result of training.
 
     Attributes
     ----------
     network : Module
-        The averaged network, in evaluation mode.
+        Averaged network, in evaluation mode.
     step : int
-        Steps done.
+        Number of steps done.
     finished : bool
-        False where `should_stop` ended it early; the checkpoint resumes it.
+        False if `should_stop` ended the training early; it can be resumed from the checkpoint.
     """
 
     network: nn.Module
@@ -56,16 +55,16 @@ class FitResult(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """Where a training is kept, and what it may be resumed under.
+    """The folder of a training run, and the conditions for resuming it.
 
     Attributes
     ----------
     path : Path
-        Holds ``checkpoint.pt`` and ``metrics.jsonl``; written by rank 0 alone.
+        Contains ``checkpoint.pt`` and ``metrics.jsonl``; only rank 0 writes to it.
     conditions : mapping of str to str
-        What is trained on what, by name; `TrainingSettings` are added to it. A checkpoint of others
-        is refused, and the names that differ are said. Only how often something is looked at or
-        kept (``..._every``) may differ, and the number of steps where it is not yet reached.
+        Description of the model and the data, by name; `TrainingSettings` are added. A checkpoint
+        with other conditions is refused, and the error names those that differ. Only intervals
+        (``..._every``) may differ, and the number of steps if it is not yet reached.
     """
 
     path: Path
@@ -74,18 +73,18 @@ class TrainingFolder:
 
 @dataclass(frozen=True)
 class Observers:
-    """Who follows a training, and may end it.
+    """Callbacks that observe a training run and can end it.
 
     Attributes
     ----------
     validate : callable or None
-        ``validate(averaged network, step)`` -> numbers to record.
+        ``validate(averaged network, step)`` -> metrics to record.
     on_metrics : callable or None
-        ``on_metrics(record)`` after each validation, with all that is recorded.
+        ``on_metrics(record)`` after each validation, with the complete record.
     on_step : callable or None
         ``on_step(step, loss)`` after each step, for a progress bar.
     should_stop : callable or None
-        Asked after each step; True writes a checkpoint and returns.
+        Called after each step; if it returns True, the loop writes a checkpoint and returns.
     """
 
     validate: Callable[[nn.Module, int], Metrics] | None = None
@@ -110,27 +109,28 @@ def fit(
     grey_levels: int | None,
     observers: Observers = NOBODY,
 ) -> FitResult:
-    """Train ``loss.network``; resume from the folder's checkpoint where there is one.
+    """Train ``loss.network``; resume from the folder's checkpoint if there is one.
 
     Parameters
     ----------
     loss : CDMLoss
-        Trained in place, on the device that it is on.
+        Trained in place, on its current device.
     batches : callable
         ``batches(start)`` iterates over this process's share of steps ``start, start + 1, ...``.
     settings : TrainingSettings
     folder : TrainingFolder
     grey_levels : int or None
-        Grey values of the images, for dequantisation; None where they are continuous.
+        Number of grey levels of the images, for dequantisation; None if they are continuous.
     observers : Observers
 
     Raises
     ------
     NonFiniteLoss
-        With step, levels and scan keys; the last checkpoint stays.
+        If the loss or its gradient is not finite. The message states the step, the noise levels and
+        the keys of the scans; the last checkpoint is unchanged.
     CheckpointError
-        If the checkpoint is damaged or of another run, or cannot be written (disk full); the
-        previous checkpoint survives.
+        If the checkpoint is damaged or of another run, or cannot be written (disk full); then the
+        previous checkpoint is unchanged.
     """
     rank, world = rank_and_world()
     if settings.batch_size % world:
@@ -143,7 +143,7 @@ def fit(
     record = _Record(folder.path, {**folder.conditions, **named}, rank, observers)
     record.resume(state)
     if state.step == 0:
-        record.measure(state)  # where the curve starts: what the closed-form base knows
+        record.measure(state)  # start of the curve: the closed-form base alone
     for batch in batches(state.step) if state.step < settings.steps else ():
         terms, levels, norm = state.train_on(batch, rank, world, grey_levels)
         if observers.on_step is not None:
@@ -163,7 +163,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Record:
-    """The run on disk; only rank 0 writes."""
+    """The files of the run; only rank 0 writes."""
 
     folder: Path
     conditions: Mapping[str, str]

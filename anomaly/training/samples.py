@@ -1,4 +1,4 @@
-"""Samples: what a network draws while it trains, on a sheet that says that it is no scan."""
+"""Samples of a network during training, on a contact sheet that is marked as synthetic."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["draw_samples", "write_samples"]
 def draw_samples(
     network: nn.Module, levels: NoiseLevels, shape: torch.Size, device: torch.device
 ) -> Tensor:
-    """Nine DDIM images, as (9, C, H, W) in [-1, 1], from the same noise every time."""
+    """Nine DDIM samples (9, C, H, W) in [-1, 1], always from the same noise."""
     noise = torch.randn(9, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     steps = min(20, levels.last - 1)
     return sample(network, levels, noise, steps=steps, eta=0.0).cpu()
 
 
 def write_samples(path: Path, images: Tensor) -> NDArray[np.uint8]:
-    """Write a contact sheet, marked synthetic in its pixels and in its metadata; return it."""
+    """Write a contact sheet, marked as synthetic in its pixels and metadata; return it."""
     side = math.isqrt(len(images))
     rows = [torch.cat(list(images[r * side : (r + 1) * side]), dim=2) for r in range(side)]
     grey = ((torch.cat(rows, dim=1).mean(0) + 1) * 127.5).clamp(0, 255).byte().numpy()

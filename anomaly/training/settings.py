@@ -1,4 +1,4 @@
-"""Settings of a training, checked as they are made."""
+"""Settings of training, checked when they are created."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainingSettings:
     examine_every: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Check the range of every setting."""
         for name in ("steps", "batch_size", "validate_every", "checkpoint_every", "examine_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: expected 1 or more")

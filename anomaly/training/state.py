@@ -1,8 +1,8 @@
-"""The state of a training: all that changes from step to step, and how it takes a step.
+"""The state of a training run: everything that changes from step to step, and the step itself.
 
-Randomness is a function of (seed, step), never of what ran before; so an interrupted and resumed
-run equals an uninterrupted one, and several processes together draw the noise that one process
-would draw.
+Random numbers are a function of (seed, step) and not of earlier draws, so an interrupted and
+resumed run equals an uninterrupted one, and several processes together draw the same noise as one
+process.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ __all__ = ["Batch", "TrainingState", "refuse_non_finite"]
 log = logging.getLogger(__name__)
 
 EXAMINED = 4
-"""Images of a batch that the network's health is judged by while it trains."""
+"""Number of images of a batch that are used to check the network's health during training."""
 
 
 class Batch(NamedTuple):
-    """What one process sees of a training step.
+    """The share of one process in the batch of a training step.
 
     Attributes
     ----------
     images : Tensor (B, C, H, W) float32 in [-1, 1], on the grid of `grey_levels` values
     keys : sequence of B str
-        Names of the scans, for messages.
+        Keys of the scans, for messages.
     """
 
     images: Tensor
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 class TrainingState:
-    """Everything that changes while training, and how to put it on disk and back."""
+    """Everything that changes during training, with `dump` and `load` for checkpoints."""
 
     def __init__(self, loss: CDMLoss, settings: TrainingSettings) -> None:
         self.loss = loss
@@ -58,20 +58,20 @@ class TrainingState:
         self.device = next(loss.parameters()).device
         self.step = 0
         self.averaged = copy.deepcopy(loss.network).requires_grad_(False).eval()
-        # DDP keeps gradients equal over processes. Never static_graph: it is silently wrong for a
-        # loss that differentiates through a gradient.
+        # DDP keeps gradients equal across processes. Do not use static_graph: it is silently wrong
+        # for a loss that differentiates through a gradient.
         self.module = DistributedDataParallel(loss) if rank_and_world()[1] > 1 else loss
         self.parameters = [p for p in loss.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
         network = loss.network
         self.parts = network.parts if isinstance(network, HasParts) else {}
-        self.dead: set[str] = set()  # what was warned of
+        self.dead: set[str] = set()  # parts that were reported
         self.update_to_weight: dict[str, float] = {}
 
     def train_on(
         self, batch: Batch, rank: int, world: int, grey_levels: int | None
     ) -> tuple[LossTerms, Tensor, Tensor]:
-        """Take one step; return its loss, the levels drawn and the norm of the gradient."""
+        """Do one step; return its loss, the drawn noise levels and the norm of the gradient."""
         share = self.settings.batch_size // world
         images = batch.images.to(self.device, non_blocking=True)
         uniform, t, eps = self._draw(images.shape[1:], rank * share, share)
@@ -83,12 +83,12 @@ class TrainingState:
             images = dequantize(images, grey_levels, uniform)
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(forked), _autocast(self.settings.precision, self.device):
-            # Dropout draws from the global stream: it too is a function of the step alone.
+            # Dropout uses the global generator, which must also depend only on seed and step.
             torch.manual_seed(self._stream() * world + rank)
             terms: LossTerms = self.module(images, t, eps)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
-        # Processes share the gradient, not the loss: its norm lets them stop together.
+        # Processes share the gradient, not the loss, so its norm lets them stop together.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if _is_finite(terms, norm):  # else the caller raises; the weights stay usable
             self._update()
@@ -97,7 +97,7 @@ class TrainingState:
         return terms, t, norm
 
     def _update(self) -> None:
-        """Take the optimiser's step; where it will be recorded, measure how far it moves a part."""
+        """Do the optimiser step; before a validation also measure the relative update by part."""
         after, every = self.step + 1, self.settings.validate_every
         if after % every and after != self.settings.steps:
             self.optimizer.step()
@@ -113,7 +113,7 @@ class TrainingState:
         }
 
     def examine(self, batch: Batch) -> None:
-        """Warn of parts of the network that are dead, once of each."""
+        """Warn of dead parts of the network, once for each."""
         if not self.parts:
             return
         images = batch.images[:EXAMINED].to(self.device)
@@ -133,7 +133,7 @@ class TrainingState:
         self.dead |= set(health.dead)
 
     def _draw(self, shape: torch.Size, start: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise of this process's rows, drawn as one process would draw the whole batch."""
+        """Random numbers for this process's rows, taken from a draw for the whole batch."""
         generator = torch.Generator().manual_seed(self._stream())
         size = self.settings.batch_size
         t = stratified_levels(size, len(self.loss.levels), generator)
@@ -143,7 +143,7 @@ class TrainingState:
         return tuple(v[rows].to(self.device) for v in (uniform, t, eps))  # type: ignore[return-value]
 
     def _stream(self) -> int:
-        # A plain function of (seed, step); a large odd factor keeps nearby seeds' streams apart.
+        # A function of (seed, step) only; the large odd factor separates streams of nearby seeds.
         return self.settings.seed * 1_000_003 + self.step
 
     def _learning_rate(self) -> float:
@@ -153,7 +153,7 @@ class TrainingState:
 
     @torch.no_grad()
     def _average(self) -> None:
-        # The decay grows from 0, so that a short run does not average its random start.
+        # The decay grows from 0, so that a short run does not average its random initial weights.
         decay = min(self.settings.ema_decay, self.step / (self.step + 10))
         for averaged, current in zip(
             self.averaged.parameters(), self.loss.network.parameters(), strict=True
@@ -161,11 +161,11 @@ class TrainingState:
             averaged.lerp_(current.detach(), 1 - decay)
 
     def is_due(self, every: int) -> bool:
-        """Whether something done every so many steps, and at the end, is to be done now."""
+        """Whether an action that is done every `every` steps, and at the end, is due now."""
         return self.step % every == 0 or self.step == self.settings.steps
 
     def dump(self, conditions: Mapping[str, str]) -> dict[str, Any]:
-        """Return what `load` goes on from."""
+        """Return the content of a checkpoint, for `load`."""
         return {
             "conditions": dict(conditions),
             "step": self.step,
@@ -175,12 +175,12 @@ class TrainingState:
         }
 
     def load(self, saved: Mapping[str, Any], conditions: Mapping[str, str], path: Path) -> None:
-        """Go on from a checkpoint.
+        """Restore the state from a checkpoint.
 
         Raises
         ------
         CheckpointError
-            It is of another training.
+            If the checkpoint belongs to another training run.
         """
         self._check(saved, conditions, path)
         self.loss.network.load_state_dict(saved["network"])
@@ -218,12 +218,12 @@ class TrainingState:
 def refuse_non_finite(
     terms: LossTerms, norm: Tensor, levels: Tensor, batch: Batch, step: int
 ) -> None:
-    """Refuse a step that gave no number.
+    """Check that the loss and the norm of its gradient are finite.
 
     Raises
     ------
     NonFiniteLoss
-        With step, levels and scan keys.
+        If not; the message states the step, the noise levels and the keys of the scans.
     """
     if _is_finite(terms, norm):
         return
@@ -243,7 +243,7 @@ def _is_finite(terms: LossTerms, norm: Tensor) -> bool:
 
 
 def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Norm of the change over the norm of what was; 0 where there is nothing."""
+    """Norm of the change divided by the norm of the earlier values; 0 if that is 0."""
     change = sum(float((a.detach() - b).square().sum()) for a, b in zip(after, before, strict=True))
     size = sum(float(b.square().sum()) for b in before)
     return math.sqrt(change / size) if size else 0.0

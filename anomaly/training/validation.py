@@ -1,4 +1,4 @@
-"""Validation: what a network is worth on held-out images, as numbers for a curve."""
+"""Validation metrics of a network on held-out images."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def validation_metrics(
     Parameters
     ----------
     loss : CDMLoss
-        For its levels and weight; its own network is not used.
+        Source of the levels and the weight of the cross-entropy; its network is not used.
     network : Module
-        Usually the averaged one.
+        Usually the averaged network.
     images : Tensor (N, C, H, W) in [-1, 1]
     grey_levels : int
     seed : int
-        The same noise every time, so that curves compare.
+        Seed of the noise; the same for every validation, so that they can be compared.
     batch : int
 
     Returns
     -------
     dict
-        ``bits_per_dim`` (dequantised, of the density), ``bits_per_dim_bound`` (what the denoising
-        errors prove, `anomaly.cdm.density.denoising_bits_per_dim`), ``cross_entropy`` (nats),
-        ``denoising`` (mean squared error of eps), ``denoising_by_level`` (ten rungs of the ladder;
-        None for one that no image was noised to).
+        ``bits_per_dim`` (of the density, dequantised), ``bits_per_dim_bound`` (bound from the
+        denoising errors, `anomaly.cdm.density.denoising_bits_per_dim`), ``cross_entropy`` (nats),
+        ``denoising`` (mean squared error of eps), ``denoising_by_level`` (the same over ten equal
+        ranges of levels; None for a range without an image).
     """
     levels = loss.levels
     generator = torch.Generator().manual_seed(seed)
