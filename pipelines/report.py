@@ -164,7 +164,7 @@ class ScoredRun:
 
 
 def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
-    """5th and 95th percentile of each feature over normal scans; constant features are left out."""
+    """5th and 95th percentile of each feature over normal scans; left out if they are equal."""
     ranges = {}
     for name, values in calibrated.features.items():
         low, high = values.percentile(5), values.percentile(95)

@@ -96,7 +96,7 @@ def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle
 
 def _made_with(config: Config) -> Config:
     """Return the settings on which a trained bundle depends; the others are set to defaults."""
-    # The table of scans is compared by its hash; intervals of validation etc. have no effect.
+    # The table of scans is compared by its hash; intervals between validations have no effect.
     training = replace(config.training, validate_every=1, checkpoint_every=1, examine_every=1)
     return replace(
         config,

@@ -1,8 +1,9 @@
 """Listing of the files under a folder, and of the folders that are left out, with reasons.
 
-Hidden names (a leading dot) are left out. Each folder is listed once, even if several links lead
-to it: otherwise its scans would be listed twice, and a link to a parent would never end. Folders
-with results of this toolkit are left out, because their pictures and samples look like scans.
+Hidden names (a leading dot) are left out. Links to folders are followed, but each folder is listed
+only once: otherwise its scans would be listed twice, and a link to a parent folder would never end.
+Folders with results of this toolkit are left out, because their pictures and samples look like
+scans.
 """
 
 from __future__ import annotations

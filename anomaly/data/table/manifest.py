@@ -288,7 +288,8 @@ def prove_disjoint(manifest: Manifest) -> None:
     Raises
     ------
     ManifestError
-        One is. The message gives counts by split, and identifies a scan by key, not by patient.
+        Any of them is in two splits. The message gives counts by splits, and names a scan by key,
+        not by patient.
     """
     for what, shown in (("patient", "patient"), ("sha256", "file"), ("pixels", "picture")):
         splits: defaultdict[str, set[str]] = defaultdict(set)
