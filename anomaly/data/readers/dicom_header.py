@@ -1,7 +1,7 @@
 """Checks of the header of a DICOM image before a pixel is decoded.
 
-Optional tags that are missing get their default values, in memory only. A missing or wrong
-required tag raises an error that names the tag and its value.
+Optional tags that are missing or invalid get their default values, in memory only. A missing or
+invalid required tag raises an error that names the tag and its value.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _check_class(path: Path, dataset: FileDataset) -> None:
 
 
 def _complete_pixel_module(path: Path, dataset: Dataset) -> None:
-    """Set missing optional tags to defaults, in memory only; refuse missing required ones."""
+    """Set missing or invalid optional tags to defaults, in memory; refuse required ones."""
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
         try:
             int(dataset[keyword].value)
