@@ -1,1 +1,1 @@
-"""The stages of the road, one file each, and the `anomaly` command that calls them."""
+"""The stages of the pipeline, one file each, and the `anomaly` command that runs them."""

@@ -1,4 +1,4 @@
-"""The command `anomaly`: one sentence and exit code 1 for an error, tidy ends for signals."""
+"""The command `anomaly`: errors print one sentence, exit code 1; signals end it cleanly."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run a command; an error made for a person is one sentence and exit code 1."""
+    """Run a command; an `AnomalyError` or `OSError` prints one sentence and exits with code 1."""
     limit_spinning()
     with _outputs_that_take_all(), _terminating_tidily():
         log_what_is_allowed()
         try:
             app()
             sys.stdout.flush()
-        except BrokenPipeError:  # who reads has read enough: `anomaly query ... | head`
+        except BrokenPipeError:  # the reader has closed the pipe: `anomaly query ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except (AnomalyError, OSError) as error:  # OSError: a full disk, a folder that is not ours
+        except (AnomalyError, OSError) as error:  # OSError: full disk, no permission
             typer.secho(f"error: {printable(str(error))}", err=True, fg="red")
             raise SystemExit(1) from error
 
 
 @contextmanager
 def _outputs_that_take_all() -> Iterator[None]:
-    """Let nothing that is printed end a command: an output that is closed, or knows ASCII alone."""
+    """Prevent output errors from ending a command: a closed stream, or one limited to ASCII."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
@@ -52,7 +52,7 @@ def _outputs_that_take_all() -> Iterator[None]:
 
 @contextmanager
 def _terminating_tidily() -> Iterator[None]:
-    """Have signals end a command as an interrupt does, so that what it has unpacked is removed."""
+    """Make signals end a command like an interrupt, so that its unpacked files are removed."""
 
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

@@ -1,9 +1,9 @@
-"""benchmark: one labelled archive -> every figure that is claimed of it, in one command.
+"""benchmark: one labelled archive -> all published figures, in one command.
 
-A benchmark is a pair of a *split* (`anomaly.evaluation.benchmark.splits`) and a table of figures
-computed from it. Everything is fitted on training and validation
-normals, every threshold comes from calibration normals, and labels of the test split, or of a
-published ``test`` folder beside it, count hits and choose nothing.
+A benchmark consists of a *split* (`anomaly.evaluation.benchmark.splits`) and the tables of figures
+computed from it. All methods are fitted on training and validation normals, and all thresholds come
+from calibration normals. Labels of the test split, or of a published ``test`` folder, are used only
+to count hits, never to choose anything.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 SPLITS: dict[str, str] = {
     "zhanglab": "ad0f25e523a16b215a2438e6220d6743826bb29eb746ed8a24b445242e38d5cc"
 }
-"""`split_hash` of archives by name: figures of another split are of other scans."""
+"""`split_hash` of archives by name: figures of another split cannot be compared."""
 
 BASELINE_SEED = 0
 BASELINE_BATCH = 16
@@ -75,13 +75,13 @@ BASELINE_BATCH = 16
 def benchmark_config(
     name: str, data: Path, config: Path | None, bundle: Path | None, overrides: list[str]
 ) -> Config:
-    """Return the settings of a benchmark: its own, or those that a bundle was made with.
+    """Return the configuration of a benchmark: its own, or the one stored in a bundle.
 
     Raises
     ------
     ConfigError
-        If there is no configuration of that name, two are given, or an override would make the
-        bundle another one.
+        There is no configuration of that name, both `config` and `bundle` are given, or an
+        override contradicts the bundle.
     """
     if bundle is None:
         path = config or CONFIGS / f"{name}-64.yaml"
@@ -118,29 +118,29 @@ def benchmark(
     baseline_steps: int | None = None,
     alterations: Sequence[Alteration] = ALTERATIONS,
 ) -> dict[str, Any]:
-    """Make or take a detector, compute every table, write ``benchmark.json`` and ``benchmark.md``.
+    """Train or take a detector, compute all tables, write ``benchmark.json`` and ``benchmark.md``.
 
     Parameters
     ----------
     run : RunFolder
-        What it holds already and fits is used; an interrupted training resumes.
+        Existing outputs with the same settings are reused; an interrupted training resumes.
     name : str
-        Key of `SPLITS`, for a warning where the split is another.
+        Key of `SPLITS`; a different split causes a warning.
     config : Config
     device : torch.device
     bundle_folder : Path, optional
-        Detector to measure; one is trained by default.
+        Detector to evaluate; default: train one.
     baseline_steps : int, optional
-        Budget of every baseline network; ``training.steps`` by default.
+        Training steps of each baseline network; default: ``training.steps``.
     alterations : sequence of Alteration
-        Nuisances, gross errors and lesions to try on held-out normals.
+        Nuisances, gross errors and lesions to apply to held-out normals.
 
     Raises
     ------
     AnomalyError
-        If a step cannot be done.
+        A step failed.
     CalibrationError
-        If the given bundle has seen a scan that it would be measured on.
+        The given bundle has seen a scan of the evaluation.
     """
     began = time.perf_counter()
     manifest = _prepared(run, config)
@@ -197,7 +197,7 @@ def _prepared(run: RunFolder, config: Config) -> Manifest:
 
 
 def _scans_of(config: Config) -> tuple[object, ...]:
-    """Return what a manifest depends on; how many processes read it does not matter."""
+    """Return the settings on which a manifest depends; the number of processes is not one."""
     return (
         replace(config.data, root=Path(), workers=0),
         config.intensity,
@@ -228,9 +228,7 @@ def _adopted_bundle(
     published: tuple[ManifestRow, ...],
 ) -> Bundle:
     bundle = read_bundle(folder)
-    calibration = split_rows(
-        manifest, "calibration"
-    )  # the benchmark calibrates anew, by its own rules
+    calibration = split_rows(manifest, "calibration")  # the benchmark recalibrates on these scans
     measured = [*split_rows(manifest, "test"), *published]
     held_out = [*calibration, *measured]
     seen = [row for row in calibration if not scan_marks(row).isdisjoint(bundle.seen)]
@@ -246,7 +244,7 @@ def _adopted_bundle(
     return bundle
 
 
-# --- the scans that it is measured on ---------------------------------------------------------
+# --- scans of the evaluation ------------------------------------------------------------------
 
 
 def _identity(name: str, manifest: Manifest) -> str:
@@ -264,7 +262,7 @@ def _identity(name: str, manifest: Manifest) -> str:
 
 
 def _published(run: RunFolder, config: Config, manifest: Manifest) -> tuple[ManifestRow, ...]:
-    """Rows of the archive's own test set; none where the configuration's labels name them."""
+    """Rows of the archive's published test set; empty if the configuration's labels cover them."""
     labels = published_labels(config)
     named = [row for row in manifest.select() if row.path.startswith(f"{PUBLISHED}/")]
     if not labels or any(row.label for row in named):
@@ -318,7 +316,7 @@ def _tables(
 
 
 def _baseline_images(observer: ScanObserver, normals: Normals) -> tuple[Tensor, Tensor]:
-    """Training images with one augmented copy of each, and validation images as they are."""
+    """Training images with one augmented copy of each, and unaltered validation images."""
     config = observer.config
     framed = framed_images(observer.reader(), normals.train, config.data.workers)
     change = RandomAugmentation(config.augmentation, config.preprocessing)
@@ -345,7 +343,7 @@ def _counts(bench: Bench, normals: Normals) -> dict[str, int]:
 def _provenance(
     bundle: Bundle, config: Config, manifest: Manifest, device: torch.device, steps: int
 ) -> dict[str, Any]:
-    """Say what ran on what; neither a path nor the name of the machine."""
+    """Hashes, seeds, versions and hardware of the benchmark, without paths or the host name."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
         "config": config.hash,

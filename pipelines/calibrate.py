@@ -1,4 +1,4 @@
-"""calibrate: held-out normal scans -> what a score is worth."""
+"""calibrate: held-out normal scans -> a calibrated bundle."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 def calibrate(
     run: RunFolder, config: Config, bundle_folder: Path, split: str, device: torch.device
 ) -> Bundle:
-    """Score the split's scans and write the bundle, calibrated, into the run.
+    """Score the scans of a split and write the calibrated bundle into the run.
 
     Raises
     ------
     CalibrationError
-        If a scan is not labelled normal, or network or detector have seen it.
+        A scan is not labelled normal, or was used to train the network or the detector.
     TooFewCalibrationScans
-        If there are too few scans for the configured alpha.
+        There are too few scans for the configured alpha.
     """
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}: expected one of {', '.join(SPLITS)}")
@@ -52,7 +52,7 @@ def calibrate(
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows = manifest.select(split=split)
     _refuse_unfit(rows, bundle, config)
-    allowed_rank(len(rows), config.alpha)  # before the work, not after
+    allowed_rank(len(rows), config.alpha)  # fail before the scans are scored
     marks = frozenset(mark for row in rows for mark in scan_marks(row))
     if _is_calibrated(run, bundle, config, marks):
         log.info("the bundle is calibrated on these scans at this alpha already: nothing to do")
@@ -83,7 +83,7 @@ def calibrate(
 
 
 def _score_all(scorer: Scorer, rows: tuple[ManifestRow, ...]) -> list[ScoredScan]:
-    """Score scans, every one of them."""
+    """Score all scans; a scan that cannot be read is an error."""
     scored = []
     with progress_bar(len(rows), "calibrating", "scan") as bar:
         for _, item in scorer.score((0, row) for row in rows):
@@ -100,7 +100,7 @@ def _score_all(scorer: Scorer, rows: tuple[ManifestRow, ...]) -> list[ScoredScan
 
 
 def at_known_rate(config: Config, bundle_folder: Path) -> Config:
-    """Return the configuration at the rate that a bundle has been calibrated at before."""
+    """Return the configuration with the alpha of the bundle's previous calibration, if any."""
     if not bundle_folder.exists():
         return config
     known = read_bundle(bundle_folder).calibrated
@@ -116,12 +116,12 @@ def at_known_rate(config: Config, bundle_folder: Path) -> Config:
 
 
 def _is_calibrated(run: RunFolder, bundle: Bundle, config: Config, marks: frozenset[str]) -> bool:
-    """Whether to calibrate again would only repeat what the run's own bundle holds."""
+    """Whether the run's bundle already has the calibration that would result."""
     known = bundle.calibrated
     if known is None or not run.bundle.exists() or bundle_hash(run.bundle) != bundle.hash:
         return False
     conditions = (config.alpha, config.detector.calibrate_under_nuisance, marks)
-    # Under which draw of nuisance it was calibrated is not kept with it.
+    # The calibration does not record its nuisance seed, so compare with the bundle's.
     usual = config.detector.seed == bundle.config.detector.seed
     return (known.alpha, known.under_nuisance, known.seen) == conditions and usual
 

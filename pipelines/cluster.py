@@ -1,9 +1,9 @@
-"""cluster: the shards of a job on Ray, one model an actor.
+"""cluster: the shards of a job on Ray, one model per actor.
 
-Ray deals out shard numbers; an actor does with a shard what any process does (`Job.work`), so the
-parts are the same, bit for bit, as long as actors compute on as many threads. The run folder and
-the archive must be there under the same paths on every machine. A shard whose actor dies is dealt
-out again. Ray has no authentication: on a trusted network alone.
+Ray distributes shard numbers. An actor processes a shard like any other process (`Job.work`), so
+the parts are identical bit for bit if actors use the same number of threads. The run folder and the
+archive must have the same paths on every machine. If an actor dies, its shard is distributed again.
+Ray has no authentication, so use it only on a trusted network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from anomaly.store.results import Results
 __all__ = ["score_on_ray"]
 
 RETRIES = 3
-"""Actors that may die over one shard: a scan that kills its process would go on killing."""
+"""Retries of a shard whose actor dies: a scan that crashes its process would crash each retry."""
 
 
 def score_on_ray(
@@ -43,17 +43,17 @@ def score_on_ray(
     *,
     actors: int,
 ) -> Results:
-    """Score as the stage `score` does, by actors; one GPU an actor where the device is CUDA.
+    """Score with Ray actors, with the results of the stage `score`; on CUDA, one GPU per actor.
 
-    Without RAY_ADDRESS a cluster of this machine is started, and stopped at the end.
+    Without RAY_ADDRESS, a cluster on this machine is started, and stopped at the end.
 
     Raises
     ------
     AnomalyError
-        If Ray is not installed, or as `score`.
+        Ray is not installed, or an error of `score`.
     """
     ray = _ray()
-    # An actor may start elsewhere.
+    # An actor may have another working directory.
     run, bundle_folder = RunFolder(run.path.resolve()), bundle_folder.resolve()
     job = Job.open(run.results, load_site_key(run.site_key), inputs, device)
     started = not ray.is_initialized()
@@ -90,15 +90,15 @@ def score_on_ray(
 
 
 def _start(ray: Any, actors: int) -> None:
-    """Join the cluster of RAY_ADDRESS, or start one of this machine."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine."""
     os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
-    # Reading and dealing out take a processor beside the actors.
+    # Reading and distributing shards need one more processor.
     here = {"num_cpus": actors + 1, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(**({} if "RAY_ADDRESS" in os.environ else here), log_to_driver=False)
 
 
 class _Actor:
-    """One process of a Ray cluster, with the model in it."""
+    """One process of a Ray cluster, with the model loaded."""
 
     def __init__(
         self, run: RunFolder, config: Config, bundle_folder: Path, root: Path, device: str
@@ -113,7 +113,7 @@ class _Actor:
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         for index in batch["shard"].tolist():
             with progress_bar(0, "scoring", "scan", hidden=True) as bar:
-                # An actor that died may still be named by the lease.
+                # The lease may still belong to an actor that died.
                 while self.job.work([self.job.shards[index]], bar, self.workers):
                     time.sleep(self.job.leases.beat)
         return batch

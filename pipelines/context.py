@@ -1,4 +1,4 @@
-"""What a command works with: the run's configuration, a device, its place among processes."""
+"""The context of a command: the run's configuration, the device, and the process's rank."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 WHERE_AND_HOW = ("data.root", "data.workers", "data.seconds")
-"""Settings that change nothing of what is found: where the scans are now, and how they are read."""
+"""Settings that do not change results: where the scans are, and how they are read."""
 
 _OF_THE_LIST = (
     *("data.labels", "data.sites", "data.normal", "data.patient_pattern", "data.masks"),
     *("data.splits", "data.seed", "gate"),
 )
-"""Settings that `prepare` has used up: the table of scans is made with them."""
+"""Settings that have no effect after `prepare`, which used them to build the table of scans."""
 
 _EFFECTIVE = {
     "calibrate": ("alpha", "detector.calibrate_under_nuisance", "detector.seed"),
@@ -42,18 +42,18 @@ _EFFECTIVE = {
         *("data.labels", "data.sites", "data.normal", "data.patient_pattern", "data.masks"),
     ),
 }
-"""Settings that a stage heeds, beside `WHERE_AND_HOW`; the others are the bundle's."""
+"""Settings that a stage uses, besides `WHERE_AND_HOW`; all others come from the bundle."""
 
 
 def pick_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """Return the device named; "auto" is CUDA where there is one.
+    """Return the named device; "auto" is CUDA if available.
 
-    Where torchrun started several processes, "cuda" is the one of this process.
+    If torchrun started several processes, "cuda" is the device of this process.
 
     Raises
     ------
     ConfigError
-        If there is no such device here, or the name is none.
+        The name is not a device, or this machine has no such device.
     """
     known = re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name)
     if known is None:
@@ -83,12 +83,12 @@ def pick_device(name: str, environment: Mapping[str, str] = os.environ) -> torch
 
 
 def process_place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return this process's number, and how many torchrun started: 0 and 1 where it did not.
+    """Rank of this process and the number that torchrun started; 0 and 1 without torchrun.
 
     Raises
     ------
     ConfigError
-        If RANK and WORLD_SIZE contradict each other or are no numbers.
+        RANK and WORLD_SIZE contradict each other or are not numbers.
     """
     rank, world = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
     if not 0 <= rank < world:
@@ -107,18 +107,18 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def overrides_name(overrides: Sequence[str], key: str) -> bool:
-    """Whether one of ``a.b=c`` overrides sets a key."""
+    """Whether one of the ``a.b=c`` overrides sets a key."""
     return any(text.partition("=")[0] == key for text in overrides)
 
 
 def changed_settings(before: Config, after: Config) -> list[str]:
-    """Names of the settings in which two configurations differ, as ``a.b``, sorted."""
+    """Names of the settings that differ between two configurations, as ``a.b``, sorted."""
     flat = [dict(_flat(plain(config), "")) for config in (before, after)]
     return sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
 
 
 def _flat(value: object, where: str) -> Iterator[tuple[str, str]]:
-    # Labels and sites are settings as a whole: their names may hold anything.
+    # Labels and sites each count as one setting, because their names can contain any character.
     if isinstance(value, Mapping) and where.count(".") == 0:
         for key, inner in value.items():
             yield from _flat(inner, f"{where}.{key}" if where else str(key))
@@ -127,12 +127,12 @@ def _flat(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 
 def refuse_idle_settings(before: Config, after: Config, stage: str) -> None:
-    """Refuse overrides that a stage does not heed.
+    """Refuse overrides that have no effect in a stage.
 
     Parameters
     ----------
     before, after : Config
-        Without and with them.
+        Configuration without and with the overrides.
     stage : {"train", "calibrate", "score", "score a folder"}
 
     Raises
@@ -153,16 +153,16 @@ def refuse_idle_settings(before: Config, after: Config, stage: str) -> None:
 def run_config(
     run: RunFolder, overrides: Sequence[str], data: Path | None = None, *, stage: str = "train"
 ) -> Config:
-    """Read the run's own configuration, with overrides; where its scans are is absolute.
+    """Read the run's configuration with overrides; the folder of its scans becomes absolute.
 
     Parameters
     ----------
     run : RunFolder
     overrides : sequence of str
     data : Path, optional
-        Where the scans are now; default: where they were when they were listed.
+        Current folder of the scans; default: their folder when they were listed.
     stage : str
-        Which one it is for; see `refuse_idle_settings`.
+        Stage that uses the configuration; see `refuse_idle_settings`.
 
     Raises
     ------
@@ -172,6 +172,6 @@ def run_config(
     refuse_idle_settings(load_config(run.config), config, stage)
     root = config.data.root if data is None else data
     if data is None and not root.is_absolute() and not overrides_name(overrides, "data.root"):
-        # Written by an earlier version; the current folder may be another one by now.
+        # Earlier versions wrote a relative path, and the current folder may have changed since.
         root = Manifest.read(run.need(run.manifest, "prepare")).root
     return replace(config, data=replace(config.data, root=root.absolute()))

@@ -1,4 +1,4 @@
-"""demo: the whole road on synthetic chest radiographs, from nothing to a report."""
+"""demo: the whole pipeline on synthetic chest radiographs, from their creation to a report."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ NORMALS, ABNORMALS = 640, 80
 def demo(
     run: RunFolder, config_path: Path, overrides: list[str], device: torch.device
 ) -> dict[str, Any]:
-    """Make phantoms, train on normals, calibrate, score mixed studies, evaluate, report.
+    """Create phantoms, train on normals, calibrate, score the test split, evaluate and report.
 
     Raises
     ------
     ConfigError
-        If the folder holds something else than an earlier demo.
+        The folder contains something other than an earlier demo.
     """
     config = load_config(config_path, overrides)  # before anything is deleted
     scans = run.path.absolute() / "scans"
     if run.path.exists() and any(run.path.iterdir()):
-        # What is deleted must be known to be ours: a folder may well hold somebody's "scans".
+        # Delete only a folder known to be a demo: it could contain a user's own "scans".
         if not (scans / "normal" / "PHANTOM0001").is_dir():
             raise ConfigError(f"{run.path} is not empty and holds no demo: name a new folder")
         shutil.rmtree(run.path)
     config = replace(config, data=replace(config.data, root=scans))
     began = time.perf_counter()
-    make_results_folder(run.path)  # before there are scans in it, which are the demo's own
+    make_results_folder(run.path)  # while it is still empty; the demo then writes its scans into it
     log.info("1/6 drawing %d normal and %d abnormal phantom patients", NORMALS, ABNORMALS)
     write_phantom_studies(
         scans,

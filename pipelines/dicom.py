@@ -1,8 +1,8 @@
-"""dicom: scores -> DICOM objects for the archive that the scans came from.
+"""dicom: scores -> DICOM objects for the PACS of the scans.
 
-Every scored scan gets its report; what shows pixels is made of flagged scans alone, as an overlay
-of a scan that is like any other says nothing. Scans that are no DICOM files, or of which no
-evidence map is kept, get nothing, and are counted.
+Every scored scan gets a report. Objects with pixels are written only for flagged scans, because an
+overlay on an unremarkable scan has no meaning. Scans that are not DICOM files, or have no kept
+evidence map, get no objects and are counted.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ DEFAULT_KINDS: tuple[Kind, ...] = ("report", "overlay")
 
 @dataclass(frozen=True)
 class Written:
-    """What was made of a run.
+    """The DICOM objects written for a run.
 
     Attributes
     ----------
     paths : tuple of Path
-        One file an object.
+        One file per object.
     left_out : dict of str to int
-        Reason -> objects that were not made.
+        Reason -> number of objects that were not written.
     """
 
     paths: tuple[Path, ...]
@@ -56,12 +56,12 @@ class Written:
 
 
 def kinds_of(text: str) -> tuple[Kind, ...]:
-    """Read kinds of objects with commas between them.
+    """Parse a comma-separated list of kinds of objects.
 
     Raises
     ------
     ConfigError
-        One of them is no kind.
+        A kind is unknown.
     """
     names = [name.strip() for name in text.split(",")]
     wrong = [name for name in names if name not in KINDS]
@@ -79,7 +79,7 @@ def write_dicom(
 ) -> Written:
     """Write the verdicts of a run as DICOM objects.
 
-    The scans are read again, in processes of their own: they are still somebody else's files.
+    The scans are read again, in worker processes, because their files are untrusted.
 
     Parameters
     ----------
@@ -87,16 +87,16 @@ def write_dicom(
     config : Config
     kinds : sequence of Kind
     folder : Path, optional
-        By default ``RUN/dicom``; a new one is made with mode 0700, as the files name patients.
+        Default ``RUN/dicom``; a new folder gets mode 0700, because the files name patients.
     processes : Workers, optional
-        Processes that are there already.
+        Existing worker processes.
 
     Raises
     ------
     NotCalibrated
-        If the bundle is not calibrated.
+        The bundle is not calibrated.
     AnomalyError
-        If the run is not scored, or a file cannot be written.
+        The run is not scored, or a file cannot be written.
     """
     bundle = read_bundle(run.bundle)
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
@@ -136,7 +136,7 @@ def write_dicom(
 
 @dataclass(frozen=True)
 class _Todo:
-    """A scan, and what is to be written of it."""
+    """A scan and the kinds of objects to write for it."""
 
     row: ScoreRow
     scan: ManifestRow
@@ -145,7 +145,7 @@ class _Todo:
 
 @dataclass(frozen=True)
 class _Writing:
-    """Writes the objects of a scan; can be sent to a process."""
+    """Writes the objects of a scan; can be pickled."""
 
     results: Results
     point: OperatingPoint

@@ -1,4 +1,4 @@
-"""doctor: what this machine can decode and compute with, and whether a bundle is intact."""
+"""doctor: packages, devices and decoders of this machine, and whether a bundle is intact."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PACKAGES = (
 
 
 def doctor(bundle: Path | None) -> tuple[list[str], bool]:
-    """Look around.
+    """Check the installation, and a bundle if given.
 
     Returns
     -------
     lines : list of str
-        For a person.
+        Text for the user.
     healthy : bool
-        False where a package is missing or the bundle is not intact.
+        False if a package is missing or the bundle is not intact.
     """
     lines = [f"anomaly {__version__}, Python {platform.python_version()}. {NOTICE}", ""]
     healthy = True
@@ -85,7 +85,7 @@ def _intact(folder: Path) -> list[str]:
         else "not calibrated: scores only, no flags"
     )
     lines = [f"  intact, hash {bundle.hash[:12]}", f"  {weights} weights", f"  {calibrated}"]
-    # A bundle holds no scan; its mean training image has the anatomy.
+    # A bundle contains no scan, but its mean training image shows the anatomy.
     mean = bundle.reference[None].expand(HEALTH_DRAWS, -1, -1, -1)
     health = network_health(bundle.network, bundle.network.parts, bundle.levels, mean)
     lines += ["", "parts of its network, where each carries most of gradient times activation"]

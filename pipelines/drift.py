@@ -1,8 +1,8 @@
-"""Where a run is unlike the scans that it is calibrated on, in sentences.
+"""Warnings, as sentences, where a run differs from the scans it is calibrated on.
 
-Groups are all scans, those of each site and those of each view. Of a group it is said which
-features have drifted (`anomaly.detection.drift`), and whether more than half of it is flagged,
-which leaves too few scans that could speak for the rest.
+The groups are all scans, the scans of each site and the scans of each view. For each group, the
+warnings state which features have drifted (`anomaly.detection.drift`), and whether more than half
+of the group is flagged, in which case the rest is too small to be representative.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["drift_warnings"]
 
 
 def drift_warnings(rows: Sequence[ScoreRow], calibrated: Calibrated) -> list[str]:
-    """Say where p-values may not hold.
+    """Sentences that state for which groups of scans p-values may be invalid.
 
     Parameters
     ----------
     rows : sequence of ScoreRow
-        Of one run, those that were not scored among them; what the bundle has seen does not count.
+        All rows of one run, including those not scored; scans that the bundle has seen are ignored.
     calibrated : Calibrated
-        What the run is calibrated on.
+        Calibration of the run's bundle.
     """
     if len(calibrated.scores.scores) < FEWEST_NORMAL:
         return []
@@ -43,7 +43,7 @@ def _groups(scored: list[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
         groups: dict[str, list[ScoreRow]] = defaultdict(list)
         for row in scored:
             groups[str(getattr(row, what))].append(row)
-        if len(groups) > 1:  # one group alone is all scans again
+        if len(groups) > 1:  # a single group equals all scans
             for name in sorted(groups.keys() - {""}):
                 yield f"{what} {name}", groups[name]
 

@@ -1,4 +1,4 @@
-"""evaluate: scores and labels -> figures with intervals, printed and in ``metrics.json``."""
+"""evaluate: scores and labels -> metrics with intervals, printed and in ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
-    """Compare verdicts with labels; every label but the normal one counts as abnormal.
+    """Compare verdicts with labels; every label except the normal one counts as abnormal.
 
     Raises
     ------
     AnomalyError
-        If there are no scores, they were made from another manifest, or normal or abnormal scans
-        are missing.
+        There are no scores, they belong to another manifest, or normal or abnormal scans are
+        missing.
     """
     bundle = read_bundle(run.bundle)
     calibrated = bundle.calibration()
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows, provenance = matching_scores(run.results, manifest, bundle)
-    alpha = provenance.alpha  # the one that the flags were raised at
+    alpha = provenance.alpha  # the rate at which the scans were flagged
     by_key = {row.key: row for row in manifest.select()}
     labelled = [(r, by_key[r.key]) for r in rows if r.status == "scored" and by_key[r.key].label]
     pairs = _unseen(labelled)
@@ -70,7 +70,7 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
         "calibration_scans": n,
         **image_metrics(scores, flagged, abnormal, patients),
         "false_alarm_bound": {
-            # Calibrated on changed scans, a low rate on unchanged ones is as promised.
+            # Calibrated on changed scans, so a low rate on unchanged ones is expected.
             "low": 0.0 if calibrated.under_nuisance else low,
             "high": high,
         },
@@ -92,12 +92,12 @@ def evaluate(run: RunFolder, config: Config) -> dict[str, Any]:
 def _unseen(
     labelled: Sequence[tuple[ScoreRow, ManifestRow]],
 ) -> list[tuple[ScoreRow, ManifestRow]]:
-    """Those of the scored scans with a label that the bundle has not seen.
+    """Labelled, scored scans that the bundle has not seen.
 
     Raises
     ------
     AnomalyError
-        If there are none.
+        There are none.
     """
     if not labelled:
         raise AnomalyError("no scored scan has a label: set data.labels and prepare again")
@@ -115,7 +115,7 @@ def _feature_aurocs(
     abnormal: NDArray[np.bool_],
     patients: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """One-sided AUROC of every feature, "higher = more anomalous"; below 1/2 is inverted."""
+    """One-sided AUROC of each feature, "higher = more anomalous"; below 1/2 is inverted."""
     first = pairs[0][0].features or {}
     return {
         name: asdict(
@@ -149,12 +149,12 @@ def _pixels(
 
 
 def lesion_mask(config: Config, scan: ManifestRow) -> NDArray[np.bool_] | None:
-    """Read the mask of a scan on its pixels as shown, (H, W); None where there is none.
+    """Read the mask of a scan on its pixels as shown, (H, W); None if it has none.
 
     Raises
     ------
     AnomalyError
-        If it is not the one that was listed, is no PNG, or is not of the image's size.
+        The mask has changed since it was listed, is not a PNG, or differs in size from the image.
     """
     there = mask_hash(config, scan)
     if scan.mask not in (there, NOT_LISTED):

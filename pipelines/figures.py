@@ -1,7 +1,8 @@
-"""figures: a run -> PDF and PNG for a paper, each from what the run holds.
+"""figures: a run -> figures for a paper, as PDF and PNG.
 
-A figure that cannot be made, because labels, maps or calibration are missing, costs that figure
-and is named with its reason. Which scans are shown is drawn with a seed, never chosen by hand.
+If a figure cannot be drawn because labels, maps or calibration are missing, it is left out with a
+reason, and the others are still drawn. The scans shown are drawn at random with a seed, never
+chosen by hand.
 """
 
 from __future__ import annotations
@@ -37,34 +38,33 @@ __all__ = ["draw_figures", "make_figures"]
 
 log = logging.getLogger(__name__)
 
-_BAND_STEPS = 100  # of the conformal band: more cannot be told apart in a column of a paper
+_BAND_STEPS = 100  # of the conformal band: more are not visible in a column of a paper
 
 
 def make_figures(
     run: RunFolder, config: Config, out: Path | None = None, *, scans: int = 8, seed: int = 0
 ) -> tuple[list[Path], dict[str, str]]:
-    """Write every figure that the run has the material for, as PDF and PNG.
+    """Write every figure for which the run has the data, as PDF and PNG.
 
     Parameters
     ----------
     run : RunFolder
     config : Config
     out : Path, optional
-        Folder; default ``RUN/figures``. Figures of the same names there are replaced, or removed
-        where they can no longer be made.
+        Folder; default ``RUN/figures``. Existing figures of the same names are replaced, or removed
+        if they can no longer be drawn.
     scans, seed : int
-        As for `draw_figures`.
+        See `draw_figures`.
 
     Returns
     -------
     list of Path, dict of str to str
-        The files, and why a figure is left out, by its name.
+        The files, and by name of figure the reason why it is left out.
 
     Raises
     ------
     AnomalyError
-        If not a single figure can be made.
-        Or if the folder cannot be written.
+        No figure can be drawn, or the folder cannot be written.
     """
     drawn, left_out = draw_figures(run, config, scans=scans, seed=seed)
     if not drawn:
@@ -82,9 +82,9 @@ def make_figures(
 
 
 def _make_room(folder: Path, drawn: Collection[str], left_out: Collection[str]) -> None:
-    """Make a folder for figures, or take one that holds other things, of which none is touched.
+    """Prepare a folder for figures; in a folder with other files, those are never changed.
 
-    Figures say in themselves what they are, so such a folder needs no mark of results.
+    Figures identify themselves in their metadata, so such a folder is not marked as results.
     """
     if folder.is_dir() and any(folder.iterdir()) and not holds_results(folder):
         for name in drawn:
@@ -98,11 +98,11 @@ def _make_room(folder: Path, drawn: Collection[str], left_out: Collection[str]) 
     make_results_folder(folder)
     for name in left_out:
         for old in _files_of(folder, name):
-            old.unlink(missing_ok=True)  # beside new figures it would pass for one of them
+            old.unlink(missing_ok=True)  # it would look like one of the new figures
 
 
 def _is_drawn(path: Path) -> bool:
-    """Whether a picture is a figure of this toolkit's."""
+    """Whether a picture is a figure drawn by this toolkit."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return all(image.info.get(key) == text for key, text in FIGURE_PNG.items())
@@ -117,21 +117,21 @@ def _files_of(folder: Path, figure: str) -> tuple[Path, Path]:
 def draw_figures(
     run: RunFolder, config: Config, *, scans: int = 8, seed: int = 0
 ) -> tuple[dict[str, charts.Figure], dict[str, str]]:
-    """Draw every figure that the run has the material for.
+    """Draw every figure for which the run has the data.
 
     Parameters
     ----------
     run : RunFolder
     config : Config
     scans : int >= 2
-        On the overlay sheet, half of them flagged.
+        Number of scans on the overlay sheet, half of them flagged.
     seed : int
-        Draws the scans and the bootstrap samples.
+        Seed for drawing the scans and for the bootstrap.
 
     Returns
     -------
     dict of str to Figure, dict of str to str
-        The figures, and why one is left out, by name.
+        The figures, and the reasons for those left out, both by name.
     """
     drawn, left_out = {}, {}
     source = _Source(run, config, scans, seed)
@@ -145,7 +145,7 @@ def draw_figures(
 
 @dataclass
 class _Source:
-    """What figures are drawn from; each thing is read when the first figure asks for it."""
+    """Data for the figures; each item is read when the first figure needs it."""
 
     run: RunFolder
     config: Config
@@ -171,7 +171,7 @@ class _Source:
 
     @cached_property
     def pairs(self) -> list[tuple[ScoreRow, ManifestRow]]:
-        """Scored rows that the bundle has not seen, with their scans."""
+        """Scored rows that the bundle has not seen, with their manifest rows."""
         by_key = {row.key: row for row in self.manifest.select()}
         pairs = [(r, by_key[r.key]) for r in self.results[0] if r.status == "scored"]
         if not pairs:
@@ -243,7 +243,7 @@ def _drawn(
     generator: np.random.Generator,
     lost: Counter[str],
 ) -> list[tuple[JudgedScan, NDArray[np.float32]]]:
-    """Up to `count` scans of a group that can be shown, at random; count in `lost` why not."""
+    """Up to `count` random scans of a group; reasons of unreadable ones are counted in `lost`."""
     ordered = sorted(group, key=lambda pair: pair[0].key)
     cases: list[tuple[JudgedScan, NDArray[np.float32]]] = []
     for place in generator.permutation(len(ordered)):
@@ -259,7 +259,7 @@ def _drawn(
 def _case(
     source: _Source, row: ScoreRow, scan: ManifestRow
 ) -> tuple[JudgedScan, NDArray[np.float32]]:
-    """Return the judged scan, and pixels as displayed.
+    """Return the judged scan and its pixels as displayed.
 
     Raises
     ------
@@ -318,7 +318,7 @@ def _uniformity(source: _Source) -> charts.Figure:
     if not len(p_values):
         raise AnomalyError("no held-out normal scan was scored: score some")
     n, m = len(source.calibrated.scores.scores), len(p_values)
-    # The band changes at multiples of 1 / (n + 1), and is fixed at both ends.
+    # The band changes at multiples of 1 / (n + 1) and is fixed at both ends.
     ranks = np.unique(np.linspace(1, n, min(n, _BAND_STEPS)).round())
     alphas = np.array([0.0, *ranks / (n + 1), 1.0])
     inside = [false_alarm_interval(n, alpha, 0.95, m) for alpha in alphas[1:-1]]
@@ -326,7 +326,7 @@ def _uniformity(source: _Source) -> charts.Figure:
     if source.calibrated.under_nuisance:
         low = np.zeros_like(
             low
-        )  # set on changed scans, a low rate on unchanged ones is as promised
+        )  # calibrated on changed scans, so a low rate on unchanged ones is expected
     note = "" if labelled else "No labels: all scans are drawn, not normal ones alone.\n"
     return charts.uniformity_plot(
         p_values,

@@ -1,20 +1,20 @@
-"""node: scans that arrive by DICOM -> scored batches -> results where they belong.
+"""node: scans received by DICOM -> scored batches -> results sent to a destination.
 
 ::
 
     instance received --(study quiet)--> batch closed --> scored --> sent
 
-Threads of the listener receive (`anomaly.pacs.node.listener`); the calling thread closes, scores
-(`anomaly.pacs.node.scoring_queue`) and sends (`anomaly.pacs.node.delivery`), one step at a time,
-and every step is recorded after it is done (`anomaly.pacs.node.spool`). A node
-that is killed goes on where it was. A batch is an ordinary run (`anomaly.pipelines.score`) on a
-folder of scans.
+Threads of the listener receive instances (`anomaly.pacs.node.listener`). The calling thread closes
+batches, scores them (`anomaly.pacs.node.scoring_queue`) and sends results
+(`anomaly.pacs.node.delivery`), one step at a time; each step is recorded when it is done
+(`anomaly.pacs.node.spool`). A node that was killed resumes from the last recorded step. A batch is
+an ordinary run (`anomaly.pipelines.score`) on a folder of scans.
 
-Nothing but a signal ends a node that listens: what fails is tried again after pauses that grow.
-Only scoring a batch is given up in the end, until the next start.
+A listening node stops only on a signal: failed steps are retried after increasing pauses. Only the
+scoring of a batch is eventually given up, until the next start.
 
-What leaves the node may be handed over a second time when it is killed in the act: results have
-UIDs that are derived from the scan and the bundle, so a destination holds each of them once.
+If a node is killed while sending, it may send a result a second time. UIDs of results are derived
+from the scan and the bundle, so a destination stores each result once.
 
 Research use only. Not a diagnosis.
 """
@@ -63,11 +63,11 @@ __all__ = ["BatchScorer", "NodeLoop", "NodeSettings", "Objects", "load_settings"
 log = logging.getLogger(__name__)
 
 TICK = 0.2
-"""Seconds between two looks for work."""
+"""Seconds between two checks for work."""
 
 Objects = Callable[[RunFolder, Config, Workers], list[Path]]
-"""Writes the DICOM objects of a scored run, in the processes given, and names them; the same ones
-whenever it is asked."""
+"""Writes the DICOM objects of a scored run with the given processes and returns their paths; must
+write the same objects when called again."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -135,7 +135,7 @@ class NodeSettings:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no node can work with."""
+        """Check that all values are valid."""
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port is {self.port}: expected 0 to 65535")
         if self.alpha is not None and not 0 < self.alpha < 1:
@@ -157,7 +157,7 @@ def load_settings(path: Path) -> NodeSettings:
     Raises
     ------
     ConfigError
-        If the file is missing or is not YAML, a key is unknown, or a value is not what is expected.
+        The file is missing or is not YAML, a key is unknown, or a value is invalid.
     """
     return check(read_keys(path), NodeSettings)
 
@@ -169,22 +169,22 @@ def run_node(
     objects: Objects,
     destination: Destination | None = None,
 ) -> None:
-    """Receive, score and send until SIGTERM or SIGINT; the batch in work is finished first.
+    """Receive, score and send until SIGTERM or SIGINT; the current batch is finished first.
 
     Parameters
     ----------
     settings : NodeSettings
     device : torch.device
     objects : callable
-        What to write of each run.
+        Writes the objects of each run.
     destination : Destination, optional
-        What ``settings.destination`` names.
+        The destination named by ``settings.destination``.
 
     Raises
     ------
     AnomalyError
-        If the bundle is damaged, or not calibrated for what is asked of it; the address cannot be
-        listened on; or the folder is another node's, or open to others.
+        The bundle is damaged, or not calibrated as the settings require; the node cannot listen on
+        the address; or the folder is used by another node, or accessible to other users.
     """
     if bool(settings.destination) != (destination is not None):
         raise ConfigError(
@@ -192,7 +192,7 @@ def run_node(
             "or an empty one, to keep the results in the folder"
         )
     bundle = _fit_bundle(settings)
-    # Warnings of other libraries may quote a scan; as log lines they are withheld.
+    # Warnings of other libraries may quote a scan; as log lines they are suppressed.
     logging.captureWarnings(True)
     settings.folder.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -217,7 +217,7 @@ def run_node(
 
 
 def _fit_bundle(settings: NodeSettings) -> Bundle:
-    """Read the bundle; what it cannot promise is said before there is a scan."""
+    """Read the bundle and check that it supports the settings, before any scan arrives."""
     if settings.signer is not None:
         check_signature(find_bundle(settings.bundle), settings.signer)
     bundle = read_bundle(find_bundle(settings.bundle))
@@ -253,7 +253,7 @@ def _listener(spool: Spool, settings: NodeSettings) -> Listener:
 
 
 class NodeLoop:
-    """What is done with what was received, one step at a time.
+    """Processing of received instances, one step at a time.
 
     Parameters
     ----------
@@ -263,9 +263,9 @@ class NodeLoop:
     destination : Destination or None
         None keeps the results in the folder.
     quiet_seconds : float
-        As of `NodeSettings`.
+        See `NodeSettings`.
     clock : callable
-        Monotonic seconds.
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -284,12 +284,12 @@ class NodeLoop:
         self._refused = 0
 
     def step(self) -> bool:
-        """Do what is next; return whether there was anything to do, and it could be done."""
+        """Do the next step; return whether there was one and it succeeded."""
         if not self._backoff.is_over:
             return False
         try:
             done = self._step()
-        except Exception as error:  # a disk that is full or away: it may come back
+        except Exception as error:  # the disk may be full or offline, and may recover
             log.warning(
                 "the folder of the node cannot be used (%s); again in %g s",
                 Public(type(error).__name__),
@@ -309,16 +309,16 @@ class NodeLoop:
 
 
 class BatchScorer:
-    """Scores a batch as `anomaly score` scores a folder, in a run of the batch's own.
+    """Scores a batch as `anomaly score` scores a folder, in a separate run per batch.
 
     Parameters
     ----------
     settings : NodeSettings
     device : torch.device
     objects : callable
-        What to write of each run.
+        Writes the objects of each run.
     processes : Workers
-        What decodes; kept, as a process takes seconds to start.
+        Worker processes for decoding; they are reused, because starting one takes seconds.
     """
 
     def __init__(
@@ -333,16 +333,16 @@ class BatchScorer:
         self._processes = processes
         self._bundle = _own_copy(find_bundle(settings.bundle), settings.folder)
         self._site_key = settings.folder / "site.key"
-        load_site_key(self._site_key)  # one for all runs: a study has one pseudonym
+        load_site_key(self._site_key)  # shared by all runs, so that a study has one pseudonym
 
     def __call__(self, batch: Batch) -> BatchResult:
-        """Score a batch, or go on where a process that was killed stopped."""
+        """Score a batch, or resume one whose process was killed."""
         run = RunFolder(batch.folder / "run")
         if run.path.exists():
             try:
                 return self._score(run, batch)
             except Exception as error:
-                # What a killed process left may be cut short at any byte.
+                # A killed process may leave files truncated at any byte.
                 log.info(
                     "begun anew: what is there is of no use (%s)", Public(type(error).__name__)
                 )
@@ -358,7 +358,7 @@ class BatchScorer:
         return BatchResult(_outcomes(run, inputs.manifest), objects)
 
     def _furnish(self, run: RunFolder) -> None:
-        """Give a run the node's key and bundle, instead of a key of its own and a copy."""
+        """Link the node's site key and bundle into a run, instead of a new key and a copy."""
         make_results_folder(run.path, mode=0o700)
         if not run.site_key.exists():
             run.site_key.hardlink_to(self._site_key)
@@ -367,7 +367,7 @@ class BatchScorer:
 
 
 def _own_copy(bundle: Path, folder: Path) -> Path:
-    """Copy the bundle into the node's folder: what scored a batch stays, whatever is installed."""
+    """Copy the bundle into the node's folder, so that an update does not change past batches."""
     copies = folder / "bundles"
     copy = copies / read_bundle(bundle).hash[:16]
     if not copy.exists():
@@ -377,9 +377,9 @@ def _own_copy(bundle: Path, folder: Path) -> Path:
 
 
 def _outcomes(run: RunFolder, manifest: Manifest) -> dict[str, str]:
-    """Name of each file -> ``"scored"`` where one of its frames was, or a reason why none was.
+    """Name of each file -> ``"scored"`` if any of its frames was, or the reason why none was.
 
-    Of several reasons one that may pass is said, as it keeps the file.
+    Of several reasons, one that may be temporary is preferred, because it keeps the file.
     """
     rows, _ = run.results.read()
     reasons = {row.key: row.reason for row in rows}

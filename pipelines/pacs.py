@@ -1,11 +1,12 @@
-"""The archive at both ends of a run: studies are fetched into a folder, results are stored.
+"""Transfer from and to a PACS: fetch studies into a folder, store results.
 
 ::
 
     folder/<study>/<series>/<instance>.dcm
 
-What is there is not fetched again, so a run that was broken off goes on where it stopped. One
-instance that cannot be had costs that instance; an archive that is gone stops the run.
+Existing files are not fetched again, so an interrupted transfer resumes where it stopped. If an
+instance cannot be fetched, only that instance is lost; if the PACS does not respond, fetching
+stops.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ __all__ = ["Fetched", "fetch_studies", "query_of", "store_results"]
 log = logging.getLogger(__name__)
 
 GONE = 5
-"""Instances in a row, each asked for more than once, without an answer: the archive is gone."""
+"""Consecutive instances without a response, despite retries, after which fetching stops."""
 
 
 @dataclass
 class Fetched:
-    """What came of fetching.
+    """Counts of a fetch.
 
     Attributes
     ----------
     listed : int
-        Instances that match and can hold an image.
+        Instances that match and can contain an image.
     fetched, already : int
-        Those that were fetched now, and those that were there before.
+        Instances fetched now, and instances that already existed.
     failed : Counter of str
-        Reason -> number of those that could not be fetched.
+        Reason -> number of instances that could not be fetched.
     """
 
     listed: int
@@ -53,12 +54,12 @@ class Fetched:
 
 
 def query_of(parts: Sequence[str]) -> dict[str, str]:
-    """Read ``KEY=VALUE`` parts of a query.
+    """Parse the ``KEY=VALUE`` parts of a query.
 
     Raises
     ------
     ConfigError
-        A part has no value, which would ask for the whole archive, or a key comes twice.
+        A part has no value, which would match the whole PACS, or a key is repeated.
     """
     query: dict[str, str] = {}
     for part in parts:
@@ -75,7 +76,7 @@ def query_of(parts: Sequence[str]) -> dict[str, str]:
 
 
 def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetched:
-    """Fetch every image of the studies that match.
+    """Fetch every image of the matching studies.
 
     Parameters
     ----------
@@ -83,12 +84,12 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
     query : mapping of str to str
         See `DicomWeb.search`.
     folder : Path
-        Private: what is made in it has mode 0700 or 0600.
+        Private: new folders get mode 0700 and files 0600.
 
     Raises
     ------
     ArchiveError
-        The search failed, or the archive is gone.
+        The search failed, or the PACS stopped responding.
     AnomalyError
         A file cannot be written.
     """
@@ -129,12 +130,12 @@ def fetch_studies(web: DicomWeb, query: Mapping[str, str], folder: Path) -> Fetc
 
 
 def store_results(destination: Destination, paths: Sequence[Path]) -> int:
-    """Store results where they go; return their number.
+    """Store results at a destination; return their number.
 
     Raises
     ------
     AnomalyError
-        If some could not be stored; the others are.
+        Some could not be stored; the others were.
     """
     destination.store(paths)
     log.info("%d results are at their destination", len(paths))
@@ -142,7 +143,7 @@ def store_results(destination: Destination, paths: Sequence[Path]) -> int:
 
 
 def _place(folder: Path, instance: Instance) -> Path:
-    """Where an instance goes; UIDs are safe names, see `anomaly.pacs.client.instances`."""
+    """Path of an instance; UIDs are safe file names, see `anomaly.pacs.client.instances`."""
     series = folder / instance.study / instance.series
     try:
         for part in (folder, series.parent, series):

@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 
 def prepare(run: RunFolder, config: Config) -> Manifest:
-    """Read every scan once, deal the splits, write ``config.yaml`` and ``manifest.parquet``.
+    """Read every scan once, assign splits, write ``config.yaml`` and ``manifest.parquet``.
 
     Raises
     ------
     ManifestError
-        If there is no usable normal scan.
+        There is no usable normal scan.
     """
     if _made_later(run) and not run.site_key.exists():
         raise ManifestError(
@@ -86,7 +86,7 @@ def _prepare(run: RunFolder, config: Config) -> Manifest:
 
 
 def mask_hash(config: Config, scan: ManifestRow) -> str:
-    """Hash of the file of a scan's lesion mask; empty where it has none."""
+    """Hash of the file of a scan's lesion mask; empty if it has none."""
     if config.data.masks is None:
         return ""
     path = config.data.root / config.data.masks / f"{scan.path}.png"
@@ -97,12 +97,12 @@ def mask_hash(config: Config, scan: ManifestRow) -> str:
 
 
 def _made_later(run: RunFolder) -> list[Path]:
-    """Return what later stages have made from the table of scans."""
+    """Return the existing outputs of later stages, which depend on the table of scans."""
     return [path for path in (run.checkpoint, run.bundle, run.results.job) if path.exists()]
 
 
 def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
-    """Refuse to pull the table of scans from under what was made with it."""
+    """Refuse to change the table of scans if later stages have used it."""
     later = _made_later(run)
     if not later or not run.manifest.exists():
         return
@@ -110,7 +110,7 @@ def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
         known = Manifest.read(run.manifest)
     except ManifestError as error:
         if manifest.hash in _known_hashes(run):
-            return  # a damaged table is made again as it was
+            return  # a damaged table is restored with the same content
         raise ManifestError(
             f"{error} But {run.path} holds {later[0].name}, and these settings give another table "
             "of scans than it was made with: bring back a copy, or name a new folder"
@@ -123,7 +123,7 @@ def _refuse_other_scans(run: RunFolder, manifest: Manifest) -> None:
 
 
 def _known_hashes(run: RunFolder) -> set[str]:
-    """Hashes of the table of scans that later stages have noted down."""
+    """Hashes of the table of scans that later stages have recorded."""
     hashes: set[str] = set()
     if run.bundle.exists():
         bundle = read_bundle(run.bundle)
@@ -136,7 +136,7 @@ def _known_hashes(run: RunFolder) -> set[str]:
 
 
 def _refuse_other_settings(run: RunFolder, config: Config) -> None:
-    """Refuse to state other settings than those that later stages have worked with."""
+    """Refuse settings that differ from those that later stages have used."""
     later = _made_later(run)
     if not later or not run.config.exists():
         return
@@ -149,7 +149,7 @@ def _refuse_other_settings(run: RunFolder, config: Config) -> None:
 
 
 def _refuse_within(run: RunFolder, root: Path) -> None:
-    """Refuse a run that is its own folder of scans."""
+    """Refuse a run folder that is also the folder of scans."""
     if run.path.resolve() == root.resolve():
         raise ConfigError(
             f"{run.path} is the folder of scans: results in it would be taken for some. Name a new "
@@ -168,7 +168,7 @@ def _warn_of_missing_masks(config: Config) -> None:
 
 
 def _say_splits(manifest: Manifest, config: Config) -> None:
-    """Say how many scans and patients of each label are in each split, and what will not do."""
+    """Log how many scans and patients of each label are in each split, with warnings."""
     rows = manifest.select()
     log.info("%-24s %12s %12s", Public("label, split"), Public("scans"), Public("patients"))
     for label in sorted({row.label for row in rows}):
@@ -201,7 +201,7 @@ def _say_splits(manifest: Manifest, config: Config) -> None:
 
 
 def _warn_of_few_normals(normals: Mapping[str, int], config: Config) -> None:
-    """Warn of splits with too few normal scans for what they are for."""
+    """Warn of splits with too few normal scans for their purpose."""
     for split in ("train", "validation"):
         if not normals[split]:
             log.warning(
@@ -226,7 +226,7 @@ def _warn_of_few_normals(normals: Mapping[str, int], config: Config) -> None:
 
 
 def _idle_patterns(manifest: Manifest, config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Patterns of labels and sites that decide of no file: none matches, or another came first."""
+    """Label and site patterns without effect: no file matches, or earlier patterns match it."""
     paths = [row.path for row in manifest.rows if row.reason != "own results"]
     for section, named in (("labels", config.data.labels), ("sites", config.data.sites)):
         left = paths
@@ -248,16 +248,17 @@ def scan_folder(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> Manifest:
-    """Inspect ``config.data.root``; say what was found, and what was not used and why.
+    """Build the manifest of ``config.data.root``; log how many scans are used, and why others not.
 
     Parameters
     ----------
     run : RunFolder
     config : Config
     processes : Workers, optional
-        Processes that are there already.
+        Existing worker processes.
     preprocessing : Preprocessing, optional
-        Leave out what a network could not see, as `anomaly.data.table.inspection.Inspection` does.
+        Also skip scans that cannot be converted to a network image; see
+        `anomaly.data.table.inspection.Inspection`.
     """
     exclude = [f"{glob.escape(config.data.masks)}/*"] if config.data.masks else []
     names = PathNames(config.data.labels, config.data.sites, exclude)
@@ -294,7 +295,7 @@ def scan_folder(
 
 
 def _warn_of_stored_ranges(manifest: Manifest, config: Config) -> None:
-    """Warn where the same tissue may have another grey in another file."""
+    """Warn if the same tissue may have different grey values in different files."""
     policy = config.intensity
     if policy.window is None and policy.voi == "full":
         absolute = sum(row.modality in ("CT", "PT") for row in manifest.select())

@@ -41,23 +41,24 @@ def report(
     max_images: int = 500,
     single_file: bool = False,
 ) -> Path:
-    """Write the page and return its path.
+    """Write the report page and return its path.
 
     Parameters
     ----------
     run : RunFolder
     config : Config
     images : bool
-        False leaves all pixels out: chest X-rays can be recognised.
+        False leaves out all pixels, since a patient can be recognised by a chest X-ray.
     max_images : int
-        Scans whose image is shown, most unusual first; the others say why they have none.
+        Number of scans shown with their image, most unusual first; the others state why they have
+        none.
     single_file : bool
-        The pictures go into the page.
+        Embed the pictures in the page.
 
     Raises
     ------
     NotCalibrated
-        If the bundle is not calibrated: a page of scores without meaning helps nobody.
+        The bundle is not calibrated, so its scores could not be interpreted.
     """
     source = ScoredRun.open(run, config)
     with writing(run.report):
@@ -73,7 +74,7 @@ def report(
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run with the scores, the table of scans and the bundle that belong together.
+    """A run with its matching scores, table of scans and bundle.
 
     Attributes
     ----------
@@ -95,12 +96,12 @@ class ScoredRun:
 
     @classmethod
     def open(cls, run: RunFolder, config: Config) -> ScoredRun:
-        """Read what a report is made of.
+        """Read the inputs of a report.
 
         Raises
         ------
         AnomalyError
-            If the run is not scored, or its scores were made with another manifest or bundle.
+            The run is not scored, or its scores belong to another manifest or bundle.
         """
         bundle = read_bundle(run.bundle)
         manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
@@ -109,27 +110,27 @@ class ScoredRun:
         return cls(run, config, bundle, rows, provenance, scans)
 
     def report_data(self, rows: Sequence[ScoreRow], *, max_images: int) -> ReportData:
-        """Return what a report says of some of the rows, or of all.
+        """Return the data of a report on all rows or some of them.
 
         Parameters
         ----------
         rows : sequence of ScoreRow
         max_images : int
-            Scans whose image is shown, most unusual first.
+            Number of scans shown with their image, most unusual first.
 
         Raises
         ------
         NotCalibrated
-            If the bundle is not calibrated.
+            The bundle is not calibrated.
         """
         calibrated = self.bundle.calibration()
-        # The flags were raised at this rate, whatever the configuration says now.
+        # The scans were flagged at this rate; the current configuration may state another.
         point = OperatingPoint.of(self.bundle, self.provenance.alpha)
         scored = [row for row in rows if row.status == "scored"]
         scored.sort(
             key=lambda row: (row.p_value, -(row.score or 0), -(row.evidence_peak or 0), row.key)
         )
-        # One at a time: the page needs no image twice, and memory holds few.
+        # Lazy: the page needs each image once, and memory is limited.
         companions = Companions(self.bundle, point.evidence_threshold)
         cases = (
             _case(self, point, companions, row, shown=place < max_images, most=max_images)
@@ -163,7 +164,7 @@ class ScoredRun:
 
 
 def _usual(calibrated: Calibrated) -> dict[str, tuple[float, float]]:
-    """Where the middle 90 % of normal scans lie; nothing of a feature that hardly varies there."""
+    """5th and 95th percentile of each feature over normal scans; left out if they are equal."""
     ranges = {}
     for name, values in calibrated.features.items():
         low, high = values.percentile(5), values.percentile(95)
@@ -186,7 +187,7 @@ def _case(
     verdict = point.verdict(row, scan, evidence)
     pictures = _Pictures()
     if row.map_part is None:
-        shown = False  # its map was not to be kept: neither is its image shown
+        shown = False  # without a kept map, the image is not shown either
         note += " Its image is not shown either."
     elif not shown and most:
         note += (
@@ -220,7 +221,7 @@ def _case(
 
 
 class _Pictures(NamedTuple):
-    """A scan as displayed, what the model expected in its place, and a normal look-alike."""
+    """Pictures of a scan: as displayed, as the model expected it, and a normal look-alike."""
 
     pixels: NDArray[np.float32] | None = None
     expected: NDArray[np.float32] | None = None
@@ -241,7 +242,7 @@ def _pictures(
 
 
 def _evidence(run: RunFolder, row: ScoreRow) -> tuple[NDArray[np.float32] | None, str]:
-    """Evidence map of a row as kept, and what is to be said where there is none."""
+    """Kept evidence map of a row, and a note if there is none."""
     counted = f"{row.regions} regions were beyond the limit when it was scored."
     try:
         evidence = run.results.evidence(row)

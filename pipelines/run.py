@@ -1,15 +1,15 @@
-"""The run folder: where each stage finds what the one before left, and what is said of it.
+"""The run folder: paths of the outputs of each stage, and the log of stages.
 
 ::
 
-    RUN/config.yaml          what really ran            RUN/bundle/        the detector
+    RUN/config.yaml          resolved configuration     RUN/bundle/        the detector
     RUN/manifest.parquet     scans; private (0600)      RUN/parts/         scores and heatmaps
     RUN/site.key             pseudonyms; private        RUN/scores.csv     scores
     RUN/feedback.sqlite      readers; private           RUN/metrics.json   evaluation
     RUN/spool/               fetched scans; private     RUN/dicom/         DICOM results; private
     RUN/checkpoint.pt        training state
     RUN/metrics.jsonl, RUN/tensorboard/, RUN/samples/   RUN/report/, RUN/studies/, RUN/figures/
-    RUN/SHA256SUMS           hashes of what stages have written; see `anomaly verify`
+    RUN/SHA256SUMS           hashes of the stages' outputs; see `anomaly verify`
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["NOTICE", "RunFolder", "stop_on_interrupt"]
 
 
 _LINKED = "bundle"
-"""What may be a link: the runs of a node share its bundle, and write nothing into it."""
+"""The only path that may be a link: the runs of a node share its bundle and never write to it."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that holds one run.
+    """A folder that contains one run.
 
     Attributes
     ----------
@@ -60,12 +60,12 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """State of the training."""
+        """Training state."""
         return self._at("checkpoint.pt")
 
     @property
     def site_key(self) -> Path:
-        """The secret behind the pseudonyms; private."""
+        """Secret key of the pseudonyms; private."""
         return self._at("site.key")
 
     @property
@@ -80,22 +80,22 @@ class RunFolder:
 
     @property
     def scores_csv(self) -> Path:
-        """The scores for a spreadsheet."""
+        """Scores as CSV."""
         return self._at("scores.csv")
 
     @property
     def feedback(self) -> Path:
-        """What readers said of the scores; private."""
+        """Readings; private."""
         return self._at("feedback.sqlite")
 
     @property
     def dicom(self) -> Path:
-        """DICOM objects for the archive; private."""
+        """DICOM objects for a PACS; private."""
         return self._at("dicom")
 
     @property
     def spool(self) -> Path:
-        """Scans fetched from an archive; private."""
+        """Scans fetched from a PACS; private."""
         return self._at("spool")
 
     @property
@@ -105,27 +105,27 @@ class RunFolder:
 
     @property
     def figures(self) -> Path:
-        """PDF and PNG for a paper."""
+        """Figures for a paper, as PDF and PNG."""
         return self._at("figures")
 
     @property
     def training_metrics(self) -> Path:
-        """How training went, a record a validation."""
+        """Metrics of training, one record per validation."""
         return self._at("metrics.jsonl")
 
     @property
     def log(self) -> Path:
-        """Every stage that ended, a record each."""
+        """Log of finished stages, one record each."""
         return self._at("run.jsonl")
 
     @property
     def report(self) -> Path:
-        """The page; its pictures stand beside it."""
+        """The report page; its pictures are in the same folder."""
         return self._at("report") / "index.html"
 
     @property
     def studies(self) -> Path:
-        """A PDF a study that was asked for."""
+        """PDF reports of single studies."""
         return self._at("studies")
 
     def _at(self, name: str) -> Path:
@@ -138,30 +138,30 @@ class RunFolder:
         return path
 
     def refuse_foreign(self) -> None:
-        """Refuse a folder that holds something else than a run; see `anomaly.files`."""
+        """Refuse a folder that contains anything other than a run; see `anomaly.files`."""
         refuse_foreign(self.path, (self.config.name, self.spool.name, self.feedback.name))
 
     def need(self, path: Path, stage: str) -> Path:
-        """Return a path that an earlier stage must have made.
+        """Return a path that an earlier stage must have written.
 
         Raises
         ------
         AnomalyError
-            If it does not exist, naming the stage to run.
+            It does not exist; the message names the stage to run.
         """
         if not path.exists():
             raise AnomalyError(f"{path} does not exist: run `anomaly {stage} {self.path}` first")
         return path
 
     def record(self, stage: str, facts: dict[str, Any], wrote: Collection[Path] = ()) -> None:
-        """Append a stage, its facts and the versions to ``run.jsonl``; seal what it has written.
+        """Append a stage, its facts and versions to ``run.jsonl``; record hashes of its outputs.
 
         Parameters
         ----------
         stage : str
         facts : dict
         wrote : collection of Path
-            Files and folders of the run that the stage has written anew (`anomaly.store.sums`).
+            Files and folders of the run that the stage has written (`anomaly.store.sums`).
         """
         line = {
             "stage": stage,
@@ -177,13 +177,13 @@ class RunFolder:
 
 
 class StopFlag:
-    """Set by the first signal to end; the second one interrupts at once.
+    """Flag that is set by the first termination signal; the second signal interrupts at once.
 
     Attributes
     ----------
     set : bool
     signal : int
-        The one that set it; 0 before.
+        Signal that set the flag; 0 before.
     """
 
     def __init__(self) -> None:
@@ -191,13 +191,13 @@ class StopFlag:
         self.signal = 0
 
     def __call__(self) -> bool:
-        """Return whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self.set
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopFlag]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a request to stop after the current step."""
+    """Convert SIGINT, SIGTERM and SIGHUP into a request to stop after the current step."""
     flag = StopFlag()
 
     def ask(number: int, _frame: object) -> None:

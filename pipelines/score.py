@@ -1,7 +1,7 @@
 """score: scans and a bundle -> scores, p-values, flags, evidence maps.
 
-One process does the whole job (`anomaly.scoring.job`); several do the same on a shared folder and
-never meet. A run that is killed goes on where it stopped.
+One process can do the whole job (`anomaly.scoring.job`); several processes can share it on a shared
+folder, without other communication. A run that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def score(
     leases: Leases | None = None,
     processes: Workers | None = None,
 ) -> Results:
-    """Score every row of the test split, or every row where there are no splits.
+    """Score every row of the test split, or every row if there are no splits.
 
     Rows that `prepare` skipped, and scans that fail now, get a row with the reason. Work is done
-    shard by shard; any number of processes may do it on one folder. What is done stays done.
+    shard by shard; any number of processes can share one folder. Finished shards are kept.
 
     Parameters
     ----------
@@ -63,20 +63,21 @@ def score(
     inputs : JobInputs
     device : device
     assignment : ShardAssignment, optional
-        Shards to begin with; default: as torchrun or SLURM says.
+        Shards to start with; default: from the environment of torchrun or SLURM.
     leases : Leases, optional
     processes : Workers, optional
-        Processes that decode and are there already.
+        Existing worker processes for decoding.
 
     Returns
     -------
     Results
-        Complete, unless the turn is only for some shards and others are not done yet.
+        Complete, unless the assignment has only some shards and others are not done yet.
 
     Raises
     ------
     AnomalyError
-        If another run is writing its results here, the archive is gone, or the disk is full.
+        Another run is writing results to this folder, the archive is not reachable, or the disk is
+        full.
     """
     job = Job.open(run.results, load_site_key(run.site_key), inputs, device, leases)
     todo = (assignment or ShardAssignment.of_environment(os.environ)).order(job.shards)
@@ -103,33 +104,34 @@ def choose_scans(
     data: Path | None = None,
     may_have_grown: bool = False,
 ) -> JobInputs:
-    """Return the run's own table of scans, or one of a folder of new scans made as the bundle asks.
+    """Return the run's table of scans, or list a folder of new scans with the bundle's settings.
 
-    Scoring that was interrupted continues with the list that it had.
+    Interrupted scoring continues with its existing table.
 
     Parameters
     ----------
     run : RunFolder
     scans : Path or None
-        Folder of new scans; None: the run's own.
+        Folder of new scans; None: the scans of the run.
     bundle_folder : Path
     overrides : list of str
-        ``"name=value"`` of settings.
+        Settings as ``"name=value"``.
     processes : Workers, optional
-        What decodes; default: processes of its own.
+        Worker processes for decoding; default: new ones.
     data : Path, optional
-        Where the scans of the run's own manifest are now, if they have moved.
+        Current folder of the scans in the run's manifest, if they have moved.
     may_have_grown : bool
-        Whether to look for files that the list does not hold, and then to list the folder again.
+        Whether to check the folder for files that are not in the table, and to list it again if
+        there are any.
 
     Raises
     ------
     ConfigError
-        If the run holds a prepared table of scans, or scores of another folder.
+        The run contains a prepared table of scans, or scores of another folder.
     """
     if scans is None:
         return _own_scans(run, bundle_folder, overrides, data)
-    scans = scans.resolve()  # a link may lead elsewhere by the next time
+    scans = scans.resolve()  # a link may point elsewhere next time
     bundle = read_bundle(bundle_folder)
     config = _config_of_folder(run, scans, bundle, overrides)
     _refuse_other_folder(run, scans)
@@ -145,7 +147,7 @@ def choose_scans(
             manifest.write(run.manifest)
     write_config(run.config, config)
     if not _holds(run, bundle):
-        # The page needs it beside the scores; a copy keeps its hash, whatever version wrote it.
+        # The page needs the bundle next to the scores; a copy keeps its hash across versions.
         copy_bundle(bundle_folder, run.bundle)
     return JobInputs(config, bundle, manifest)
 
@@ -153,7 +155,7 @@ def choose_scans(
 def _own_scans(
     run: RunFolder, bundle_folder: Path, overrides: list[str], data: Path | None
 ) -> JobInputs:
-    """Return the configuration and the table of scans that the run was prepared with."""
+    """Return the inputs of a prepared run: its configuration and its table of scans."""
     run.need(run.config, "prepare")
     bundle = read_bundle(bundle_folder)
     config = run_config(run, overrides, data, stage="score")
@@ -164,12 +166,12 @@ def _own_scans(
 
 
 def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: list[str]) -> Config:
-    """Return the bundle's configuration, with a folder of new scans in place of its own.
+    """Return the bundle's configuration with a new folder of scans.
 
     Raises
     ------
     ConfigError
-        If the run holds a prepared table of scans, or an override has no effect.
+        The run contains a prepared table of scans, or an override has no effect.
     """
     if run.manifest.exists() and any(row.split for row in Manifest.read(run.manifest).rows):
         raise ConfigError(
@@ -177,7 +179,7 @@ def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: li
             f"folder for these scores, with --bundle {run.bundle}"
         )
     learned = bundle.config.data
-    # Whose bundle it is does not decide how carefully files are read.
+    # Isolation of decoders and their time limit must not depend on the bundle.
     usual_care = DataSettings(root=scans)
     listed = replace(
         learned,
@@ -196,7 +198,7 @@ def _config_of_folder(run: RunFolder, scans: Path, bundle: Bundle, overrides: li
 
 
 def _holds(run: RunFolder, bundle: Bundle) -> bool:
-    """Whether the run has an intact copy of a bundle."""
+    """Whether the run contains an intact copy of a bundle."""
     try:
         return (
             run.bundle.exists()
@@ -208,14 +210,14 @@ def _holds(run: RunFolder, bundle: Bundle) -> bool:
 
 
 def _at_operating_point(config: Config, bundle: Bundle, overrides: list[str]) -> Config:
-    """State the rate that the bundle was calibrated for, unless another one is asked for.
+    """Set alpha to the rate at which the bundle was calibrated, unless overridden.
 
     Raises
     ------
     NotCalibrated
-        If a rate is asked for and the bundle is not calibrated.
+        Alpha is overridden and the bundle is not calibrated.
     TooFewCalibrationScans
-        If it was calibrated on too few scans for that rate.
+        The bundle was calibrated on too few scans for that alpha.
     """
     if overrides_name(overrides, "alpha"):
         allowed_rank(len(bundle.calibration().scores.scores), config.alpha)
@@ -224,7 +226,7 @@ def _at_operating_point(config: Config, bundle: Bundle, overrides: list[str]) ->
 
 
 def _refuse_other_folder(run: RunFolder, scans: Path) -> None:
-    """Refuse to write the scores of one folder over those of another of the same name."""
+    """Refuse to replace the scores of one folder by those of another with the same name."""
     if not run.config.exists() or not run.manifest.exists():
         return
     before = Manifest.read(run.manifest).root
@@ -235,7 +237,7 @@ def _refuse_other_folder(run: RunFolder, scans: Path) -> None:
 
 
 def _refuse_other_bundle(run: RunFolder, bundle: Bundle, bundle_folder: Path) -> None:
-    """Refuse to write the scores by one bundle over those by another; calibrated anew, it is not.
+    """Refuse to replace scores by those of another bundle; recalibration does not make it another.
 
     Raises
     ------
@@ -251,7 +253,7 @@ def _refuse_other_bundle(run: RunFolder, bundle: Bundle, bundle_folder: Path) ->
 
 
 def _refuse_foreign_bundle(run: RunFolder, bundle: Bundle) -> None:
-    """Refuse to score a run that has a bundle by another one: its figures would be of neither."""
+    """Refuse to score a run with a bundle other than its own, since its figures would mix both."""
     if run.bundle.exists() and not _holds(run, bundle):
         raise ConfigError(
             f"{run.path} has a bundle of its own: to score scans with another one, name their "
@@ -260,7 +262,7 @@ def _refuse_foreign_bundle(run: RunFolder, bundle: Bundle) -> None:
 
 
 def _is_begun(run: RunFolder, config: Config) -> bool:
-    """Whether scoring was begun of just this folder, listed just so, and is not finished."""
+    """Whether scoring of this folder, listed with these settings, is started but not finished."""
     if not run.manifest.exists() or not run.results.job.exists():
         return False
     differ = _listing(load_config(run.config)).items() ^ _listing(config).items()
@@ -272,9 +274,9 @@ def _is_begun(run: RunFolder, config: Config) -> bool:
 
 
 def _listing(config: Config) -> dict[str, str]:
-    """Return the settings that a list of scans depends on, by name."""
+    """Return the settings on which a table of scans depends, by name."""
     data = {name: repr(value) for name, value in asdict(config.data).items()}
-    # Neither how many processes list them, nor who gets which split, matters here.
+    # Neither the worker processes nor the splits matter here.
     for name in ("workers", "seconds", "splits", "seed"):
         del data[name]
     return {
@@ -285,18 +287,18 @@ def _listing(config: Config) -> dict[str, str]:
 
 
 def _has_grown(run: RunFolder, scans: Path) -> bool:
-    """Whether the folder holds files that the run's list does not know."""
+    """Whether the folder contains files that are not in the run's table of scans."""
     known = {file_of(scans / row.path) for row in Manifest.read(run.manifest).rows}
     return not known.issuperset(scans / path for path in list_files(scans).files)
 
 
 def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bool) -> int:
-    """Write the scores as CSV or XLSX; with identifiers, the paths, patients and UIDs too.
+    """Write the scores as CSV or XLSX; with identifiers, also paths, patients and UIDs.
 
     Raises
     ------
     AnomalyError
-        If scoring is not complete, or the file cannot be written.
+        Scoring is not complete, or the file cannot be written.
     """
     if not run.results.is_finished(run.results.provenance()):
         raise AnomalyError(f"{run.path} is not scored yet: run `anomaly score {run.path}` first")
@@ -307,7 +309,7 @@ def export_scores(run: RunFolder, config: Config, path: Path, *, identifiers: bo
 
 
 def finish(run: RunFolder, job: Job) -> None:
-    """Where all parts are there: tidy up, export and say what came out."""
+    """If all parts are done, clean up, export the scores and log a summary."""
     results, provenance = job.results, job.provenance
     done = len(results.done(provenance))
     if done < provenance.parts:
@@ -331,7 +333,7 @@ def finish(run: RunFolder, job: Job) -> None:
 
 
 def _say(results: Results, alpha: float, bundle: Bundle) -> dict[str, int]:
-    """Say how many scans were scored, flagged and not scored, and why not."""
+    """Log and return how many scans were scored, flagged and not scored; log the reasons."""
     count = (
         "SELECT status, reason, seen, coalesce(flagged, false) AS flagged, count(*) AS n "
         "FROM scores"

@@ -1,4 +1,4 @@
-"""status: how far a run's scoring is, what to do again, and what readers say of it."""
+"""status: progress of a run's scoring, parts to score again, and readings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["give_feedback", "merge_feedback", "retry", "status"]
 
 
 def status(run: RunFolder) -> list[str]:
-    """Say what is done, what failed and why, how fast, and how long it will take.
+    """Lines that state progress, failures with reasons, speed and remaining time.
 
     Raises
     ------
     AnomalyError
-        If scoring has not begun.
+        Scoring has not started.
     """
     results = run.results
     parts, done = results.provenance().parts, results.done()
@@ -37,7 +37,7 @@ def status(run: RunFolder) -> list[str]:
     lines.append(f"{rows} scans: {scored} scored, {rows - scored} not scored")
     lines += [f"  {g['n']} {g['reason']}" for g in groups if g["status"] != "scored"]
     times = sorted(results.part(index).stat().st_mtime for index in done)
-    # The first part took time too, but nobody wrote down when it was begun.
+    # The first part is not counted, because its start time is not recorded.
     if len(done) < parts and len(done) > 1 and times[-1] > times[0]:
         pace = (len(done) - 1) / (times[-1] - times[0])
         lines.append(
@@ -49,12 +49,12 @@ def status(run: RunFolder) -> list[str]:
 
 
 def retry(run: RunFolder, reason: str) -> tuple[int, int]:
-    """Remove the parts that hold rows with a reason; return how many parts and such rows.
+    """Remove the parts with rows that have a reason; return the number of parts and of such rows.
 
     Raises
     ------
     AnomalyError
-        If no row has it.
+        No row has this reason.
     """
     results = run.results
     counts: dict[int, int] = {}
@@ -76,12 +76,12 @@ def retry(run: RunFolder, reason: str) -> tuple[int, int]:
 def give_feedback(
     run: RunFolder, key: str, opinion: str, *, reader: str = "", comment: str = ""
 ) -> Feedback:
-    """Note what a reader says of a scan, beside the results.
+    """Store a reading of a scan next to the results.
 
     Raises
     ------
     AnomalyError
-        If the opinion is none, no row has the key, or the file cannot be written.
+        The opinion is unknown, no row has the key, or the file cannot be written.
     """
     if opinion not in get_args(Opinion):
         raise AnomalyError(f"the opinion is {opinion!r}: expected one of {get_args(Opinion)}")
@@ -93,17 +93,18 @@ def give_feedback(
 
 
 def merge_feedback(run: RunFolder, path: Path) -> tuple[int, int]:
-    """Note the verdicts of a file that was saved from the report page: all of them, or none.
+    """Store all readings of a file saved from the report page, or none on an error.
 
     Returns
     -------
     tuple of int
-        How many were added, and how many were there already.
+        Number of readings that were added, and of those that existed already.
 
     Raises
     ------
     AnomalyError
-        If the file is not one of verdicts, an entry is about no row, or nothing can be written.
+        The file does not contain readings, an entry has an unknown key, or the file cannot be
+        written.
     """
     verdicts = Feedback.parse(path)
     unknown = _unknown(run, [verdict.key for verdict in verdicts])
@@ -119,7 +120,7 @@ def merge_feedback(run: RunFolder, path: Path) -> tuple[int, int]:
 
 
 def _unknown(run: RunFolder, keys: list[str]) -> set[str]:
-    """Those of some keys that no row has."""
+    """Keys that no row has."""
     table = pa.table({"key": pa.array(keys, pa.string())})
     sql = "SELECT key FROM wanted ANTI JOIN worklist USING (key)"
     return set(run.results.query(sql, wanted=table)["key"].to_pylist())

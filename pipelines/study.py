@@ -1,4 +1,4 @@
-"""study: one study of a scored run -> a PDF for its chart."""
+"""study: one study of a scored run -> a PDF."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def study_pdf(
     run : RunFolder
     config : Config
     key : str
-        Pseudonym of the study, or of a scan in it. A scan of an unknown study stands alone, under
-        its own pseudonym.
+        Pseudonym of the study, or of a scan in it. A scan without a known study gets a PDF of its
+        own, under the scan's pseudonym.
     images, max_images
-        As for `anomaly.pipelines.report.report`.
+        See `anomaly.pipelines.report.report`.
 
     Raises
     ------
     AnomalyError
-        If no study and no scan has this pseudonym, or the run is not scored.
+        No study and no scan has this pseudonym, or the run is not scored.
     ConfigError
-        If what makes a PDF is not installed.
+        The packages that write a PDF are not installed.
     NotCalibrated
-        If the bundle is not calibrated.
+        The bundle is not calibrated.
     """
     source = ScoredRun.open(run, config)
     name, rows = _study_of(source.rows, key, run)
     data = source.report_data(rows, max_images=max_images if images else 0)
     strays = sum(row.status != "scored" and not row.study for row in source.rows)
-    if strays:  # whose files name no study; one of them may belong here
+    if strays:  # their files state no study; some may belong to this one
         remarks = {"not scored and of no known study": f"{strays:,} of the run's files"}
         data = replace(data, provenance={**remarks, **data.provenance})
     with writing(run.studies):
         make_results_folder(run.studies)
-    path = run.studies / f"{file_stem(name)}.pdf"  # of whoever wrote the parts
+    path = run.studies / f"{file_stem(name)}.pdf"  # the name in the parts is untrusted
     with writing(path):
         write_study(data, name, path)
     log.info("a study of %d scan(s) written", len(rows))

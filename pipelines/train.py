@@ -1,6 +1,7 @@
 """train: normal scans -> a network, a detector, a bundle.
 
-Alone, or on several devices by ``torchrun --nproc-per-node N -m anomaly train RUN``.
+Runs in one process, or on several devices with
+``torchrun --nproc-per-node N -m anomaly train RUN``.
 """
 
 from __future__ import annotations
@@ -49,23 +50,23 @@ __all__ = ["look_alikes", "processes", "train", "trained_bundle"]
 log = logging.getLogger(__name__)
 
 SCORING_BATCH = 32
-# Steps after which it is said how long training will take.
+# Steps after which the remaining training time is logged.
 SPEED_STEPS = 50
-# Held-out normals that the network's health is judged by.
+# Held-out normals for the check of the network's health.
 HEALTH_IMAGES = 16
-# Draws per level for the intercepts: during training for a curve, at the end for the bundle.
+# Draws per level for fitting the intercepts: for training curves, and finally for the bundle.
 CURVE_DRAWS, FINAL_DRAWS = 3, 20
 
 
 def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
-    """Fit the network (resuming where a checkpoint is), then the detector; write the bundle.
+    """Train the network (resuming from a checkpoint), fit the detector and write the bundle.
 
-    Where the run's bundle is what this would give, nothing is done.
+    Does nothing if the run's bundle was already trained with the same settings on the same scans.
 
     Raises
     ------
     AnomalyError
-        If another training is at work in the run.
+        Another training is running in this run folder.
     """
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rank, _ = process_place()
@@ -81,7 +82,7 @@ def train(run: RunFolder, config: Config, device: torch.device) -> FitResult:
 
 
 def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle | None:
-    """Return the run's bundle where training these settings again would only repeat it."""
+    """Return the run's bundle if it was trained with these settings on these scans, else None."""
     if not run.bundle.exists():
         return None
     try:
@@ -94,8 +95,8 @@ def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle
 
 
 def _made_with(config: Config) -> Config:
-    """Return the settings that a trained bundle depends on; the others as by default."""
-    # The table of scans is compared by its hash; how often something is looked at changes nothing.
+    """Return the settings on which a trained bundle depends; the others are set to defaults."""
+    # The table of scans is compared by its hash; intervals between validations have no effect.
     training = replace(config.training, validate_every=1, checkpoint_every=1, examine_every=1)
     return replace(
         config,
@@ -139,7 +140,7 @@ def _write_bundle(
     normals: Mapping[str, tuple[ManifestRow, ...]],
     images: Tensor,
 ) -> Bundle:
-    """Fit the constants and the detector, and write the bundle; images are the training scans'."""
+    """Fit the intercepts and the detector, and write the bundle; `images` are those of training."""
     config, levels = observer.config, observer.levels
     if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
         log.warning("the bundle is made anew: calibrate it again")
@@ -167,7 +168,7 @@ def _write_bundle(
 
 
 def look_alikes(rows: Sequence[ManifestRow], images: Tensor, config: Config) -> LookAlikes | None:
-    """Draw the training images that a report may show; none with text burned in."""
+    """Draw the training images that a report may show; images with burned-in text are excluded."""
     fit = [index for index, row in enumerate(rows) if not row.burned_in]
     if not config.look_alikes or not fit:
         return None
@@ -190,7 +191,7 @@ def _classifier(config: Config, levels: NoiseLevels, images: Tensor) -> LevelCla
     network = build_network(config.network, levels)
     base = None
     if config.network.spectral_base:
-        # Dequantisation noise is the least that any pixel value varies.
+        # Dequantisation noise is the minimum variance of any pixel.
         floor = grey_step(config.preprocessing.grey_levels) ** 2 / 12
         base = CosineGaussianCDM.fit(images, levels, floor=floor)
     return LevelClassifier(network, base)
@@ -198,7 +199,7 @@ def _classifier(config: Config, levels: NoiseLevels, images: Tensor) -> LevelCla
 
 @dataclass(frozen=True)
 class _Images:
-    """The normal scans of a training, as its parts need them.
+    """The normal scans for training, in the forms that are needed.
 
     Attributes
     ----------
@@ -206,7 +207,7 @@ class _Images:
         Training scans before augmentation.
     keys : list of N str
     views : dict of str to Tensor (M, 1, size, size) in [-1, 1]
-        Scans of each split as the network sees them.
+        Network images of the scans of each split.
     """
 
     framed: Tensor
@@ -215,7 +216,7 @@ class _Images:
 
 
 class _Training:
-    """One training: the batches that the loop asks for, and what is shown of its way."""
+    """One training: batches for the training loop, validation and progress output."""
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class _Training:
         self._first: tuple[int, float] | None = None
 
     def fit(self, manifest_hash: str) -> FitResult:
-        """Train to the end, or until a signal; the table of scans is that of a hash."""
+        """Train to the end, or until a signal; `manifest_hash` identifies the table of scans."""
         with stop_on_interrupt() as stop, self.bar, quiet_board():
             result = fit(
                 self.loss,
@@ -251,11 +252,11 @@ class _Training:
             self.board.close()
         if not result.finished and stop.signal:
             log.info("stopped at step %d; the same command resumes", result.step)
-            raise SystemExit(128 + stop.signal)  # `train && calibrate` goes on with nothing
+            raise SystemExit(128 + stop.signal)  # so that `train && calibrate` stops too
         return result
 
     def _conditions(self, manifest_hash: str) -> dict[str, str]:
-        """Return what a checkpoint must have been made under to go on from it."""
+        """Return the conditions under which training can resume from a checkpoint."""
         return {
             "the table of scans": manifest_hash[:16],
             **{
@@ -266,7 +267,7 @@ class _Training:
         }
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        # Not before: a configuration that the checkpoint refuses changes nothing.
+        # Written only now: if the checkpoint refuses the configuration, nothing changes.
         if self.rank == 0:
             write_config(self.run.config, self.config)
         settings = self.config.training
@@ -291,7 +292,7 @@ class _Training:
         metrics = validation_metrics(
             self.loss, averaged, held_out, grey_levels=grey, seed=0, batch=SCORING_BATCH
         )
-        averaged.intercept.copy_(fitted)  # the network trained on is left as it is
+        averaged.intercept.copy_(fitted)  # validation must not change the network
         shown = held_out[:HEALTH_IMAGES].to(self.device)
         health = network_health(averaged, averaged.parts, self.levels, shown)
         metrics["health"] = health.record()
@@ -355,7 +356,7 @@ def _fit_intercepts(
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Join the other processes where torchrun started several."""
+    """Join the process group if torchrun started several processes."""
     if process_place()[1] == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""verify: whether everything in a run is what was written there."""
+"""verify: whether the files of a run are unchanged since they were written."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["verify"]
 
 
 def verify(run: RunFolder) -> tuple[list[str], bool]:
-    """Look at every file of a run that something knows the hash of.
+    """Check every file of a run whose hash is recorded.
 
     Returns
     -------
     list of str, bool
-        What was found, a line a thing, and whether all of it is intact.
+        One line per item checked, and whether all are intact.
 
     Raises
     ------
     AnomalyError
-        If there is no run.
+        There is no run.
     """
     run.need(run.path, "prepare")
     lines, intact = [], True
@@ -40,7 +40,7 @@ def verify(run: RunFolder) -> tuple[list[str], bool]:
 
 
 def _faults(run: RunFolder) -> Iterator[tuple[str, str]]:
-    """Name what is there, each with what is wrong with it."""
+    """Yield the name of each existing item, with its fault or an empty string."""
     readers: dict[str, tuple[bool, Callable[[], object]]] = {
         "config.yaml": (run.config.exists(), lambda: load_config(run.config)),
         "manifest.parquet": (run.manifest.exists(), lambda: Manifest.read(run.manifest)),

@@ -29,13 +29,13 @@ def query(
     from anomaly.store.rows import plain_cell, plain_values
 
     folder = RunFolder(run)
-    # Only who asks for it: it may be for somebody else's eyes.
+    # Read the private file only if the query names it.
     asked = "feedback" in sql.lower()
     tables = {"feedback": Feedback.table(folder.feedback)} if asked else {}
     answer = folder.results.query(sql, **tables)
-    lines = csv.writer(sys.stdout, lineterminator="\n")  # for a shell to read
+    lines = csv.writer(sys.stdout, lineterminator="\n")  # for use in a shell
     lines.writerow(map(plain_cell, answer.column_names))
     for batch in answer.to_batches():
-        # By place: two columns may have one name.
+        # By position, since two columns may have the same name.
         columns = [plain_values(column) for column in batch.columns]
         lines.writerows(map(plain_cell, line) for line in zip(*columns, strict=True))

@@ -1,1 +1,1 @@
-"""Files of every known kind -> scans, decoded apart from what reads them."""
+"""Readers: files of every supported kind -> scans, decoded in separate processes."""

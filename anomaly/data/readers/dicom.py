@@ -1,14 +1,14 @@
-"""The only reader of DICOM images.
+"""Reader of DICOM images, the only one in the package.
 
 ::
 
-    header -> what it may be read as                  (anomaly.data.readers.dicom_header)
+    header -> checked and completed                   (anomaly.data.readers.dicom_header)
     coded frame -> stored values or brightness        (anomaly.data.readers.dicom_pixels)
         -> grey in [0, 1], inverted where 0 is white  (anomaly.dicom.grey)
         -> shutter and padding black -> upright       (anomaly.dicom.geometry)
 
-Overlay planes are not drawn: they are somebody's marks, not the patient. Only kinds that have been
-tested are read; the rest raise `UnsupportedScan` with a short reason.
+Overlay planes are not drawn, because they hold annotations and not anatomy. Only tested kinds of
+image are read; all others raise `UnsupportedScan` with a short reason.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ __all__ = [
     "read_dicom",
 ]
 
-_ONE_GREY = 2 / 255  # whatever is displayed within less is flat to the eye
+_ONE_GREY = 2 / 255  # a smaller range of displayed grey looks flat
 
 
 def is_dicom(path: Path) -> bool:
-    """Say whether a file is DICOM by its content: ``DICM`` after a preamble of 128 bytes.
+    """Whether a file is DICOM by its content: ``DICM`` after a preamble of 128 bytes.
 
-    Files without that preamble, which the standard does not allow in exchange, are not taken for
-    DICOM: guessing would also take in files that merely resemble it.
+    Files without the preamble do not count as DICOM: the standard requires it for interchange, and
+    guessing would also accept files that merely resemble DICOM.
 
     Raises
     ------
@@ -66,13 +66,13 @@ def read_dicom(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
     Returns
     -------
     list of Scan or ScanError
-        One entry a frame; an error stands where a frame cannot be used.
+        One entry per frame: the scan, or the error if the frame cannot be used.
     """
     return list(open_dicom(path, policy))
 
 
 def instance_uid(path: Path) -> str:
-    """SOP Instance UID of a file, whatever else is wrong with it; empty where it cannot be read."""
+    """SOP Instance UID of a file, even if other tags are damaged; empty if it cannot be read."""
     try:
         with decoding(path):
             return text(dcmread(path, specific_tags=["SOPInstanceUID"]), "SOPInstanceUID")
@@ -81,7 +81,7 @@ def instance_uid(path: Path) -> str:
 
 
 def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
-    """Open a DICOM image, check everything that its header can tell, and decode nothing yet.
+    """Open a DICOM image and check its header; frames are decoded later, on request.
 
     Parameters
     ----------
@@ -91,9 +91,10 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
     Returns
     -------
     Frames
-        Each decodes to a `Scan`, float32 in [0, 1], 0 = black, turned upright: ``(Rows, Columns)``
-        as stored, or transposed (`Scan.orientation`). Pixels that PixelPaddingValue marks or a
-        display shutter covers are 0. `Scan.levels` is ``2 ** BitsStored`` under every policy.
+        Each frame decodes to a `Scan`, float32 in [0, 1], 0 = black, turned upright:
+        ``(Rows, Columns)`` as stored, or transposed (`Scan.orientation`). Pixels marked by
+        PixelPaddingValue or covered by a display shutter are 0. `Scan.levels` is
+        ``2 ** BitsStored`` under every policy.
 
     Raises
     ------
@@ -102,9 +103,9 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
         ``"no decoder"``, ``"undecodable"``, ``"unreadable"``.
     UnsupportedScan
         ``"not an image"``, ``"media directory"``, ``"sop class"``, ``"own result"``,
-        ``"colour"``, ``"photometric"``, ``"bit depth"``, ``"too large"``, ``"empty"``; of a frame
-        also ``"out of range"``, ``"constant"``, ``"rescale"``, ``"window"``, ``"lut"``,
-        ``"shutter"``.
+        ``"colour"``, ``"photometric"``, ``"bit depth"``, ``"too large"``, ``"empty"``; decoding a
+        frame also raises ``"out of range"``, ``"constant"``, ``"rescale"``, ``"window"``,
+        ``"lut"``, ``"shutter"``.
     """
     with decoding(path) as warned:
         if not is_dicom(path):
@@ -112,7 +113,7 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
                 Reason.NOT_DICOM, f"{path} is not DICOM: bytes 128 to 131 are not 'DICM'."
             )
         dataset = dcmread(path)
-        # pydicom goes on with what it has where a file ends early, and only warns
+        # pydicom only warns about a file that ends early, and returns the part it could read.
         ends = [str(warning.message) for warning in warned if "nd of file" in str(warning.message)]
         if ends:
             raise UnreadableScan(Reason.TRUNCATED, f"{path} is cut off ({ends[0]}); copy it again.")
@@ -121,13 +122,13 @@ def open_dicom(path: Path, policy: IntensityPolicy) -> Frames:
 
 
 def decodable_transfer_syntaxes() -> dict[str, list[str]]:
-    """List the transfer syntaxes that pydicom knows, with the installed decoders of each.
+    """Transfer syntaxes that pydicom knows, with the installed decoders of each.
 
     Returns
     -------
     dict of str to list of str
-        Name of the transfer syntax -> names of plugins; an empty list means that such files
-        cannot be decoded here.
+        Name of the transfer syntax -> names of plugins; an empty list means that this installation
+        cannot decode such files.
     """
     return {uid.name: decoders(uid) for uid in uids.AllTransferSyntaxes}
 
@@ -165,7 +166,7 @@ def _read_frame(
 
 
 class _Grey(NamedTuple):
-    """Grey of a frame as stored, and how it came about."""
+    """Grey values of a frame in stored orientation, and how they were computed."""
 
     pixels: NDArray[np.float32]
     steps: tuple[str, ...]
@@ -175,7 +176,7 @@ class _Grey(NamedTuple):
 
 
 def _scan(dataset: FileDataset, index: int, grey: _Grey, count: int) -> Scan:
-    """Return a frame as a scan: upright, with what its tags say."""
+    """Build the scan of a frame: upright pixels and metadata from its tags."""
     turn = orientation(dataset, index)
     size, source = spacing(dataset, index)
     return Scan(
@@ -208,7 +209,7 @@ def _scan(dataset: FileDataset, index: int, grey: _Grey, count: int) -> Scan:
 def _grey(
     dataset: FileDataset, index: int, rescaled: GradedValues, policy: IntensityPolicy
 ) -> tuple[NDArray[np.float32], tuple[str, ...], GreyCurve | None, tuple[str, ...]]:
-    """Grey by the policy, how it came about, how the file wants it displayed, and remarks."""
+    """Grey values under the policy, the steps taken, the file's display curve, and notes."""
     inverted = is_inverted(dataset)
     usable, notes = file_voi(dataset, index)
     display = None

@@ -1,7 +1,7 @@
-"""What the header of a DICOM image can tell before a pixel is decoded: may it be read, and how.
+"""Checks of the header of a DICOM image before a pixel is decoded.
 
-What may be left open is put in its place, in memory only; what may not is refused, with the tag and
-the value that it has.
+Optional tags that are missing or invalid get their default values, in memory only. A missing or
+invalid required tag raises an error that names the tag and its value.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ IMAGE_CLASSES: frozenset[str] = frozenset(
         uids.RTImageStorage,
     }
 )
-"""SOP classes that can hold a scan; objects of others are skipped with a reason."""
+"""SOP classes that can hold a scan; objects of other classes are skipped with a reason."""
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def check_header(path: Path, dataset: FileDataset, policy: IntensityPolicy) -> tuple[int, int]:
-    """Return the frames of an object, and those of them that are there; complete its header.
+    """Return the frames that an object states and those present; complete its header.
 
     Raises
     ------
     ScanError
-        Those of `open_dicom` that its header can tell.
+        The errors of `open_dicom` that can be detected from the header.
     """
     if not _knows_its_characters(dataset):
-        del dataset.SpecificCharacterSet  # in memory; its texts are read as ASCII
+        del dataset.SpecificCharacterSet  # in memory only; texts are then read as ASCII
     _check_transfer_syntax(path, dataset)
     _check_class(path, dataset)
     _complete_pixel_module(path, dataset)
     _check_pixel_module(path, dataset, policy)
     stated = stated_frames(dataset)
     check_size(path, int(dataset.Rows), int(dataset.Columns), stated or 1)
-    # In memory only: decoders count by this tag, and stumble over one that is no number.
+    # In memory only: decoders take the count from this tag and fail if it is not a number.
     dataset.NumberOfFrames = stated or 1
     _check_decodable(path, dataset)
     count, present = _count_frames(path, dataset, stated)
@@ -90,7 +90,7 @@ def check_header(path: Path, dataset: FileDataset, policy: IntensityPolicy) -> t
 
 
 def _knows_its_characters(dataset: FileDataset) -> bool:
-    """Whether SpecificCharacterSet is a text, or several, or absent."""
+    """Whether SpecificCharacterSet is absent, a string or a list of strings."""
     value = value_of(dataset, "SpecificCharacterSet")
     several = [value] if isinstance(value, str) else value or []
     return "SpecificCharacterSet" not in dataset or (
@@ -108,7 +108,7 @@ def _check_transfer_syntax(path: Path, dataset: FileDataset) -> None:
 
 
 def _check_class(path: Path, dataset: FileDataset) -> None:
-    # A DICOMDIR names its class in the file meta information alone.
+    # A DICOMDIR states its class only in the file meta information.
     named = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
     sop_class = uids.UID(named)
     if sop_class == uids.MediaStorageDirectoryStorage:
@@ -137,7 +137,7 @@ def _check_class(path: Path, dataset: FileDataset) -> None:
 
 
 def _complete_pixel_module(path: Path, dataset: Dataset) -> None:
-    """Put what may be left open in its place, in memory only; refuse what may not."""
+    """Set missing or invalid optional tags to defaults, in memory; refuse required ones."""
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
         try:
             int(dataset[keyword].value)
@@ -192,7 +192,7 @@ def _check_pixel_module(path: Path, dataset: Dataset, policy: IntensityPolicy) -
 def _check_decodable(path: Path, dataset: FileDataset) -> None:
     transfer_syntax = dataset.file_meta.TransferSyntaxUID
     plugins = decoders(transfer_syntax)
-    # pillow and gdcm list JPEG Extended but decode its 8-bit form only
+    # pillow and gdcm list JPEG Extended but decode only its 8-bit form.
     if transfer_syntax == uids.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
         plugins = [plugin for plugin in plugins if plugin == "pylibjpeg"]
     if not plugins:
@@ -213,13 +213,13 @@ def _check_decodable(path: Path, dataset: FileDataset) -> None:
 
 
 def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple[int, int]:
-    """Frames of an object, and those of them that are there: its class may hold several.
+    """Count the frames of an object, and the frames whose pixel data are present.
 
     Raises
     ------
     UnreadableScan
-        ``"frames"``: a class of single images with more than one; ``"too long"``: pixel data that
-        the header leaves no frame for.
+        ``"frames"``: more than one frame in a class of single images; ``"too long"``: more pixel
+        data than the header implies.
     """
     present = frames_present(dataset)
     count = stated or 1
@@ -236,12 +236,12 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple
         count = present
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         lay_out_frames(dataset)
-        dataset.NumberOfFrames = present or count  # by which decoders count fragments
+        dataset.NumberOfFrames = present or count  # decoders assign fragments by this count
     else:
         dataset.NumberOfFrames = count
         expected = native_length(dataset)
         excess = dataset.PixelData[expected:]
-        if len(excess) > 1 and any(excess):  # zeros are padding, which some writers add a lot of
+        if len(excess) > 1 and any(excess):  # zeros are padding, of which some writers add a lot
             raise UnreadableScan(
                 Reason.TOO_LONG,
                 f"{path} has {len(dataset.PixelData)} bytes of pixel data; its header implies "
@@ -251,6 +251,6 @@ def _count_frames(path: Path, dataset: FileDataset, stated: int | None) -> tuple
 
 
 def is_coloured(dataset: Dataset) -> bool:
-    """Whether pixels have colours, by name: in samples of their own or in a palette."""
+    """Whether PhotometricInterpretation names a colour space or a palette."""
     photometric = text(dataset, "PhotometricInterpretation")
     return photometric.startswith(("RGB", "YBR", "PALETTE"))

@@ -1,4 +1,4 @@
-"""DICOMDIR: what the table of contents of a disc says should be there (PS3.3 F)."""
+"""DICOMDIR: the files that the directory of a disc lists (PS3.3 F)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ListedFile", "listed_files"]
 
 MAX_RECORDS = 100_000
 
-# The standard has capitals, digits and underscores (PS3.10 8.5); discs have more.
+# The standard allows capitals, digits and underscores (PS3.10 8.5); real discs use more.
 _NAME = re.compile(r"[^\x00-\x1f\x7f:/\\]+")
 
 
@@ -27,9 +27,9 @@ class ListedFile(NamedTuple):
     Attributes
     ----------
     name : str
-        Relative to its folder, with forward slashes.
+        Path relative to the folder of the DICOMDIR, with forward slashes.
     instance : str
-        SOP Instance UID of what is in it, or empty.
+        SOP Instance UID of the object in the file, or empty.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ListedFile(NamedTuple):
 def listed_files(path: Path) -> list[ListedFile]:
     """Files that a DICOMDIR lists.
 
-    A name that leads out of the folder is left out: nothing there could be called missing.
+    Names that point outside the folder are left out, so they are never reported as missing.
 
     Raises
     ------

@@ -1,13 +1,13 @@
-"""Samples of a frame: decoded as they are stored, and what they mean before any grey.
+"""Decoding of the samples of a frame, before any mapping to grey.
 
 ::
 
-    coded frame -> samples, none masked     (a coding that contradicts the header is refused)
-    grey:   samples -> stored values, and where padding marks none
+    encoded frame -> samples, none masked     (refused if its coding contradicts the header)
+    grey:   samples -> stored values, and a mask of padding
     colour: samples -> brightness in [0, 1]
 
-What a header calls a colour space, and what a decoder makes of it, need not agree; the codestream
-tells (`anomaly.dicom.codestream`).
+The colour space in the header and the one that a decoder returns need not agree; the header of the
+codestream decides (`anomaly.dicom.codestream`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["brightness", "coded_header", "decoders", "stored_values"]
 
 
 def decoders(transfer_syntax: uids.UID) -> list[str]:
-    """Names of the installed plugins that decode a transfer syntax; empty where there is none."""
+    """Names of the installed plugins that decode a transfer syntax; empty if there is none."""
     if transfer_syntax in uids.UncompressedTransferSyntaxes:
         return ["numpy"]
     try:
@@ -52,26 +52,27 @@ def decoders(transfer_syntax: uids.UID) -> list[str]:
 def coded_header(
     path: Path, dataset: FileDataset, count: int, index: int
 ) -> CodestreamHeader | None:
-    """Header of a coded frame, which must not contradict that of the object.
+    """Header of the codestream of a frame, checked against the header of the object.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        For error messages.
     dataset : FileDataset
     count : int
-        Frames that are there.
+        Number of frames present.
     index : int
 
     Returns
     -------
     CodestreamHeader or None
-        None where the frame is not coded, or by run lengths, which have none.
+        None if the frame is not encoded, or uses RLE, which has no such header.
 
     Raises
     ------
     UnreadableScan
-        ``"codestream"``: they contradict each other; ``"undecodable"``: it has no header.
+        ``"codestream"``: the two headers contradict each other; ``"undecodable"``: the codestream
+        has no header.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
@@ -101,22 +102,22 @@ def coded_header(
 def stored_values(
     path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[GradedValues, NDArray[np.bool_], tuple[str, ...]]:
-    """Decode stored values as the standard reads them, and where PixelPaddingValue marks none.
+    """Decode the stored values of a grey frame and the mask of its padding.
 
     The bits above HighBit must be zero, a sign extension, or an overlay that the header declares
-    there. Anything else is refused and not masked: the values may be what is wrong.
+    there. Anything else is refused and not masked, because the values themselves may be wrong.
 
     Returns
     -------
     GradedValues, ndarray of bool, tuple of str
-        Values ``(Rows, Columns)``, where they are padding, and remarks.
+        Values ``(Rows, Columns)``, mask of PixelPaddingValue, and notes.
 
     Raises
     ------
     UnreadableScan
-        ``"undecodable"``: they are not of the size that the header says.
+        ``"undecodable"``: the decoded size differs from the header.
     UnsupportedScan
-        ``"out of range"``: a value is none of BitsStored.
+        ``"out of range"``: a value does not fit into BitsStored.
     """
     bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
     raw, _ = _decoded(path, dataset, index, coded)
@@ -147,7 +148,7 @@ def stored_values(
 
 
 def _overlay_bits(dataset: Dataset) -> int:
-    """Bits of the stored values that the overlay planes of old files use (PS3.5 8.1.2)."""
+    """Bits of the stored values that overlay planes use in old files (PS3.5 8.1.2)."""
     bits = 0
     for group in range(0x6000, 0x6020, 2):
         position = whole_number(dataset, (group, 0x0102))
@@ -160,7 +161,7 @@ def _overlay_bits(dataset: Dataset) -> int:
 def _padding(
     dataset: Dataset, values: NDArray[np.int32], allocated: int, signed: bool
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Where PixelPaddingValue marks no image, and a remark where it cannot be used."""
+    """Mask of PixelPaddingValue, and a note if the tag cannot be used."""
     nowhere = np.zeros(values.shape, dtype=bool)
     if "PixelPaddingValue" not in dataset:
         return nowhere, ()
@@ -170,9 +171,9 @@ def _padding(
         return nowhere, ("PixelPaddingValue not used: it is no number",)
     ends = [first, first if last is None else last]
     if signed:
-        # Writers put -2000 as the unsigned 63536 where the VR is ambiguous.
+        # Some writers store -2000 as the unsigned 63536, since the VR is ambiguous.
         ends = [(end + 2 ** (allocated - 1)) % 2**allocated - 2 ** (allocated - 1) for end in ends]
-    else:  # and -500, of the other VR, for 65036
+    else:  # and 65036, with the other VR, as -500
         ends = [end % 2**allocated for end in ends]
     padding = (values >= min(ends)) & (values <= max(ends))
     if padding.all():
@@ -183,22 +184,22 @@ def _padding(
 def brightness(
     path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
-    """Brightness of a coloured frame, by the colours that the decoder gives.
+    """Brightness of a coloured frame, in the colour space that the decoder returns.
 
-    They need not be those that the header names.
+    That colour space may differ from the one in the header.
 
     Returns
     -------
     ndarray, ndarray of bool, tuple of str
-        Brightness ``(Rows, Columns)`` float32 in [0, 1], what is hidden (nothing), and how it came
-        about.
+        Brightness ``(Rows, Columns)`` float32 in [0, 1], mask of hidden pixels (none), and the
+        steps taken.
 
     Raises
     ------
     UnreadableScan
-        ``"undecodable"``: there are not three samples a pixel.
+        ``"undecodable"``: there are not three samples per pixel.
     UnsupportedScan
-        ``"out of range"``: a sample is none of BitsStored.
+        ``"out of range"``: a sample does not fit into BitsStored.
     """
     stated = text(dataset, "PhotometricInterpretation")
     top = 2 ** int(dataset.BitsStored) - 1
@@ -218,7 +219,7 @@ def brightness(
             f"{path} decodes to shape {values.shape}; expected (Rows, Columns, 3).",
         )
     if colours.startswith("YBR"):
-        # The first sample is the luminance (PS3.3 C.7.6.3.1.2), which "partial" keeps in 16 to 235.
+        # The first sample is the luminance (PS3.3 C.7.6.3.1.2); "partial" limits it to 16 to 235.
         low, high = (16, 235) if colours.startswith("YBR_PARTIAL") else (0, 255)
         scale = (top + 1) / 256 if colours.startswith("YBR_PARTIAL") else top / 255
         pixels = to_unit(values[..., 0], low * scale, high * scale)
@@ -229,7 +230,7 @@ def brightness(
 
 
 def _palette_top(dataset: FileDataset, values: NDArray[Any]) -> int:
-    """Largest entry that a palette can hold: writers put entries of 8 bits into words of 16."""
+    """Largest entry that a palette can hold: some writers store 8-bit entries in 16-bit words."""
     widest = 2 ** (8 * values.dtype.itemsize) - 1
     colours = ("Red", "Green", "Blue")
     tables = [dataset.get(f"{colour}PaletteColorLookupTableData", None) for colour in colours]
@@ -241,17 +242,17 @@ def _palette_top(dataset: FileDataset, values: NDArray[Any]) -> int:
 def _decoded_colours(
     path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None
 ) -> tuple[NDArray[Any], str]:
-    """Return samples of a coloured frame (Rows, Columns, 3), and the colour space they are in."""
+    """Decode the samples of a coloured frame (Rows, Columns, 3); return their colour space too."""
     stated = text(dataset, "PhotometricInterpretation")
     partial_native = coded is None and stated == "YBR_PARTIAL_422"
-    # Laid out as YBR_FULL_422, the one of the two that pydicom knows.
+    # Same layout as YBR_FULL_422; of the two, pydicom knows only that one.
     options = {"photometric_interpretation": "YBR_FULL_422"} if partial_native else {}
     values, properties = _decoded(path, dataset, index, coded, **options)
     if partial_native:
         return values, stated
     if coded is not None and coded.colours:
         return values, coded.colours
-    # By the standard RCT and ICT name the transformation that decoding undoes.
+    # In the standard, RCT and ICT name a transformation that the decoder reverses.
     return values, "RGB" if stated in ("YBR_ICT", "YBR_RCT") else str(
         properties["photometric_interpretation"]
     )
@@ -260,20 +261,20 @@ def _decoded_colours(
 def _decoded(
     path: Path, dataset: FileDataset, index: int, coded: CodestreamHeader | None, **options: Any
 ) -> tuple[NDArray[np.generic], Mapping[str, Any]]:
-    """Return samples of a frame as they are stored, and how they are laid out."""
+    """Decode the samples of a frame as stored; return their layout too."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if coded is not None and coded.bits <= 8 < int(dataset.BitsAllocated):
-        options["bits_allocated"] = 8  # its decoder gives bytes, and takes this for their size
+        options["bits_allocated"] = 8  # the decoder returns bytes; this states their size
     if coded is not None and coded.components > 1 and coded.coding != "JPEG-LS":
-        options["planar_configuration"] = 0  # its decoders know no other
+        options["planar_configuration"] = 0  # the decoders support no other
     if coded is not None and coded.coding == "JPEG" and coded.bits > int(dataset.BitsStored):
-        options["bits_stored"] = coded.bits  # its decoder would mask what lies above
+        options["bits_stored"] = coded.bits  # otherwise the decoder masks the higher bits
     if coded is not None and coded.colours and coded.coding == "JPEG":
         plugins = [name for name in decoders(syntax) if name == "gdcm"]
-        options["decoding_plugin"] = plugins[0] if plugins else ""  # it transforms no colours
-        options["photometric_interpretation"] = coded.colours  # and knows not every label
+        options["decoding_plugin"] = plugins[0] if plugins else ""  # gdcm does not convert colours
+        options["photometric_interpretation"] = coded.colours  # and does not know every label
     decoder = get_decoder(syntax)
-    options["correct_unused_bits"] = False  # what is above HighBit is looked at, never masked
+    options["correct_unused_bits"] = False  # bits above HighBit are checked, never masked
     if coded is None or coded.coding != "JPEG":
         return decoder.as_array(dataset, index=index, raw=True, **options)
     with jpeg_warnings(path):

@@ -1,8 +1,8 @@
-"""A file as a sequence of frames, and the boundary that untrusted bytes are decoded behind.
+"""A file as a sequence of frames, and error handling for decoding untrusted bytes.
 
-A file either opens, and then each of its frames is a `Scan` or the `ScanError` that says why not;
-or it does not open at all, and opening raises. Every reader returns `Frames`, so that one bad
-slice costs one slice, and reading one frame does not decode the others.
+If a file opens, each of its frames is a `Scan` or the `ScanError` that explains why it is not; if
+it does not open, opening raises. Every reader returns `Frames`, so a bad slice affects only that
+slice, and reading one frame does not decode the others.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The largest radiographs are mammograms and stitched spines near 3e7 pixels. Three times that fits
-# in 800 MB while float64 is at work; a header that claims more is damaged or hostile.
+# The largest radiographs, mammograms and stitched spines, have about 3e7 pixels. Three times that
+# needs 800 MB as float64; a header that claims more is damaged or hostile.
 MAX_FRAME_PIXELS = 100_000_000
 
 # A whole-body CT of 3000 slices of 512 x 512 has 8e8 pixels.
 MAX_FILE_PIXELS = 1_000_000_000
 
-# Every frame is a scan, with a row in every table.
+# Every frame is a scan and has a row in every table.
 MAX_FRAMES = 10_000
 
 
@@ -56,7 +56,7 @@ class Frames:
     decode : callable
         ``decode(index) -> Scan``; raises the `ScanError` of that frame.
     path : Path
-        For messages.
+        For error messages.
     """
 
     count: int
@@ -87,7 +87,7 @@ class Frames:
         return self.decode(index)
 
     def __iter__(self) -> Iterator[Scan | ScanError]:
-        """Yield each frame in order, decoded one at a time, or the reason why it cannot be used."""
+        """Decode the frames one at a time, in order; yield the error of a frame that fails."""
         for index in range(self.count):
             try:
                 yield self.read(index)
@@ -97,26 +97,26 @@ class Frames:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
-    """Turn whatever a decoder raises on untrusted bytes into `UnreadableScan`.
+    """Convert any exception that a decoder raises on untrusted bytes into `UnreadableScan`.
 
-    Warnings of the decoders (values against the standard, excess padding) are counted in the
-    debug log, not shown: they repeat per file and may quote patient data. What matters of them
-    the readers check themselves. The warning filters are process-wide while a frame is decoded, so
-    decode in processes, not in threads.
+    Warnings of the decoders (values that violate the standard, excess padding) are counted in the
+    debug log and not shown, because they repeat per file and may quote patient data. The readers
+    check the important conditions themselves. The warning filters apply to the whole process while
+    a frame is decoded, so decode in processes, not in threads.
 
     Yields
     ------
     list of warnings.WarningMessage
-        The warnings so far, for a reader that has to look at them.
+        The warnings so far, for readers that need to check them.
 
     Raises
     ------
     UnreadableScan
         ``"unreadable"``: the operating system refused; ``"truncated"``: the data end early;
-        ``"out of memory"``: a decoder asked for too much; ``"undecodable"``: anything else that a
-        decoder raised.
+        ``"out of memory"``: a decoder requested too much; ``"undecodable"``: the decoder raised
+        anything else.
     UnsupportedScan
-        Whatever the body itself raises passes through.
+        Passed through if the body raises it.
     """
     with warnings.catch_warnings(record=True) as caught, _as_they_are():
         warnings.simplefilter("always")
@@ -133,10 +133,10 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
                 Reason.TRUNCATED, f"{path} ends before its data do ({error}); copy it again."
             ) from error
         except BaseException as error:
-            # The one place that catches everything: a damaged file can make a decoder raise
-            # anything at all (a panic of one written in Rust is no `Exception`), and must cost
-            # one row and not the run. Errors of the operating system carry an errno; pillow
-            # raises OSError without one for bad data.
+            # The only place that catches everything: a damaged file can make a decoder raise
+            # anything (a panic in Rust code is not an `Exception`), and must fail one row and not
+            # the run. Errors of the operating system have an errno; pillow raises OSError without
+            # one for bad data.
             if isinstance(error, OSError) and error.errno is not None:
                 raise UnreadableScan(
                     Reason.UNREADABLE, f"{path} cannot be read: {error}."
@@ -152,10 +152,10 @@ def decoding(path: Path) -> Iterator[list[warnings.WarningMessage]]:
 
 @contextmanager
 def _as_they_are() -> Iterator[None]:
-    """Have pillow refuse images that end early, whatever a library made it do.
+    """Make pillow refuse images that end early, even if a library has changed its settings.
 
-    WeasyPrint, once imported, lets pillow fill up what is missing, in the whole process. Of a scan
-    nothing is made up.
+    Importing WeasyPrint makes pillow fill in missing data, in the whole process. Missing data of a
+    scan must never be invented.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -166,21 +166,21 @@ def _as_they_are() -> Iterator[None]:
 
 
 def refuse_special_file(path: Path) -> None:
-    """Refuse a device, pipe or socket: reading one would wait for ever, or never end.
+    """Refuse a device, pipe or socket, which could block a reader or never end.
 
     Raises
     ------
     UnsupportedScan
         ``"not a file"``.
     OSError
-        The operating system refuses to say what it is.
+        The operating system does not return the file's type.
     """
     if path.exists() and not path.is_file():
         raise UnsupportedScan(Reason.NOT_A_FILE, f"{path} is not a regular file.")
 
 
 def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
-    """Refuse a file by the size in its header, before anything is decoded.
+    """Refuse a file that is too large or empty by its header, before decoding.
 
     Parameters
     ----------
@@ -191,8 +191,8 @@ def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
     Raises
     ------
     UnsupportedScan
-        ``"too large"``: above `MAX_FRAME_PIXELS` a frame, `MAX_FILE_PIXELS` or `MAX_FRAMES` a file;
-        ``"empty"``: no pixels.
+        ``"too large"``: more than `MAX_FRAME_PIXELS` per frame, or than `MAX_FILE_PIXELS` or
+        `MAX_FRAMES` per file; ``"empty"``: no pixels.
     """
     if rows < 1 or columns < 1:
         raise UnsupportedScan(Reason.EMPTY, f"{path} has {rows} rows and {columns} columns.")
@@ -206,13 +206,13 @@ def check_size(path: Path, rows: int, columns: int, count: int = 1) -> None:
 
 
 def check_varied(path: Path, pixels: NDArray[np.float32]) -> None:
-    """Refuse an image in which every pixel is the same.
+    """Refuse an image whose pixels all have the same value.
 
     Parameters
     ----------
     path : Path
     pixels : ndarray, any shape
-        Padding left out.
+        Without padding.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Image files without DICOM's tags, by their extension: PNG, JPEG, TIFF, NIfTI."""
+"""Readers of PNG, JPEG, TIFF and NIfTI files, chosen by extension."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_image(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
     Returns
     -------
     list of Scan or ScanError
-        One entry a page or slice; an error stands where one cannot be used.
+        One entry per page or slice: the scan, or the error if it cannot be used.
     """
     return list(open_image(path, policy))
 
@@ -39,10 +39,10 @@ def open_image(path: Path, policy: IntensityPolicy) -> Frames:
     Returns
     -------
     Frames
-        One frame a page or slice; pixels ``(H, W)`` float32 in [0, 1], 0 = black. The identity is
-        empty but for the frame, as these formats hold none. A NIfTI volume is turned to its
-        closest canonical axes and cut along the third, from inferior to superior; a slice is shown
-        in the radiological convention: row 0 anterior, column 0 at the patient's right.
+        One frame per page or slice; pixels ``(H, W)`` float32 in [0, 1], 0 = black. The identity
+        contains only the frame, since these formats store no other. A NIfTI volume is reoriented
+        to its closest canonical axes and cut along the third, from inferior to superior; slices
+        follow the radiological convention: row 0 anterior, column 0 at the patient's right.
 
     Raises
     ------
@@ -50,7 +50,8 @@ def open_image(path: Path, policy: IntensityPolicy) -> Frames:
         ``"undecodable"``, ``"unreadable"``, ``"no decoder"``, ``"non-finite"``.
     UnsupportedScan
         ``"not an image"``, ``"colour"``, ``"alpha"``, ``"bit depth"``, ``"orientation"``,
-        ``"dimensions"``, ``"too large"``, ``"empty"``; of a frame also ``"constant"``.
+        ``"dimensions"``, ``"too large"``, ``"empty"``; decoding a frame also raises
+        ``"constant"``.
     """
     openers = {
         "png": open_png_jpeg,

@@ -1,13 +1,13 @@
-"""From the values of a file to grey in [0, 1], and the policy that chooses the range.
+"""The policy that maps the values of a file to grey in [0, 1].
 
 ::
 
     grey = to_unit(v; low, high)                                              (`anomaly.grey`)
 
-Where `low` and `high` come from is the policy: the range that the source *can* hold ("full"), the
-display window that the file asks for ("file"), or a fixed window such as a Hounsfield range. The
-range never comes from one image's own minimum and maximum, as then the same tissue would have
-another grey in every scan.
+The policy determines `low` and `high`: the range that the source *can* hold ("full"), the display
+window in the file ("file"), or a fixed window such as a Hounsfield range. The range is never the
+minimum and maximum of one image, because the same tissue would then have a different grey in every
+scan.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Apply a function to many items in processes that may die, hang or ask for too much memory.
+"""Apply a function to many items in processes that may crash, hang or request too much memory.
 
-A decoder in native code can end its process on a damaged file, or never come back, where no
-exception reaches Python. Each item has its process to itself while it is worked on, and a time
-limit; the one that dies, or is ended for its time, costs that item and no other (`Lost`).
+On a damaged file, a decoder in native code can crash its process or never return, without an
+exception in Python. Each process handles one item at a time, with a time limit; a process that
+crashes or exceeds the limit loses only its current item (`Lost`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from anomaly.logs import log_what_is_allowed
 
 __all__ = ["SECONDS", "Lost", "Workers", "map_in_processes"]
 
-# Items in flight: they are decoded ahead of who takes them.
+# Items in flight: they are decoded before the caller requests them.
 _AHEAD_PER_WORKER = 16
 
 SECONDS = 120.0
-"""Time limit of an item. A large mammogram decodes in two seconds, a CT of 3000 slices in a minute.
+"""Time limit per item. A large mammogram decodes in two seconds, a CT of 3000 slices in a minute.
 """
 
 # The largest frame that is read (`anomaly.data.readers.frames`) needs 3 GiB, the largest volume 4.
@@ -53,12 +53,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Lost:
-    """Why there is no result: the process ended without one, or was ended for its time."""
+    """Why an item has no result: its process crashed, or exceeded the time limit."""
 
     reason: Literal[Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT]
 
     def error(self) -> UnreadableScan:
-        """Say so of a scan."""
+        """Error of a scan that was lost this way."""
         return UnreadableScan(
             self.reason,
             "it ended the process that was decoding it, or took longer than data.seconds: the file "
@@ -67,14 +67,14 @@ class Lost:
 
 
 class Workers:
-    """Processes that are started at their first use and kept until the end of a ``with`` block.
+    """Worker processes, started on first use and kept until the end of a ``with`` block.
 
     Parameters
     ----------
     count : int
-        Number of processes. With 0, functions run in this process: nothing is isolated.
+        Number of processes. With 0, functions run in this process, without isolation.
     seconds : float
-        Time limit of an item.
+        Time limit per item.
 
     Raises
     ------
@@ -96,7 +96,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the processes; what they have not finished is dropped."""
+        """Stop the processes; unfinished items are dropped."""
         if self._pool is not None:
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
@@ -113,12 +113,13 @@ class Workers:
     ) -> Iterator[tuple[_Item, _Result | Lost]]:
         """Apply a function to each item, in order.
 
-        Items are taken, and worked on, a bounded number ahead of the results.
+        A bounded number of items is read and processed ahead of the results.
 
         Parameters
         ----------
         function : callable
-            Importable by name, as are its items and results; what it raises passes through.
+            Must be importable by name, as must the types of its items and results; its exceptions
+            pass through.
         items : iterable
 
         Yields
@@ -146,7 +147,7 @@ class Workers:
             yield item, outcome
 
     def _repeated(self, function: Callable[[_Item], _Result], item: _Item) -> _Result | Lost:
-        """Try once more in new processes: the old ones ended while none was at work."""
+        """Retry an item once in new processes, after the pool broke while idle."""
         try:
             return _outcome(self._submit(function, item))
         except BrokenProcessPool as error:
@@ -156,7 +157,7 @@ class Workers:
             ) from error
 
     def _sweep(self) -> None:
-        """Remove what processes that were ended have unpacked."""
+        """Remove the files that stopped processes have unpacked."""
         folders = Path(self._scratch.name).iterdir() if self._scratch else ()
         for folder in folders:
             if folder.name.isdigit() and not _is_running(int(folder.name)):
@@ -178,8 +179,8 @@ class Workers:
         return future
 
     def _new_pool(self) -> ProcessPool:
-        # Forked from a server of one thread, not from this process, of which a child may inherit a
-        # lock that nobody will release. The server imports once what takes a second to import.
+        # Fork from a single-threaded server: a child of this process could inherit a lock that is
+        # never released. The server does the slow imports (one second) only once.
         context = multiprocessing.get_context(_start_method())
         context.set_forkserver_preload([_PRELOADED])
         _sweep_scratch()
@@ -196,47 +197,47 @@ def map_in_processes(
     workers: int,
     seconds: float = SECONDS,
 ) -> Iterator[tuple[_Item, _Result | Lost]]:
-    """Do `Workers.map` with processes that are for this alone."""
+    """Run `Workers.map` with processes of its own."""
     with Workers(workers, seconds) as processes:
         yield from processes.map(function, items)
 
 
 def _start_method() -> Literal["forkserver", "spawn"]:
-    """How processes are started: anew where the server's socket would have too long a path."""
+    """Start method of processes: spawn if the path of the fork server's socket is too long."""
     longest = 107 - len("/pymp-12345678/listener-12345678")
     return "forkserver" if len(os.fsencode(tempfile.gettempdir())) <= longest else "spawn"
 
 
 def _begin(scratch: str) -> None:
-    """Prepare a process for untrusted bytes."""
+    """Prepare a process for decoding untrusted bytes."""
     _end_with_parent()
     log_what_is_allowed()
-    # What a process unpacks must not outlive it, and it may be ended without a warning.
+    # Unpacked files must not outlive their process, which may be killed without warning.
     own = Path(scratch) / str(os.getpid())
     own.mkdir(mode=0o700)
     tempfile.tempdir = str(own)
-    # The processes are the parallelism: for torch, imported by now or later.
+    # The processes provide the parallelism, so torch uses one thread, if imported now or later.
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     try:
         import resource
-    except ImportError:  # not a system that bounds a process
+    except ImportError:  # this system has no limits per process
         return
-    # What asks for more gets a MemoryError, and the machine stays whole.
+    # Larger requests raise MemoryError, and do not exhaust the machine.
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that it works for ends, however that ends.
+    """Exit this process as soon as its parent ends for any reason.
 
-    One that waits for a pipe would otherwise wait for ever, with a scan of a patient unpacked, and
-    keep the server alive that it was forked from. Not by PR_SET_PDEATHSIG, which is about the
-    thread that started a process, and that may end before.
+    Otherwise a process that waits on a pipe would never exit, would leave a patient's scan
+    unpacked, and would keep its fork server alive. PR_SET_PDEATHSIG is not used because it follows
+    the thread that started the process, which may end earlier.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
-        return  # not started as a process of a pool
+        return  # not a process of a pool
 
     def watch() -> None:
         connection.wait([parent.sentinel])
@@ -246,10 +247,10 @@ def _end_with_parent() -> None:
 
 
 def _sweep_scratch() -> None:
-    """Remove what processes have left that were killed: scans of patients.
+    """Remove the folders that killed processes have left, which may contain scans of patients.
 
-    Whose lock nobody holds. Not by numbers of processes, which another machine or container that
-    shares the folder counts for itself.
+    A folder is removed if no process holds its lock. Process ids are not compared, because another
+    machine or container that shares the folder has ids of its own.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         if folder.is_symlink() or not (folder / _LOCK).is_file():
@@ -261,12 +262,12 @@ def _sweep_scratch() -> None:
 
 
 def _held(path: Path, *, is_new: bool = True) -> int:
-    """Hold a lock until the handle is closed, or the process ends however it does.
+    """Lock a file until the handle is closed or the process ends; return the handle.
 
     Raises
     ------
     OSError
-        If another process holds it.
+        Another process holds the lock.
     """
     handle = os.open(path, os.O_RDWR | (os.O_CREAT if is_new else 0), 0o600)
     try:

@@ -1,9 +1,9 @@
-"""Whether a JPEG holds all of its picture.
+"""Detection of truncated or damaged JPEG data.
 
-A decoder fills up what is missing with grey and goes on: libjpeg says so by a warning
-("premature end of data segment") that its callers do not pass on. A scan of which nothing is made
-up needs that warning, so every JPEG is looked at by a decoder that stops at it, or, where the
-coding has only one decoder, what that prints is read.
+A decoder fills missing data with grey and continues: libjpeg only issues a warning ("premature end
+of data segment"), which its callers do not pass on. Missing data of a scan must never be invented,
+so every JPEG is checked with a decoder that stops at this warning; if its coding has only one
+decoder, the messages that this decoder prints are read.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ _LOCK = threading.RLock()
 
 
 def check_jpeg(path: Path, content: bytes) -> None:
-    """Refuse a JPEG of 8 bits whose data end early, or contradict themselves.
+    """Refuse an 8-bit JPEG whose data are truncated or damaged.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        For error messages.
     content : bytes
         A JPEG of one or three components, sequential or progressive.
 
     Raises
     ------
     UnreadableScan
-        ``"truncated"``: the data end before the picture does; ``"undecodable"``: they are damaged
-        in another way.
+        ``"truncated"``: the data end before the picture is complete; ``"undecodable"``: they are
+        damaged in another way.
     """
     try:
-        # An eighth of the size: all data are read, and little is computed.
+        # At an eighth of the size, all data are read but little is computed.
         simplejpeg.decode_jpeg(_usual(content), colorspace="GRAY", min_height=1, min_width=1)
     except ValueError as error:
-        # What else it says (sampling that it does not know) is no damage; another decoder judges.
+        # Other errors (an unknown subsampling) are not damage; the actual decoder handles them.
         if _WARNING.search(str(error).encode("utf-8", "replace")):
             raise _fault(path, str(error)) from error
 
 
 def _usual(content: bytes) -> bytes:
-    """Give a JPEG the usual revision of JFIF: a remark on another would hide all that follows."""
+    """Set the JFIF revision to the usual one: a warning about it would hide all later warnings."""
     place = content.find(b"JFIF\0", 0, 64)
     return content if place < 0 else content[: place + 5] + b"\1\2" + content[place + 7 :]
 
 
 @contextmanager
 def jpeg_warnings(path: Path) -> Iterator[None]:
-    """Raise what a decoder in native code only prints; what else it prints is passed on.
+    """Raise the warnings that a native decoder prints; other output is passed on.
 
-    Standard error of the whole process is read meanwhile, so decode in processes, not in threads.
+    This captures standard error of the whole process, so decode in processes, not in threads.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def _listened(path: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except Exception as error:  # whatever it is, the warning may say why
+        except Exception as error:  # any failure: a printed warning may explain it
             failure = error
         finally:
             os.dup2(kept, 2)

@@ -1,4 +1,4 @@
-"""NIfTI volumes as frames, a frame a slice."""
+"""NIfTI volumes as frames, one per slice."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _NO_AFFINE = (
 )
 
 _COARSE = 256
-"""Where values lie further from zero than this many times their range, float32 has too few."""
+"""If values exceed this many times their range, float32 is too coarse and float64 is used."""
 
 
 class _Marks(NamedTuple):
-    """What a slice has from its volume."""
+    """Metadata that every slice takes from its volume."""
 
     spacing: tuple[float, float] | None
     voi: GreyCurve | None
@@ -42,7 +42,7 @@ class _Marks(NamedTuple):
 
 
 class _Grey(NamedTuple):
-    """How values of a volume become grey."""
+    """Range and number of grey values of a volume."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ def open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
     """Open a NIfTI volume; see `open_image`."""
     image = nibabel.load(path)
     shape: tuple[int, ...] = getattr(image, "shape", ())
-    # A time axis of one volume, and whatever else has the length of 1, is no fourth dimension.
+    # Further axes of length 1, such as a time axis of one volume, do not count.
     if not isinstance(image, Nifti1Image) or len(shape) < 3 or set(shape[3:]) - {1}:
         raise UnsupportedScan(
             Reason.DIMENSIONS, f"{path} has shape {shape}; expected three dimensions."
@@ -86,7 +86,7 @@ def open_nifti(path: Path, policy: IntensityPolicy) -> Frames:
 
 
 def _values(path: Path, volume: Nifti1Image) -> NDArray[np.floating[Any]]:
-    """Values of a volume (X, Y, Z), finite; float32 where that tells them apart."""
+    """Values of a volume (X, Y, Z), finite; float32 if that is precise enough, else float64."""
     values: NDArray[np.floating[Any]] = np.asarray(volume.dataobj, dtype=np.float32)
     values = values.reshape(volume.shape[:3])
     check_finite(path, values)
@@ -97,7 +97,7 @@ def _values(path: Path, volume: Nifti1Image) -> NDArray[np.floating[Any]]:
 
 
 def _affine(image: Nifti1Image) -> NDArray[np.float64] | None:
-    """Affine of a volume by its sform, or else its qform; None where neither can be used."""
+    """Affine of a volume from its sform, or else its qform; None if neither is usable."""
     header: Any = image.header
     for name in ("sform", "qform"):
         affine = getattr(header, f"get_{name}")(coded=True)[0]
@@ -123,7 +123,7 @@ def _slice(
 def _spacing(header: Any) -> tuple[float, float] | None:
     try:
         unit = _MILLIMETRES.get(header.get_xyzt_units()[0])
-    except KeyError:  # a code that the format does not know
+    except KeyError:  # a code that the format does not define
         unit = None
     width, height = (float(zoom) for zoom in header.get_zooms()[:2])
     if unit is None or not (math.isfinite(width * height) and width > 0 and height > 0):

@@ -24,10 +24,10 @@ _ALPHA = "their grey depends on what lies behind; save it without transparency."
 
 
 def open_png_jpeg(path: Path, policy: IntensityPolicy) -> Frames:
-    """Open a PNG or JPEG file, in the range of its bits; see `open_image`."""
-    del policy  # the bits give the range
+    """Open a PNG or JPEG file, scaled by the full range of its bits; see `open_image`."""
+    del policy  # the range follows from the bits
     with Image.open(path, formats=("PNG", "JPEG")) as image:
-        # A multi-picture JPEG holds smaller copies of its first picture.
+        # A multi-picture JPEG contains smaller copies of its first picture.
         count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         check_size(path, image.height, image.width, count)
         if any(image.info.get(key) == text for key, text in {**DRAWN_PNG, **FIGURE_PNG}.items()):
@@ -49,7 +49,7 @@ def _read_png_jpeg(path: Path, index: int) -> Scan:
                 f"{path} has 16 bits and {image.mode}; expected 16-bit grey alone.",
             )
         grey = _grey(path, ImageOps.exif_transpose(image))
-        # pillow spreads grey of 2 and 4 bits over 0..255 exactly, so 255 stays the white of those
+        # pillow scales 2-bit and 4-bit grey to 0..255 exactly, so their white is 255 too.
         white = 2**16 - 1 if bits == 16 else 255
         levels = 2**bits if image.mode in ("1", "L") or bits == 16 else 256
         return make_scan(
@@ -58,13 +58,19 @@ def _read_png_jpeg(path: Path, index: int) -> Scan:
 
 
 def _png_bits(path: Path) -> int:
-    """Bit depth from the IHDR chunk, which pillow does not tell (PNG specification 11.2.1)."""
+    """Bit depth from the IHDR chunk, which pillow does not report (PNG specification 11.2.1)."""
     with path.open("rb") as stream:
         return stream.read(25)[24]
 
 
 def _grey(path: Path, image: Image.Image) -> NDArray[Any]:
-    """Grey values ``(H, W)`` of a pillow image, 255 or 65535 = white, or a refusal."""
+    """Grey values ``(H, W)`` of a pillow image, 255 or 65535 = white.
+
+    Raises
+    ------
+    UnsupportedScan
+        ``"alpha"``, ``"colour"``.
+    """
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I"):

@@ -1,12 +1,12 @@
-"""What PNG, JPEG, TIFF and NIfTI have in common: they say little about what they hold.
+"""Common parts of the readers of PNG, JPEG, TIFF and NIfTI.
 
-No patient, no modality, no photometric promise beyond "0 is black", so less can be checked than of
-DICOM. Colour is never reduced to grey behind the user's back: an RGB image is accepted only where
-red, green and blue are equal at every pixel.
+These formats contain no patient, no modality and no photometric information beyond "0 is black",
+so fewer checks are possible than for DICOM. Colour is never silently converted to grey: an RGB
+image is accepted only if red, green and blue are equal at every pixel.
 
-Two kinds of range. PNG, JPEG and unsigned TIFF of up to 16 bits have the range of their bits. NIfTI
-and other TIFF (float, signed, 32 bits) declare none; theirs is the configured window, or else the
-minimum and maximum of the *whole file*, never of one slice.
+The range of values has two sources. PNG, JPEG and unsigned TIFF of up to 16 bits use the range of
+their bits. NIfTI and other TIFF (float, signed, 32 bits) declare no range, so they use the
+configured window, or else the minimum and maximum of the *whole file*, never of one slice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IMAGE_KINDS: dict[str, tuple[str, ...]] = {
 }
 
 FLOAT_LEVELS = 2**16
-"""A float has no number of grey values; 16 bits is the finest of the integer formats read here."""
+"""Grey values assumed for floats: 16 bits, as the finest integer format that is read here."""
 
 
 def kind_by_name(path: Path) -> str:
@@ -60,7 +60,7 @@ def make_scan(
     intensity: str,
     spacing: tuple[float, float] | None = None,
 ) -> Scan:
-    """Return a page or slice as a scan; its identity is empty but for the frame.
+    """Build the scan of a page or slice; its identity contains only the frame.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def make_scan(
 
 
 def configured_display(policy: IntensityPolicy) -> GreyCurve | None:
-    """Display of a configured window, which grey has been through already."""
+    """Display curve of a configured window: the identity, as the window is already applied."""
     if policy.window is None:
         return None
     return GreyCurve.identity("window {:g} / {:g} as configured".format(*policy.window))

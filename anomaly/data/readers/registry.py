@@ -1,9 +1,9 @@
-"""One door for every kind of file: its content decides first, then its extension.
+"""Registry of readers: selects one for a file by its content first, then by its extension.
 
-To add a kind, write a function that opens its files and register it with its endings. Processes
-that decode are started anew: they know a reader where the module that registers it is among those
-of the entry points ``anomaly.readers`` of an installed package; without, decode in the calling
-process (``data.workers: 0``).
+To add a kind of file, write a function that opens it and register that function with its file
+extensions. Worker processes are new interpreters: they find a reader only if the module that
+registers it is an ``anomaly.readers`` entry point of an installed package. Otherwise, decode in the
+calling process (``data.workers: 0``).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["content_hash", "kind_of", "open_frames", "read_frames", "read_scan",
 
 
 def kind_of(path: Path) -> str:
-    """Say what a file is: ``"dicom"`` by content, else ``"png"``, ``"jpeg"``, ... by extension.
+    """Kind of a file: ``"dicom"`` by content, else ``"png"``, ``"jpeg"``, ... by extension.
 
     Returns
     -------
     str
-        Empty where the file is of no known kind.
+        Empty if the kind is unknown.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def kind_of(path: Path) -> str:
     UnsupportedScan
         ``"not a file"``: a device, pipe or socket.
     """
-    _load_plugins()  # outside: a package that is broken is no fault of this file
+    _load_plugins()  # not under `decoding`: a broken package is not an error of this file
     with decoding(path):
         refuse_special_file(path)
         if is_dicom(path):
@@ -52,18 +52,18 @@ def kind_of(path: Path) -> str:
         for kind, reader in _REGISTERED.items():
             if path.name.lower().endswith(reader.endings):
                 return kind
-        # A DICOM file cut off in its preamble still has to be reported as damaged DICOM.
+        # A DICOM file truncated in its preamble must still be reported as damaged DICOM.
         return "dicom" if path.suffix.lower() in (".dcm", ".dicom") else kind_by_name(path)
 
 
 def _decoded(frames: Frames, index: int) -> Scan:
-    """Decode a frame by a reader that need not know of `decoding`."""
+    """Decode a frame with a registered reader, which need not use `decoding` itself."""
     with decoding(frames.path):
         return frames.decode(index)
 
 
 class Reader(NamedTuple):
-    """How files of a kind are known, by the ends of their names, and opened."""
+    """File extensions of a kind, and the function that opens its files."""
 
     endings: tuple[str, ...]
     open: Callable[[Path, IntensityPolicy], Frames]
@@ -75,22 +75,22 @@ _REGISTERED: dict[str, Reader] = {}
 def register_reader(
     kind: str, endings: tuple[str, ...], open_file: Callable[[Path, IntensityPolicy], Frames]
 ) -> None:
-    """Add a kind of file.
+    """Register a reader for a kind of file.
 
     Parameters
     ----------
     kind : str
-        Its name, as the table of scans has it.
+        Name of the kind in the table of scans.
     endings : tuple of str
-        Ends of its files' names, in lower case, such as ``(".mha",)``.
+        File extensions in lower case, such as ``(".mha",)``.
     open_file : callable
-        ``open_file(path, policy)``: the `Frames` of a file. What it raises on damaged bytes is
-        turned into the `ScanError` of that file.
+        ``open_file(path, policy)`` returns the `Frames` of a file. Its exceptions on damaged bytes
+        are converted to the `ScanError` of that file.
 
     Raises
     ------
     ConfigError
-        If there is a kind of that name, or one of such an ending, or an ending has no dot.
+        The kind or an extension is already registered, or an extension has no dot.
     """
     if not endings or any(not ending.startswith(".") for ending in endings):
         raise ConfigError(f"endings are {endings}: expected ends of names such as '.mha'")
@@ -111,7 +111,7 @@ def _load_plugins() -> None:
     for point in entry_points(group="anomaly.readers"):
         try:
             point.load()
-        except Exception as error:  # somebody else's module: it may raise anything
+        except Exception as error:  # third-party code may raise anything
             raise ConfigError(
                 f"the reader {point.name} ({point.value}) of an installed package cannot be loaded "
                 f"({type(error).__name__}: {error}): mend or remove that package"
@@ -119,7 +119,7 @@ def _load_plugins() -> None:
 
 
 def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
-    """Open a scan file of any known kind; its frames decode one at a time.
+    """Open a scan file of any known kind; frames are decoded one at a time.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def open_frames(path: Path, policy: IntensityPolicy) -> Frames:
     Raises
     ------
     ScanError
-        The whole file cannot be used: those of `open_dicom` and `open_image`, and
+        The whole file cannot be used: the errors of `open_dicom` and `open_image`, and
         ``"not an image"`` for any other kind of file.
     """
     kind = kind_of(path)
@@ -156,13 +156,13 @@ def read_frames(path: Path, policy: IntensityPolicy) -> list[Scan | ScanError]:
     Returns
     -------
     list of Scan or ScanError
-        One entry a frame; an error stands where a frame cannot be used.
+        One entry per frame: the scan, or the error if the frame cannot be used.
     """
     return list(open_frames(path, policy))
 
 
 def content_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex.
+    """SHA-256 of a file's bytes, in hex.
 
     Raises
     ------
@@ -178,9 +178,9 @@ def content_hash(path: Path) -> str:
 def read_scan(
     path: Path, frame: int, policy: IntensityPolicy, *, sha256: str | None = None
 ) -> Scan:
-    """Read one frame of a scan file, also one in a zip archive (`anomaly.data.readers.zips`).
+    """Read one frame of a scan file, which may be in a zip file (`anomaly.data.readers.zips`).
 
-    No other frame is decoded where the format allows.
+    No other frame is decoded if the format allows it.
 
     Parameters
     ----------
@@ -189,8 +189,9 @@ def read_scan(
         From 0.
     policy : IntensityPolicy
     sha256 : str, optional
-        `content_hash` of the file when it was listed. A path may hold another patient's scan by
-        now; a pseudonym, a label and a verdict belong to bytes. None reads what is there.
+        `content_hash` of the file when it was listed, to detect that the path now holds another
+        patient's scan: a pseudonym, a label and a verdict belong to content, not to a path. None
+        reads the file without this check.
 
     Returns
     -------
@@ -199,15 +200,15 @@ def read_scan(
     Raises
     ------
     ScanError
-        The file or this frame cannot be used; ``"changed"``: it is not the file that was listed.
+        The file or this frame cannot be used; ``"changed"``: the file is not the one listed.
     """
     return _HELD.open(path, policy, sha256).read(frame)
 
 
 class _Held:
-    """The last file of several frames stays open: its frames are asked for one after another.
+    """Cache of the last opened file, since its frames are usually read one after another.
 
-    Opening means to read all of it, and for a member of a zip archive to unpack it first.
+    Opening a file reads all of it; a member of a zip file must also be unpacked first.
     """
 
     def __init__(self) -> None:
@@ -238,7 +239,7 @@ class _Held:
         return frames
 
     def close(self) -> None:
-        """Let go of the file, and of what was unpacked for it."""
+        """Close the file and remove its unpacked copy."""
         self._frames = None
         self._files.close()
 

@@ -1,4 +1,4 @@
-"""TIFF files as frames, a frame a page."""
+"""TIFF files as frames, one per page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
     """Open a TIFF file; see `open_image`."""
     with tifffile.TiffFile(path) as tiff:
         pages = _image_pages(tiff)
-        if tiff.is_shaped or tiff.is_imagej:  # they may keep a stack behind a single page
+        if tiff.is_shaped or tiff.is_imagej:  # may store a whole stack in a single page
             count = sum(series.size for series in tiff.series)
             there = sum(page.aspage().size for page in tiff.pages)
             if count > there:
@@ -46,10 +46,10 @@ def open_tiff(path: Path, policy: IntensityPolicy) -> Frames:
 
 
 def _image_pages(tiff: tifffile.TiffFile) -> list[int]:
-    """Places of the pages that are images of their own.
+    """Return the indices of the pages that are full images.
 
-    NewSubfileType marks smaller copies of another page by bit 0 and transparency masks by bit 2
-    (TIFF 6.0, section 8).
+    NewSubfileType marks reduced copies of another page with bit 0 and transparency masks with
+    bit 2 (TIFF 6.0, section 8).
     """
     return [place for place, page in enumerate(tiff.pages) if not page.aspage().subfiletype & 5]
 
@@ -68,7 +68,7 @@ def _read_page(
             grey = to_unit(values, 0, 2**bits - 1)
             levels, intensity = 2**bits, f"Full range of {bits} bits."
         else:
-            low, high = file_range()  # costs every page, so only where needed, and once
+            low, high = file_range()  # reads every page, so computed once and only if needed
             grey, levels = to_unit(values, low, high), FLOAT_LEVELS
             intensity = f"Values {low:g} to {high:g}."
             voi = configured_display(policy)
@@ -78,7 +78,7 @@ def _read_page(
 
 
 def _values(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
-    """Values ``(H, W)`` of a page as stored, finite; equal RGB channels count as one."""
+    """Values ``(H, W)`` of a page as stored, finite; equal RGB channels are reduced to one."""
     orientation = page.tags.valueof("Orientation", 1)
     if orientation != 1:
         raise UnsupportedScan(
@@ -115,8 +115,8 @@ def _decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
     simple = (kinds.NONE, kinds.ADOBE_DEFLATE, kinds.DEFLATE, kinds.PACKBITS)
     if page.compression in simple:
         return np.asarray(page.asarray())
-    # LZW and the JPEG family need pillow's libtiff. It inverts MINISWHITE at 8 bits and not at
-    # 16, so only MINISBLACK is left to it.
+    # LZW and the JPEG family need pillow's libtiff, which inverts MINISWHITE at 8 bits but not at
+    # 16, so it decodes only MINISBLACK.
     if page.photometric != tifffile.PHOTOMETRIC.MINISBLACK:
         raise UnreadableScan(
             Reason.NO_DECODER,
@@ -130,12 +130,12 @@ def _decoded(path: Path, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
         values = np.asarray(image)
     whole = values.dtype.kind in "iu" and page.dtype is not None and page.dtype.kind in "iu"
     if whole and page.dtype is not None and values.dtype.itemsize == page.dtype.itemsize:
-        return values.view(page.dtype)  # pillow takes 8 bits for unsigned and 32 for signed
+        return values.view(page.dtype)  # pillow assumes that 8 bits are unsigned and 32 signed
     return values
 
 
 def _check_page_jpeg(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse a page of which a strip or tile ends early; its tables lie apart (TIFF TN 2)."""
+    """Refuse a page with a truncated strip or tile; JPEG tables are stored apart (TIFF TN 2)."""
     tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
     with path.open("rb") as file:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -152,7 +152,7 @@ def _range(path: Path, policy: IntensityPolicy) -> tuple[float, float]:
         for index in _image_pages(tiff):
             try:
                 values = _values(path, tiff.pages[index].aspage(), index)
-            except ScanError as error:  # costs its page alone
+            except ScanError as error:  # only this page is lost
                 fault = error
             else:
                 ends += [float(values.min()), float(values.max())]

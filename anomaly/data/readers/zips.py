@@ -1,13 +1,13 @@
-"""Zip archives of studies, read as folders.
+"""Zip files of studies, read as folders.
 
 ::
 
     exports/study.zip/series/IM1        names the member series/IM1 of exports/study.zip
 
-An archive is somebody else's: its table of contents is read in a process that may die
-(`anomaly.data.readers.isolation`), a name that leads out of it, a link or a locked member is
-refused, and so is an archive that would unpack to much more than scans ever do. A member is
-unpacked when it is read, alone, into a folder that is gone afterwards.
+Zip files are untrusted: their table of contents is read in a separate process
+(`anomaly.data.readers.isolation`). A member is refused if its name points outside the zip file, or
+if it is a link or encrypted; a zip file is refused if it would unpack to much more than scans ever
+do. Each member is unpacked only when it is read, into a temporary folder.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ MAX_MEMBERS = 200_000
 MAX_MEMBER_BYTES = 4 * 2**30
 MAX_BYTES = 2**40
 
-# Scans without any compression shrink by 10 at most, blank ones by 200. Deflate can do 1000, and
-# archives whose members overlap have no limit.
+# Uncompressed scans shrink by a factor of 10 at most, blank ones by 200. Deflate can reach 1000,
+# and zip files with overlapping members have no limit.
 MAX_RATIO = 200
 _ALWAYS_FINE = 2**30
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # of names without "./"
+_SYSTEM = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # for names without "./"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a zip archive holds.
+    """Contents of a zip file.
 
     Attributes
     ----------
     members : tuple of str
-        Names that can be read.
+        Names of the members that can be read.
     refused : tuple of (str, Reason)
-        Names that cannot, and why.
+        Names of the members that cannot be read, and why.
     """
 
     members: tuple[str, ...]
@@ -59,24 +59,24 @@ class Listing:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file is to be read as a zip archive: its name ends in ``.zip``."""
+    """Whether a file is read as a zip file: its name ends in ``.zip``."""
     return path.suffix.lower() == ".zip"
 
 
 def file_of(path: Path) -> Path:
-    """Return the file on disk that holds a scan: the path itself, or the archive it lies in."""
+    """File on disk that contains a scan: the path itself, or the zip file of the member."""
     return _parted(path)[0]
 
 
 def list_members(path: Path) -> Listing:
-    """Read the table of contents of a zip archive; hidden members are left out.
+    """Read the table of contents of a zip file; hidden members are left out.
 
     Raises
     ------
     UnreadableScan
-        ``"undecodable"``, ``"unreadable"``: no zip archive, or a damaged one.
+        ``"undecodable"``, ``"unreadable"``: not a zip file, or a damaged one.
     UnsupportedScan
-        ``"too large"``: it claims too many members, or to unpack to too much; ``"not a file"``.
+        ``"too large"``: too many members, or too large when unpacked; ``"not a file"``.
     """
     with decoding(path):
         refuse_special_file(path)
@@ -107,12 +107,12 @@ def list_members(path: Path) -> Listing:
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[Path]:
-    """Yield a file that holds a scan: the path itself, or a member unpacked for the time being.
+    """Yield a file on disk that contains a scan: the path itself, or a temporary copy of a member.
 
     Raises
     ------
     UnreadableScan
-        ``"missing"``: the archive has no such member; ``"undecodable"``: it is damaged.
+        ``"missing"``: the zip file has no such member; ``"undecodable"``: it is damaged.
     UnsupportedScan
         ``"encrypted"``, ``"link"``, ``"outside"``, ``"too large"``, ``"compression"``.
     """
@@ -121,7 +121,7 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
-        # Only its extension is taken over: the name is not ours.
+        # Keep only the extension: the name is untrusted.
         unpacked = Path(folder) / f"member{_extension(member)}"
         with decoding(path):
             _unpack(path, file, member, unpacked)
@@ -129,21 +129,21 @@ def on_disk(path: Path) -> Iterator[Path]:
 
 
 def _parted(path: Path) -> tuple[Path, str | None]:
-    """Cut a path at the zip archive on its way, if there is one."""
+    """Split a path into its zip file and the member, or the path and None."""
     for parent in path.parents:
-        # Not pathlib's own, which raises where a mount hangs half-way.
+        # Path.is_file would raise if a mount is not responding.
         if is_zip(parent) and os.path.isfile(parent):  # noqa: PTH113
             return parent, path.relative_to(parent).as_posix()
     return path, None
 
 
 def _folders(name: str) -> list[str]:
-    """Folders that a member lies in, the archive itself as ``"."``."""
+    """Parent folders of a member; the zip file itself is ``"."``."""
     return [parent.as_posix() for parent in PurePosixPath(name).parents]
 
 
 def _results_folders(names: Iterable[str]) -> set[str]:
-    """Folders of results among those of an archive; none within another."""
+    """Outermost folders of a zip file that contain results of this toolkit."""
     marked = {place.parent.as_posix() for place in map(PurePosixPath, names) if place.name in MARKS}
     return {folder for folder in marked if marked.isdisjoint(_folders(folder))}
 
@@ -153,9 +153,9 @@ def _is_folder(info: zipfile.ZipInfo) -> bool:
 
 
 def _plain(info: zipfile.ZipInfo) -> str:
-    """Name of a member as a path has it, without ``./`` and doubled slashes.
+    """Name of a member as in a path, without ``./`` and double slashes.
 
-    Programs for Windows write backslashes, against the standard (APPNOTE 4.4.17.1).
+    Some Windows programs write backslashes, contrary to the standard (APPNOTE 4.4.17.1).
     """
     return PurePosixPath(info.filename.replace("\\", "/")).as_posix()
 
@@ -171,13 +171,13 @@ def _unpack(path: Path, file: Path, member: str, target: Path) -> None:
         raise UnreadableScan(Reason.MISSING, f"{file} holds no {member!r} any more.")
     if reason := _fault(info):
         raise UnsupportedScan(reason, f"{path} cannot be read from its archive: {reason}.")
-    # zipfile stops at the size that the table of contents claims, and checks the CRC there.
+    # zipfile stops at the size in the table of contents and then checks the CRC.
     with archive.open(info) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
 
 
 class _Held:
-    """The last archive stays open: to read its table of contents for every member is quadratic."""
+    """Cache of the last opened zip file; rereading its contents per member would be quadratic."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -190,13 +190,13 @@ class _Held:
         if self._archive is None or key != self._key:
             self.close()
             archive = zipfile.ZipFile(path)
-            # Of two members of one name the first is meant; the other is refused when listed.
+            # Of two members with one name, the first is used; listing refuses the other.
             infos = {_plain(info): info for info in reversed(archive.infolist())}
             self._key, self._archive, self._infos = key, archive, infos
         return self._archive, self._infos
 
     def close(self) -> None:
-        """Let go of the archive."""
+        """Close the zip file."""
         if self._archive is not None:
             self._archive.close()
         self._key, self._archive, self._infos = None, None, {}
@@ -207,7 +207,7 @@ atexit.register(_HELD.close)
 
 
 def _fault(info: zipfile.ZipInfo) -> Reason | None:
-    """Why a member is not read; None where it is."""
+    """Reason why a member is refused; None if it can be read."""
     name = _plain(info)
     if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
         return Reason.ABSOLUTE_NAME

@@ -1,1 +1,1 @@
-"""The table of scans: what a folder holds, who is who, and which split each scan is in."""
+"""The table of scans: contents of a folder, pseudonyms and splits."""

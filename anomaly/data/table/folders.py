@@ -1,8 +1,9 @@
-"""What lies under a folder: its files, and what is left out of them and why.
+"""Listing of the files under a folder, and of the folders that are left out, with reasons.
 
-Hidden names (a leading dot) are left out. A link to a folder is followed, once: a second way to a
-folder would list every scan in it twice, and a link back would never end. A folder of this
-toolkit's own results is no place for scans: its pictures and samples look like some.
+Hidden names (a leading dot) are left out. Links to folders are followed, but each folder is listed
+only once: otherwise its scans would be listed twice, and a link to a parent folder would never end.
+Folders with results of this toolkit are left out, because their pictures and samples look like
+scans.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["FolderListing", "LeftOut", "list_files"]
 
 
 class LeftOut(NamedTuple):
-    """A folder that is not gone into: its path, a short reason, and a sentence."""
+    """A folder that is not listed: its path, a short reason, and a sentence."""
 
     path: str
     reason: Reason
@@ -26,7 +27,7 @@ class LeftOut(NamedTuple):
 
 
 class FolderListing(NamedTuple):
-    """Files under a folder, and folders that are left out; paths relative to it, sorted."""
+    """Files under a folder and folders that are left out; relative paths, sorted."""
 
     files: list[str]
     left_out: list[LeftOut]
@@ -38,8 +39,8 @@ def list_files(root: Path) -> FolderListing:
     Raises
     ------
     ManifestError
-        The folder does not exist, is one of results, or holds no file; or a folder in it cannot be
-        listed.
+        The folder does not exist, contains results of this toolkit or contains no file; or one of
+        its folders cannot be listed.
     """
     if not root.is_dir():
         raise ManifestError(f"{root} is not a folder; expected the folder that holds the scans.")
@@ -54,7 +55,7 @@ def list_files(root: Path) -> FolderListing:
 
     listing = FolderListing([], [])
     seen: set[tuple[int, int]] = set()
-    # Links wait until all that is really here is listed: a folder keeps its own name.
+    # Links are followed after all real folders, so that a folder is listed under its own name.
     waiting = [root]
     while waiting:
         top = waiting.pop(0)

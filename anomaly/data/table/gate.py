@@ -1,7 +1,7 @@
-"""The gate: scans that a detector must not judge, by what their tags say, or by their number.
+"""The gate: refuses scans outside a detector's domain by their tags or number of frames.
 
-A detector that has learned frontal chests has nothing to say of a knee, and a low score of one
-would pass for normal. A tag that is empty says nothing, and lets a scan pass.
+A detector trained on frontal chest radiographs cannot judge a knee, and a low score would look
+normal. A scan with an empty tag passes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Gate:
     max_frames: int = MAX_FRAMES
 
     def __post_init__(self) -> None:
-        """Refuse a number of frames that no file may have."""
+        """Check that `max_frames` is within the limits."""
         if not 1 <= self.max_frames <= MAX_FRAMES:
             raise ConfigError(f"gate.max_frames is {self.max_frames}: expected 1 to {MAX_FRAMES:,}")
 
     def check_frames(self, count: int) -> None:
-        """Refuse a file of more frames than may be scored.
+        """Refuse a file with more than `max_frames` frames.
 
         Raises
         ------
@@ -57,7 +57,7 @@ class Gate:
             )
 
     def check(self, scan: Scan) -> None:
-        """Refuse a scan that the detector has not learned.
+        """Refuse a scan that the gate does not allow.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Inspection: what one file is, as rows of the table of scans; nothing that it holds can raise."""
+"""Inspection of one file: its rows in the table of scans; no file content can make it raise."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["Inspection"]
 VIEWS = frozenset(
     ["AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAT", "LATERAL", "CC", "ML", "MLO"]
 )
-"""View positions as DICOM defines them (PS3.3 C.8.11.5, C.8.1.2), and the usual word for a lateral.
+"""View positions that DICOM defines (PS3.3 C.8.11.5, C.8.1.2), and the usual word for a lateral.
 
-A view goes into shared tables; whatever else somebody has typed there does not."""
+Views go into shared tables, so any other text in this tag becomes ``"other"``."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """How files are looked at.
+    """Settings for the inspection of files.
 
-    The patient is the DICOM PatientID; where that is empty, what `patient_pattern` finds in the
-    file name; without a pattern, the DICOM study; and without that, *each file is a patient of its
-    own*, so give a pattern wherever a patient may have two files.
+    The patient is the DICOM PatientID. If that is empty, it is the match of `patient_pattern` in
+    the file name; without a pattern, the DICOM study; and without a study, *each file counts as a
+    separate patient*, so set a pattern if a patient may have two files.
 
     Attributes
     ----------
@@ -45,18 +45,18 @@ class Inspection:
     site_key : bytes
         Secret behind the pseudonyms; see `load_site_key`.
     patient_pattern : str or None
-        Regular expression searched in the file name; its first group, or the whole match where it
-        has none, is the patient. A file that it does not match is skipped with ``"no patient"``.
+        Regular expression searched in the file name; its first group, or the whole match if it has
+        no group, is the patient. A file without a match is skipped with ``"no patient"``.
     gate : Gate
-        Scans to be left out by what their tags say.
+        Skips scans by their tags.
     preprocessing : Preprocessing or None
-        Look as well whether a network could see each scan; one that it could not is skipped, and
-        training does not find it later.
+        If given, also check that each scan can be converted to a network image; a scan that cannot
+        is skipped here, so that it does not fail during training.
 
     Raises
     ------
     ConfigError
-        `patient_pattern` is no regular expression.
+        `patient_pattern` is not a regular expression.
     """
 
     root: Path
@@ -67,7 +67,7 @@ class Inspection:
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a pattern that is none."""
+        """Check that `patient_pattern` is a regular expression."""
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:
@@ -76,7 +76,7 @@ class Inspection:
             ) from error
 
     def rows(self, relative: str) -> list[ManifestRow]:
-        """Rows of one file; nothing that the file holds can make this raise."""
+        """Rows of one file; no file content can make this raise."""
         row = unread_row(relative, self.site_key)
         try:
             with on_disk(self.root / relative) as path:
@@ -85,7 +85,7 @@ class Inspection:
                     rows += listed_rows(path, relative, self.site_key)
         except ScanError as error:
             return [row.skipped(error.reason, error.message)]
-        # Where a member of an archive was unpacked to for the moment is nobody's business.
+        # Do not report the temporary path to which a member of a zip file was unpacked.
         there = str(self.root / relative)
         return [replace(row, detail=row.detail.replace(str(path), there)) for row in rows]
 
@@ -137,7 +137,7 @@ class Inspection:
         )
 
     def _judged(self, row: ManifestRow, scan: Scan) -> ManifestRow:
-        """Skip what is readable, and is not what is asked for."""
+        """Skip a readable scan that the gate or preprocessing refuses, or that has no patient."""
         try:
             self.gate.check(scan)
             if self.preprocessing is not None:
@@ -153,7 +153,7 @@ class Inspection:
         )
 
     def _patient(self, row: ManifestRow, scan: Scan) -> str:
-        """Patient of a scan, or empty."""
+        """Patient of a scan, or an empty string."""
         if scan.identity.patient:
             return scan.identity.patient
         if self.patient_pattern is None:

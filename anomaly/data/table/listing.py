@@ -1,7 +1,7 @@
-"""A folder becomes a table of scans: every file is read once, and one row says what it is.
+"""Build the table of scans of a folder: every file is read once and described by its rows.
 
-A zip archive counts as a folder of its members (`anomaly.data.table.unzipping`), and what a
-DICOMDIR lists and the folder lacks gets a row too (`anomaly.data.table.media`).
+A zip file counts as a folder of its members (`anomaly.data.table.unzipping`). Files that a DICOMDIR
+lists but the folder lacks get a row too (`anomaly.data.table.media`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["PathNames", "build_manifest", "matches"]
 
 @dataclass(frozen=True)
 class PathNames:
-    """What the paths of a folder say: glob patterns (``*`` also matches ``/``) on relative paths.
+    """Labels and sites by path: glob patterns (``*`` also matches ``/``) on relative paths.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class PathNames:
     sites : mapping of str to sequence of str
         Site -> patterns, by the same rule.
     exclude : sequence of str
-        Patterns of files that are no scans, such as masks; they give no row.
+        Patterns of files that are not scans, such as masks; they get no row.
     """
 
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -50,22 +50,22 @@ def build_manifest(
     processes: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Read every file under a folder once, and write down what it is.
+    """Build the manifest of a folder, reading every file once.
 
-    Hidden files and folders (a leading dot) are left out, and so are folders of this toolkit's own
-    results; links to folders are followed once (`anomaly.data.table.folders`). Every other file
-    gives at least one row; what cannot be used, and a folder left out, gives a row with status
-    ``"skipped"`` and a reason. Splits are empty until `assign_splits` deals them.
+    Hidden files and folders (a leading dot) and folders with results of this toolkit are left out;
+    each linked folder is listed once (`anomaly.data.table.folders`). Every other file gets at least
+    one row. Files that cannot be used, and folders that are left out, get a row with status
+    ``"skipped"`` and a reason. Splits are empty until `assign_splits` assigns them.
 
     Parameters
     ----------
     inspection : Inspection
-        Of ``inspection.root``.
+        Its ``root`` is the folder.
     names : PathNames
     processes : Workers, optional
-        Processes that decode: a file that kills its decoder, or takes longer than their limit,
-        costs its own row (``"decoder crashed"``, ``"decoder timed out"``) and not the run. None
-        decodes in this process.
+        Worker processes for decoding: a file that crashes its decoder, or exceeds the time limit,
+        fails only its own row (``"decoder crashed"``, ``"decoder timed out"``) and not the run.
+        None decodes in this process.
     progress : callable, optional
         ``progress(done, total)`` after each file.
 
@@ -76,7 +76,7 @@ def build_manifest(
     Raises
     ------
     ManifestError
-        The folder does not exist or holds no file, a folder in it cannot be listed, or two
+        The folder does not exist or contains no file, one of its folders cannot be listed, or two
         different scans share a key.
     """
     root, site_key = inspection.root, inspection.site_key
@@ -106,7 +106,7 @@ def build_manifest(
 def _named(
     paths: Iterable[str], site_key: bytes, rows_of: dict[str, list[ManifestRow]]
 ) -> list[str]:
-    """Keep the names that are text; one that is not, as on old discs, gets its row in `rows_of`."""
+    """Keep the names that are UTF-8; any other, as on old discs, gets a row in `rows_of`."""
     kept = []
     for path in paths:
         shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
@@ -124,14 +124,14 @@ def _name(path: str, names: Mapping[str, Sequence[str]]) -> str:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a path relative to the root fits one of some glob patterns."""
-    # Some systems store the accents of a name apart from its letters, editors do not.
+    """Whether a path relative to the root matches any of the glob patterns."""
+    # Some systems store accents decomposed from their letters; editors do not.
     name = normalize("NFC", path)
     return any(fnmatchcase(name, normalize("NFC", pattern)) for pattern in patterns)
 
 
 def _skip_duplicates(rows: Iterable[ManifestRow], site_key: bytes) -> Iterator[ManifestRow]:
-    """Keep the first of each scan; `instance` is the SOP Instance UID or the file's hash."""
+    """Skip repeated scans after the first; `instance` is the SOP Instance UID or file hash."""
     first: dict[tuple[str, int], ManifestRow] = {}
     for row in rows:
         if row.status != "ok":
@@ -145,7 +145,7 @@ def _skip_duplicates(rows: Iterable[ManifestRow], site_key: bytes) -> Iterator[M
             "" if known.label == row.label else f", but {known.label!r} there, {row.label!r} here"
         )
         same = "content" if known.sha256 == row.sha256 else "SOPInstanceUID with other content"
-        # Its own key: by content it would be the key of the scan that it repeats.
+        # A key from its path: a key from its content would equal that of the scan it repeats.
         yield replace(row, key=scan_key(site_key, f"path:{row.path}", row.frame)).skipped(
             Reason.DUPLICATE, f"{row.path} repeats {known.path}: same {same}{labels}."
         )

@@ -1,13 +1,13 @@
-"""The table of scans: one row a scan, with its hash, its label and its split.
+"""The table of scans: one row per scan, with its hash, label and split.
 
-The manifest is the one place where pseudonyms meet identities, so it is written for its owner's
-eyes only (mode 0600). Everything downstream names a scan by its key::
+The manifest is the only file that links pseudonyms to identities, so only its owner can read it
+(mode 0600). All later stages identify a scan by its key::
 
     key = pseudonym(site key, SOPInstanceUID + "/" + frame)
 
-It is made from a folder (`anomaly.data.table.listing`) and dealt into splits by patient
-(`anomaly.data.table.splits`). That they are disjoint is proved each time a manifest is read: a
-patient, or a file, that is in two splits makes every figure computed from them worthless.
+It is built from a folder (`anomaly.data.table.listing`), and its patients are assigned to splits
+(`anomaly.data.table.splits`). Each time a manifest is read, its splits are checked to be disjoint:
+a patient or a file in two splits would invalidate every figure computed from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["NOT_LISTED", "Manifest", "ManifestRow", "pixel_hash", "prove_disjoin
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One scan, or one file or frame that cannot be used and why.
+    """One scan, or one file or frame that cannot be used, with the reason.
 
     Attributes
     ----------
@@ -44,15 +44,14 @@ class ManifestRow:
     frame : int
         Frame, page or slice in the file, from 0.
     sha256 : str
-        Hash of the whole file; empty where it could not be read.
+        Hash of the whole file; empty if it could not be read.
     kind : str
         ``"dicom"``, ``"png"``, ``"jpeg"``, ``"tiff"``, ``"nifti"`` or empty.
     patient, study, series, instance : str
-        DICOM identity or stand-ins; empty where unknown. Identifying.
+        DICOM identity or substitutes; empty if unknown. Identifying.
     modality, view : str
     rows, columns, levels : int
-        Size in pixels, as shown upright, and number of grey values; 0 where the scan cannot be
-        used.
+        Size in pixels, as shown upright, and number of grey values; 0 if the scan cannot be used.
     spacing_row, spacing_column : float or None
         Height and width of a pixel in mm.
     spacing_source : str
@@ -60,22 +59,22 @@ class ManifestRow:
         How the stored pixels are turned to show them upright (`anomaly.types.Orientation`).
     burned_in, synthetic : bool
     pixels : str
-        `pixel_hash` of the scan as it is shown; empty where it cannot be used.
+        `pixel_hash` of the scan as shown; empty if it cannot be used.
     mask : str
-        Hash of the file of its lesion mask, for evaluation; empty where it has none.
+        Hash of the file of its lesion mask, for evaluation; empty if it has none.
     label : str
-        From the folder layout; empty where no pattern matches.
+        From the folder layout; empty if no pattern matches.
     site : str
-        As the configuration names places of the archive; empty where no pattern matches.
+        Site from the patterns of the configuration; empty if no pattern matches.
     split : str
-        One of `anomaly.data.table.splits.SPLITS`, or empty before they are dealt and for skipped
+        One of `anomaly.data.table.splits.SPLITS`; empty before splits are assigned and for skipped
         rows.
     status : {"ok", "skipped"}
     reason : str
-        Of a skipped row, a word of `anomaly.errors.Reason`; may be shared.
+        For a skipped row, a value of `anomaly.errors.Reason`; may be shared.
     detail : str
-        Sentence for a person; may quote paths and file contents. Of a usable scan, what its file
-        says and could not be used, such as a window of no width.
+        Sentence for the user; may quote paths and file contents. For a usable scan, the contents of
+        its file that could not be used, such as a window of zero width.
     """
 
     key: str
@@ -108,7 +107,7 @@ class ManifestRow:
     detail: str = ""
 
     def skipped(self, reason: Reason, detail: str) -> ManifestRow:
-        """Return this row as one that is not used, in no split."""
+        """Copy of this row with status ``"skipped"`` and no split."""
         return replace(self, split="", status="skipped", reason=reason.value, detail=detail)
 
 
@@ -119,17 +118,17 @@ _ARROW_TYPES = {
     "float | None": pa.float64(),
     "Literal['ok', 'skipped']": pa.string(),
 }
-# the annotations are strings, by `from __future__ import annotations`
+# With `from __future__ import annotations`, field types are strings.
 _SCHEMA = pa.schema(
     [(field.name, _ARROW_TYPES[str(field.type).replace('"', "'")]) for field in fields(ManifestRow)]
 )
 
 
 NOT_LISTED = "not listed"
-"""Hash of the mask of a scan that an earlier version has listed: nobody knows it."""
+"""Value of `mask` for a scan listed by an earlier version, which did not record the hash."""
 
 _LATER = {"pixels": "", "mask": NOT_LISTED}
-"""Columns that manifests of earlier versions lack, and what stands for them."""
+"""Columns that manifests of earlier versions lack, with their default values."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +148,18 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, root: Path | None = None) -> Manifest:
-        """Read a manifest from parquet and prove its splits disjoint.
+        """Read a manifest from parquet and check that its splits are disjoint.
 
         Parameters
         ----------
         path : Path
         root : Path, optional
-            Where the scans are now, if the folder has moved since it was written.
+            Current folder of the scans, if it has moved since the manifest was written.
 
         Raises
         ------
         ManifestError
-            The file is not a manifest, or is damaged, or a patient, file or picture is in two
+            The file is not a manifest or is damaged, or a patient, file or picture is in two
             splits.
         """
         try:
@@ -180,7 +179,7 @@ class Manifest:
                 f"{path} is not a manifest of this version: it has columns "
                 f"{names}; list the scans in a new folder by `anomaly prepare`."
             )
-        # Manifests of earlier versions have no hash.
+        # Manifests of earlier versions have no hash of their rows.
         if b"sha256" in metadata and metadata[b"sha256"] != _digest(records, metadata[b"root"]):
             raise ManifestError(
                 f"{path} is damaged: its rows are not those that were written; make it again by "
@@ -199,7 +198,7 @@ class Manifest:
         return manifest
 
     def write(self, path: Path) -> None:
-        """Write to parquet with mode 0600; the file appears whole or not at all.
+        """Write to parquet with mode 0600, atomically.
 
         Parameters
         ----------
@@ -229,8 +228,8 @@ class Manifest:
     def hash(self) -> str:
         """SHA-256 in hex over content, frame, split and label of the usable scans.
 
-        It does not depend on the folder, the file names or their order, so that two sites can show
-        that they used the same data in the same splits.
+        It does not depend on the folder, the file names or their order, so two sites can show that
+        they used the same data in the same splits.
         """
         digest = hashlib.sha256()
         lines = [f"{r.sha256} {r.frame} {r.split} {r.label}\n" for r in self.select()]
@@ -239,14 +238,14 @@ class Manifest:
         return digest.hexdigest()
 
     def counts(self) -> dict[tuple[str, str, str], int]:
-        """Count rows by ``(split, label, reason)``, where reason is ``"ok"`` for usable ones."""
+        """Count rows by ``(split, label, reason)``; the reason of usable rows is ``"ok"``."""
         return dict(
             sorted(Counter((r.split, r.label, r.reason or r.status) for r in self.rows).items())
         )
 
 
 def _digest(records: Iterable[Mapping[str, object]], root: bytes) -> bytes:
-    """Hash of all that a manifest says: a disk that loses a bit must not deal a scan anew."""
+    """Hash of all rows of a manifest: a bit error on disk must not change a scan's split."""
     digest = hashlib.sha256(root)
     for record in records:
         digest.update(repr(tuple(record.values())).encode("utf-8", "surrogatepass"))
@@ -254,18 +253,18 @@ def _digest(records: Iterable[Mapping[str, object]], root: bytes) -> bytes:
 
 
 def pixel_hash(pixels: NDArray[np.float32]) -> str:
-    """Name a picture, 32 hex digits: the same for the same picture in any container.
+    """Hash of a picture, 32 hex digits, independent of its file format.
 
-    Of its size and of the order of its grey values, not of the values themselves: the same JPEG as
-    PNG, 12 bits in 16, a TIFF of twice the range have one name. A picture that was turned, cropped,
-    resized or compressed again has another.
+    The hash covers the size and the ranks of the grey values, not the values themselves: a JPEG
+    saved as PNG, 12 bits stored in 16, and a TIFF with twice the range all have the same hash. A
+    picture that was rotated, cropped, resized or recompressed has a different one.
 
     Parameters
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
         As shown.
     """
-    # Integers of up to 16 bits come out exactly: k (2^16 - 1) / (2^b - 1) is never half an integer.
+    # Integers of up to 16 bits are exact: k (2^16 - 1) / (2^b - 1) is never half an integer.
     steps = np.rint(pixels.astype(np.float64) * (2**16 - 1)).astype(np.uint16)
     ranks = np.cumsum(np.bincount(steps.ravel(), minlength=2**16) > 0).astype("<u4")
     digest = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -274,7 +273,7 @@ def pixel_hash(pixels: NDArray[np.float32]) -> str:
 
 
 def scan_marks(row: ManifestRow) -> frozenset[str]:
-    """Names of a scan by its file and by its picture: to recognise it, not to find it."""
+    """Hashes of a scan's file and of its picture, which recognise it but do not locate it."""
     names = (f"{row.sha256} {row.frame}", f"pixels {row.pixels}" if row.pixels else "")
     return frozenset(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names if name)
 
@@ -289,7 +288,8 @@ def prove_disjoint(manifest: Manifest) -> None:
     Raises
     ------
     ManifestError
-        Says how many of them are in which splits, and names scans by key, not by patient.
+        Any of them is in two splits. The message gives counts by splits, and names a scan by key,
+        not by patient.
     """
     for what, shown in (("patient", "patient"), ("sha256", "file"), ("pixels", "picture")):
         splits: defaultdict[str, set[str]] = defaultdict(set)

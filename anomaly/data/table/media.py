@@ -1,6 +1,6 @@
-"""Files that are lost: what a DICOMDIR lists and the folder lacks gets a row too.
+"""Rows for files that a DICOMDIR lists but the folder lacks.
 
-A scan that was lost on its way is not a scan that was never taken.
+A scan that was lost in transfer must be reported, unlike one that was never taken.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["lacking_rows", "listed_rows", "unread_row"]
 
 
 def unread_row(relative: str, site_key: bytes) -> ManifestRow:
-    """Row of a file of which nothing is known: without content, its place has to stand for it."""
+    """Row of a file whose content is unknown; its key is derived from its path instead."""
     return ManifestRow(key=scan_key(site_key, f"path:{relative}", 0), path=relative, frame=0)
 
 
 def listed_rows(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]:
-    """Rows that say "missing" of all files that a DICOMDIR lists.
+    """Rows with reason "missing" for all files that a DICOMDIR lists.
 
-    `lacking_rows` keeps those that are: what is there may lie in other processes' hands, or in a
-    zip archive.
+    `lacking_rows` later removes the rows of files that were found: at this point a file may be in
+    another process, or in a zip file.
     """
     try:
         names = listed_files(path)
@@ -45,8 +45,8 @@ def listed_rows(path: Path, relative: str, site_key: bytes) -> list[ManifestRow]
 def lacking_rows(
     rows_of: Mapping[str, list[ManifestRow]],
 ) -> Iterator[tuple[str, list[ManifestRow]]]:
-    """Rows by path, without those that say "missing" of a file that is there."""
-    # Discs are copied by systems that change the case of names, or the names: the UID stays.
+    """Rows by path, without "missing" rows of files that were found."""
+    # Copying a disc can change the case of names, or the names; the UID does not change.
     here = {
         path.lower(): {row.instance for row in rows if row.instance != row.sha256}
         for path, rows in rows_of.items()
@@ -63,7 +63,7 @@ def lacking_rows(
 
 
 def _in_its_place(row: ManifestRow, here: Mapping[str, set[str]]) -> ManifestRow:
-    """Say of a listed file that another instance is where it should be, as anonymising leaves."""
+    """Change the reason if another instance has the listed path, as after anonymisation."""
     if row.reason != Reason.MISSING or row.path.lower() not in here:
         return row
     return row.skipped(
@@ -74,7 +74,7 @@ def _in_its_place(row: ManifestRow, here: Mapping[str, set[str]]) -> ManifestRow
 
 
 def _is_there(listed: ManifestRow, here: Mapping[str, set[str]], read: set[str]) -> bool:
-    """Whether a listed file was found: by its instance, or in its place where neither says one."""
+    """Whether a listed file was found: by instance UID, or by path if either UID is empty."""
     if listed.instance in read:
         return True
     known = here.get(listed.path.lower())

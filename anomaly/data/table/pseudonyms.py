@@ -1,4 +1,4 @@
-"""Pseudonyms: names that only who has the site key can link to a scan, a study or a patient."""
+"""Pseudonyms: names that cannot be linked to a scan, study or patient without the site key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["load_site_key", "pseudonym", "scan_key"]
 
 log = logging.getLogger(__name__)
 
-# 64 bits: of ten million names, two are the same once in 370,000 archives (n^2 / 2^65).
+# 64 bits: with ten million names, one archive in 370,000 has a collision (n^2 / 2^65).
 _DIGITS = 16
 _SITE_KEY_BYTES = 32
 
@@ -26,7 +26,7 @@ _LINKS = "pseudonyms to patients: chmod 600"
 
 
 def pseudonym(site_key: bytes, name: str) -> str:
-    """Name that only who has the site key can link to `name`: HMAC-SHA256, shortened."""
+    """Pseudonym that cannot be linked to `name` without the site key: truncated HMAC-SHA256."""
     return hmac.new(site_key, os.fsencode(name), hashlib.sha256).hexdigest()[:_DIGITS]
 
 
@@ -36,13 +36,13 @@ def scan_key(site_key: bytes, instance: str, frame: int) -> str:
 
 
 def load_site_key(path: Path) -> bytes:
-    """Read the secret behind the pseudonyms, or make one.
+    """Read the secret key of the pseudonyms, or create one.
 
     Parameters
     ----------
     path : Path
-        Text file of 64 hex digits and 8 of their hash, mode 0600; created with its folder where it
-        does not exist.
+        Text file of 64 hex digits and 8 digits of their hash, mode 0600; created with its folder if
+        it does not exist.
 
     Returns
     -------
@@ -51,9 +51,9 @@ def load_site_key(path: Path) -> bytes:
     Raises
     ------
     ConfigError
-        The file holds something else, or is damaged.
+        The file is not a site key, or is damaged.
     AnomalyError
-        There is none and the disk refuses a new one; then nothing is left of it.
+        There is no file and a new one cannot be written; no partial file is left.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _read(path: Path) -> bytes:
             "changes every pseudonym."
         )
     key = bytes.fromhex(digits)
-    if check not in ("", _check(key)):  # keys of earlier versions have none
+    if check not in ("", _check(key)):  # keys of earlier versions have no checksum
         raise ConfigError(
             f"{path} is damaged: it is not the site key that was written, and would change every "
             "pseudonym. Bring it back from a copy."

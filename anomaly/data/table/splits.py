@@ -1,4 +1,4 @@
-"""Splits: normal patients are dealt once, whole, to training, validation, calibration and test."""
+"""Splits by patient of the normals: training, validation, calibration and test."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def assign_splits(
     seed: int,
     allow_synthetic: bool = False,
 ) -> Manifest:
-    """Deal the patients with only normal scans to the splits; all other scans go to test.
+    """Assign the patients with only normal scans to the splits; all other scans go to test.
 
-    Patients who share a picture (`anomaly.data.table.manifest.pixel_hash`) are one: it is the same
-    film under two names. A patient with any scan of another label goes to test whole, also where
-    that scan itself cannot be used. The patients are sorted, shuffled by
-    ``numpy.random.default_rng(seed)`` and cut at the cumulated fractions, so that each split is
-    within one patient of its fraction.
+    Patients who share a picture (`anomaly.data.table.manifest.pixel_hash`) count as one: it is the
+    same image under two names. All scans of a patient with any scan of another label go to test,
+    even if that scan itself cannot be used. The patients are sorted, shuffled by
+    ``numpy.random.default_rng(seed)`` and cut at the cumulative fractions, so each split is within
+    one patient of its fraction.
 
     Parameters
     ----------
     manifest : Manifest
-        Splits that it already has are dealt anew.
+        Existing splits are replaced.
     fractions : mapping of str to float
-        Share of *patients* for each of `SPLITS`; one left out gets none. They sum to 1.
+        Share of *patients* for each of `SPLITS`; 0 for a split not listed. They sum to 1.
     normal_label : str
     seed : int
     allow_synthetic : bool
-        Let scans marked SyntheticData=YES stand for normals (phantoms). Otherwise they become
-        skipped rows with reason ``"synthetic"``: a model of normal anatomy must not learn from, or
-        be calibrated on, images that a model made.
+        Accept scans marked SyntheticData=YES as normals (phantoms). Otherwise they become skipped
+        rows with reason ``"synthetic"``: a model of normal anatomy must not be trained or
+        calibrated on generated images.
 
     Returns
     -------
@@ -52,9 +52,9 @@ def assign_splits(
     Raises
     ------
     ConfigError
-        A split is unknown, or a fraction is negative, or they do not sum to 1 within 1e-9.
+        A split is unknown, a fraction is negative, or they do not sum to 1 within 1e-9.
     ManifestError
-        No usable scan carries `normal_label`, or the splits are not disjoint.
+        No usable scan has `normal_label`, or the splits are not disjoint.
     """
     _check_fractions(fractions)
     rows = [replace(row, split="") for row in manifest.rows]
@@ -69,7 +69,7 @@ def assign_splits(
         raise ManifestError(
             f"No usable scan has label {normal_label!r}; the labels of usable scans are {labels}."
         )
-    # An unlabelled row that cannot be used says nothing; a report or a text file, for example.
+    # An unlabelled row that cannot be used does not count; a report or text file, for example.
     other = {
         person[row.patient]
         for row in rows
@@ -90,7 +90,7 @@ def assign_splits(
 
 
 def _persons(rows: Sequence[ManifestRow]) -> dict[str, str]:
-    """First name of each patient: patients who share a picture have the same."""
+    """Map each patient to a representative: patients who share a picture have the same one."""
     parent = {row.patient: row.patient for row in rows}
 
     def first(patient: str) -> str:
@@ -130,7 +130,7 @@ def _skip_synthetic(row: ManifestRow, normal_label: str) -> ManifestRow:
 
 
 def _deal(patients: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Split of each patient; cuts at the rounded cumulated fractions of the shuffled list."""
+    """Split of each patient; the shuffled list is cut at the rounded cumulative fractions."""
     order = np.random.default_rng(seed).permutation(len(patients))
     shares = np.array([fractions.get(split, 0.0) for split in SPLITS])
     cuts = np.rint(np.cumsum(shares) * len(patients)).astype(int)

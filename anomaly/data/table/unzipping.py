@@ -1,4 +1,4 @@
-"""Zip archives among scans: each counts as a folder of its members."""
+"""Zip files among the scans, each listed as a folder of its members."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def members_of_zips(
     site_key: bytes,
     rows_of: dict[str, list[ManifestRow]],
 ) -> list[str]:
-    """Replace zip archives by their members; what cannot be read of them gets its row in `rows_of`.
+    """Replace zip files by their members; refused members get a row in `rows_of`.
 
-    An archive that is in the way of a folder of the same name does not occur: names are unique.
+    A zip file and a folder cannot have the same name, so their paths do not collide.
     """
     zips = [path for path in paths if is_zip(Path(path))]
     plain = [path for path in paths if not is_zip(Path(path))]
@@ -52,6 +52,6 @@ def _list_zip(root: Path, relative: str) -> Listing | ScanError:
 
 
 def lost_rows(path: str, lost: Lost, site_key: bytes) -> list[ManifestRow]:
-    """Row of a file that cost its process."""
+    """Row of a file whose worker process crashed or timed out."""
     error = lost.error()
     return [unread_row(path, site_key).skipped(error.reason, f"{path}: {error.message}")]

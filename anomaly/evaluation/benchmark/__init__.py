@@ -1,1 +1,1 @@
-"""A benchmark: scans that are looked at once, and every figure that is computed from them."""
+"""Benchmark: each scan is observed once, and all figures are computed from the observations."""

@@ -1,4 +1,4 @@
-"""The normals of a benchmark: everything compared is fitted on training and validation normals."""
+"""The normals of a benchmark: all methods are fitted on training and validation normals."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Normals:
-    """The normals that detectors are fitted on, and the evaluator that their heatmap makes.
+    """The normals on which detectors are fitted, and the evaluator with their heatmap.
 
     Attributes
     ----------
     evaluator : Evaluator
     chosen : KindSettings
-        Of the bundle's detector.
+        Settings of the bundle's detector.
     rule : str
-        The sentence that says why those.
+        Sentence that explains the choice.
     table : FeatureTable
     scans : ndarray of int
-        The scan that each row of the table shows, as in `anomaly.detection.scoring.normal_table`.
+        Scan of each row of the table, as in `anomaly.detection.scoring.normal_table`.
     train, validation : tuple of ManifestRow
     """
 
@@ -52,7 +52,7 @@ class Normals:
 
     @property
     def unaltered(self) -> FeatureTable:
-        """Rows of scans as they are: those come first."""
+        """Rows of the unaltered scans, which come first."""
         count = len(np.unique(self.scans))
         return replace(self.table, values=self.table.values[:count])
 
@@ -60,7 +60,7 @@ class Normals:
 def fitted_normals(
     bundle: Bundle, manifest: Manifest, config: Config, device: torch.device
 ) -> Normals:
-    """Look at the normals, and fit the heatmap that the comparisons share."""
+    """Observe the normals and fit the heatmap that all comparisons share."""
     observer = ScanObserver(bundle.network, bundle.levels, config, bundle.reference, device)
     train, validation = (
         split_rows(manifest, s, config.data.normal) for s in ("train", "validation")
@@ -77,7 +77,7 @@ def fitted_normals(
 
 
 def _choice(bundle: Bundle) -> tuple[KindSettings, str]:
-    """Return the settings of the bundle's detector, and the sentence that says why those."""
+    """Return the settings of the bundle's detector and a sentence that explains the choice."""
     candidates = {str(candidate): candidate for candidate in bundle.config.detector.candidates}
     name = bundle.chosen
     if name not in bundle.margins:

@@ -1,4 +1,4 @@
-"""The benchmark as a page: the tables of ``benchmark.json`` as Markdown, for people."""
+"""The benchmark as a readable page: the tables of ``benchmark.json`` in Markdown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["benchmark_page"]
 
 
 def benchmark_page(result: Mapping[str, Any]) -> str:
-    """Write every table of a benchmark as Markdown, the notice first.
+    """All tables of a benchmark as Markdown, after its notice.
 
     Parameters
     ----------
     result : mapping
-        As ``benchmark.json`` holds it.
+        Contents of ``benchmark.json``.
     """
     parts = _head(result)
     sets = list(result["detectors"][0]["sets"])
@@ -164,5 +164,5 @@ def _provenance(result: Mapping[str, Any]) -> list[str]:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    # A bar within a cell would end it.
+    # A vertical bar would end the cell.
     return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)

@@ -1,6 +1,6 @@
-"""The benchmark's tables of altered normals: nuisance, gross errors, lesions, false-alarm law.
+"""The benchmark's tables of altered normals: nuisances, gross errors, lesions, false-alarm law.
 
-A row is a plain dictionary, ready for JSON.
+Each row is a dictionary that can be written as JSON.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ ALTERATION_SEED = 0
 SPLITS, SPLITS_SEED = 200, 0
 
 SHOWN_SIDE = 112
-"""Pixel precision is counted on a fixed grid of about so many source pixels a side."""
+"""Approximate number of source pixels per side of the grid for pixel precision."""
 
 MAPS = {"autoencoder_reconstruction": "auto-encoder", "denoiser_msma": "plain denoiser"}
-"""Baselines whose maps are compared, and what their maps are called."""
+"""Baselines whose maps are compared, with the names of their maps."""
 
 
 def nuisance_table(
     bench: Bench, evaluator: Evaluator, nuisances: Sequence[Alteration]
 ) -> tuple[list[Row], dict[str, Array]]:
-    """Measure what mild acquisition changes do to held-out normals.
+    """Measure the effect of nuisances on held-out normals.
 
     Returns
     -------
     list of dict
         ``auroc``: altered against unaltered normals, 0.5 = no difference; ``false_alarms`` on the
-        altered ones; ``abnormal_auroc``: abnormal scans against altered normals, by set.
+        altered normals; ``abnormal_auroc``: abnormal scans against altered normals, by set.
     dict of str to ndarray (N,)
-        Scores of the held-out normals under each.
+        Scores of the held-out normals under each nuisance.
     """
     rows, scores = [], {}
     for nuisance in nuisances:
@@ -95,15 +95,15 @@ def lesion_tables(
     alterations: Sequence[Alteration],
     baselines: Sequence[Baseline],
 ) -> tuple[list[Row], list[Row]]:
-    """Measure how gross errors and inserted lesions stand out, and whether lesions are found.
+    """Measure the detection of gross errors and inserted lesions, and the localisation of lesions.
 
     Returns
     -------
     list of dict
         ``sensitivity`` at alpha; ``auroc``: altered against unaltered normals.
     list of dict
-        Of every lesion and map: ``average_precision`` of pixels beside their ``prevalence``, and
-        ``hit_rate`` of the largest value within the mask; on source pixels.
+        For each lesion and map: ``average_precision`` of pixels with their ``prevalence``, and
+        ``hit_rate``: how often the largest value is inside the mask; on source pixels.
     """
     rows: list[Row] = []
     places: list[Row] = []
@@ -134,7 +134,7 @@ def _look_altered(
 def altered_by(
     alteration: Alteration, pixels: NDArray[np.float32], row: ManifestRow
 ) -> NDArray[np.float32]:
-    """Alter a scan's source pixels by the draw that is its own, a function of its content."""
+    """Alter a scan's source pixels; the random draw depends on the scan's content."""
     return alter(pixels, alteration, row.sha256, ALTERATION_SEED).pixels
 
 
@@ -177,7 +177,7 @@ def _localisation(
 
 @dataclass(frozen=True)
 class _Place:
-    """One lesion: which maps point at it, and mask and maps on every n-th source pixel."""
+    """One lesion: hits of the maps, and mask and maps at every n-th source pixel."""
 
     mask: NDArray[np.bool_]
     values: dict[str, NDArray[np.float32]]
@@ -190,10 +190,10 @@ def _places(
     rows: Sequence[ManifestRow],
     maps: Mapping[str, NDArray[np.float32]],
 ) -> Iterator[_Place]:
-    """Bring maps to the source, scan by scan; the mask is that of the draw they were made from."""
+    """Resample maps to source pixels, scan by scan, with the mask of the same random draw."""
     reader = evaluator.observer.reader()
     for index, row in enumerate(rows):
-        scan, _, frame = reader.framed(row)  # it was read a moment ago
+        scan, _, frame = reader.framed(row)  # already read once for its score
         mask = alter(scan.pixels, lesion, row.sha256, ALTERATION_SEED).mask
         if mask is None:
             raise ConfigError(f"{lesion.name} is called a lesion and draws no mask")
@@ -212,14 +212,14 @@ def _places(
 def false_alarm_table(
     bench: Bench, evaluator: Evaluator, altered: Mapping[str, Array]
 ) -> list[Row]:
-    """Compare false-alarm rates over random splits by patient with the law that they should keep.
+    """Compare false-alarm rates over random splits by patient with their theoretical distribution.
 
     Parameters
     ----------
     bench : Bench
     evaluator : Evaluator
     altered : dict of str to ndarray (N,)
-        Scores of ``bench.held_out`` under nuisances, of which the law promises nothing.
+        Scores of ``bench.held_out`` under nuisances, for which there is no guarantee.
 
     Returns
     -------
@@ -227,7 +227,7 @@ def false_alarm_table(
         ``mean_rate``; ``inside``: share of splits within the 95 % band of
         `anomaly.detection.calibration.false_alarm_interval`.
     """
-    # Calibration scans are looked at as they are calibrated on, and counted in no other way.
+    # Calibration scans are observed only with the calibration change, so other counts exclude them.
     kept = np.full(len(bench.calibration.rows), np.nan)
     change, plain = calibration_change(evaluator.observer.config), bench.held_out
     alike = plain if change is None else evaluator.look(plain.rows, "as calibrated", change)

@@ -1,8 +1,8 @@
-"""What a benchmark looks at: scans that were looked at once, and what decides over them.
+"""Observed scans of a benchmark, and the figures that are computed from their scores.
 
-Whatever is compared, a detector, a baseline or a map, was fitted on normal scans alone; its
-threshold is the conformal one at the stated alpha, from the scores that *it* gives the calibration
-split. Labels count hits here; they set nothing.
+All compared methods (detectors, baselines, maps) are fitted on normal scans only; the threshold of
+each is conformal at the stated alpha, from *its own* scores of the calibration split. Labels are
+used only to count hits, never to set a parameter.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ Array: TypeAlias = NDArray[np.float64]
 Row: TypeAlias = dict[str, Any]
 
 GRADIENT_LEVEL = 0.25
-"""``sigma / alpha`` of the residual map that stands for the raw gradient."""
+"""``sigma / alpha`` of the residual map that represents the raw gradient."""
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """N scans, and what was said of them.
+    """N scans with their scores, features and maps.
 
     Attributes
     ----------
     rows : tuple of ManifestRow
     seen : NetworkImages
     scores : ndarray (N,) float64; higher = more anomalous
-        By the bundle.
+        Scores by the bundle.
     table : FeatureTable
-        Features of local evidence from the heatmap that the comparisons share.
+        Features of local evidence use the heatmap that all comparisons share.
     maps : dict of str to ndarray (N, S, S) float32 >= 0
-        Bundle's evidence and raw gradient in the network's frame, 0 on blank places; empty unless
-        asked for.
+        Bundle's evidence and raw gradient on the network's pixels, 0 in blank areas; empty unless
+        requested.
     """
 
     rows: tuple[ManifestRow, ...]
@@ -62,21 +62,21 @@ class ScoredSet:
 
     @property
     def patients(self) -> list[str]:
-        """Patient of every scan."""
+        """Patient of each scan."""
         return [row.patient for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A bundle that looks at scans.
+    """A bundle with the observer and heatmap that score scans for a benchmark.
 
     Attributes
     ----------
     observer : ScanObserver
     bundle : Bundle
     heatmap : HeatmapModel
-        Fitted on the normals that the comparisons are fitted on; the bundle's own where they are
-        the ones that it was made from.
+        Fitted on the same normals as the compared methods; equal to the bundle's heatmap if the
+        bundle was fitted on them.
     """
 
     observer: ScanObserver
@@ -91,12 +91,12 @@ class Evaluator:
         *,
         maps: bool = False,
     ) -> ScoredSet:
-        """Read scans, changed where asked, and ask the bundle about them; residuals are let go.
+        """Read scans, apply `change` if given, and score them; residuals are not kept.
 
         Raises
         ------
         CalibrationError
-            If a score is not finite.
+            A score is not finite.
         """
         seen = self.observer.images(rows, change)
         features, bundle = self.observer.config.features, self.bundle
@@ -119,7 +119,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Normal and abnormal scans that nothing was fitted or calibrated on.
+    """Normal and abnormal scans that were used for neither fitting nor calibration.
 
     Attributes
     ----------
@@ -133,28 +133,28 @@ class EvaluationSet:
 
     @property
     def patients(self) -> list[str]:
-        """Patient of every scan, normal ones first."""
+        """Patient of each scan, normal scans first."""
         return self.normal.patients + self.abnormal.patients
 
     @property
     def is_abnormal(self) -> NDArray[np.bool_]:
-        """Kind of every scan, normal ones first."""
+        """Whether each scan is abnormal, normal scans first."""
         return np.repeat([False, True], [len(self.normal.rows), len(self.abnormal.rows)])
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that figures are computed from.
+    """All scored scans of a benchmark.
 
     Attributes
     ----------
     alpha : float
         Stated false-alarm rate.
     calibration : ScoredSet
-        Normals of the calibration split, changed where the configuration calibrates so: every
-        threshold comes from their scores.
+        Normals of the calibration split, with the calibration change of the configuration, if any;
+        every threshold comes from their scores.
     held_out : ScoredSet
-        Normals of the test split: what is altered.
+        Normals of the test split, which are also altered.
     sets : tuple of EvaluationSet
     """
 
@@ -164,11 +164,11 @@ class Bench:
     sets: tuple[EvaluationSet, ...]
 
     def flags(self, calibration: Array, scores: Array) -> NDArray[np.bool_]:
-        """Return which scores are unusual at alpha, given those of the calibration scans."""
+        """Return which scores are flagged at alpha, given the scores of the calibration scans."""
         return Calibration.from_scores(calibration).p_values(scores) <= self.alpha
 
     def figures(self, score: Callable[[ScoredSet], Array]) -> dict[str, Row]:
-        """AUROC, average precision, sensitivity and specificity in every set."""
+        """AUROC, average precision, sensitivity and specificity in each set."""
         calibration = finite(score(self.calibration), "calibration")
         figures = {}
         for item in self.sets:
@@ -189,7 +189,7 @@ class Bench:
 
 
 def finite(scores: Array, what: str) -> Array:
-    """Return the scores, or refuse those that are no numbers."""
+    """Return the scores if all are finite, else raise `CalibrationError`."""
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""The sets of a benchmark: normal and abnormal scans, looked at by one evaluator."""
+"""The sets of a benchmark: normal and abnormal scans, scored by one evaluator."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["make_bench"]
 def make_bench(
     evaluator: Evaluator, manifest: Manifest, published: tuple[ManifestRow, ...]
 ) -> Bench:
-    """Look at everything that figures are computed from.
+    """Score all scans of a benchmark.
 
     Parameters
     ----------
     evaluator : Evaluator
     manifest : Manifest
     published : tuple of ManifestRow
-        The archive's own test set; may be empty.
+        The archive's published test set; may be empty.
 
     Raises
     ------
     ManifestError
-        If no scan of the test split is abnormal.
+        No scan of the test split is abnormal.
     """
     config = evaluator.observer.config
     normal = config.data.normal
@@ -54,7 +54,7 @@ def make_bench(
 def _sets(
     evaluator: Evaluator, name: str, healthy: ScoredSet, rows: Sequence[ManifestRow]
 ) -> Iterator[EvaluationSet]:
-    """One set a class, against the same normals."""
+    """One set per abnormal class, all with the same normals."""
     normal = evaluator.observer.config.data.normal
     for label in sorted({row.label for row in rows} - {normal}):
         abnormal = evaluator.look([row for row in rows if row.label == label], f"{name} {label}")

@@ -1,7 +1,7 @@
-"""The scans of a benchmark: a split with its hash, and an archive's own test set.
+"""The scans of a benchmark: a split with its hash, and an archive's published test set.
 
-The split is named by its own hash, over content, frame, split and label of every labelled scan: two
-tables may be compared where their split hashes are equal.
+A split is identified by a hash over content, frame, split and label of every labelled scan: two
+tables can be compared if their split hashes are equal.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 PUBLISHED = "test"
-"""Folder of an archive's own test set."""
+"""Folder of an archive's published test set."""
 
 
 def split_hash(manifest: Manifest) -> str:
     """SHA-256 in hex over content, frame, split and label of the usable *labelled* scans.
 
-    Equal to `Manifest.hash` where every scan has a label; scans without one, such as a published
-    test set that the labels do not name, take no part in the split and do not change it.
+    Equal to `Manifest.hash` if every scan has a label. Scans without a label, such as a published
+    test set that no label pattern matches, are not part of the split and do not change its hash.
     """
     return replace(manifest, rows=tuple(row for row in manifest.rows if row.label)).hash
 
@@ -47,9 +47,9 @@ def split_rows(manifest: Manifest, split: str, label: str | None = None) -> tupl
 def published_labels(config: Config) -> dict[str, list[str]]:
     """Label -> patterns for the folders within ``test`` of an archive, by their names.
 
-    A folder is normal if its name is ``normal``, or holds the name of the folder of the
-    configuration's normal scans as a word of its own (``ABNORMAL`` does not hold ``NORMAL``),
-    whatever the case. Every other folder is a class of its own name. Empty without such folders.
+    A folder is normal if its name contains ``normal``, or the name of the folder of the
+    configuration's normal scans, as a separate word (``ABNORMAL`` does not contain ``NORMAL``), in
+    any case. Every other folder is a class with the folder's name. Empty without such folders.
     """
     root = config.data.root / PUBLISHED
     folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
@@ -63,17 +63,17 @@ def published_labels(config: Config) -> dict[str, list[str]]:
 
 
 def published_config(config: Config) -> Config:
-    """Return the settings by which the archive's own test set is read."""
+    """Return the configuration for reading the archive's published test set."""
     root = config.data.root / PUBLISHED
     data = replace(config.data, root=root, labels=published_labels(config), masks=None)
     return replace(config, data=data)
 
 
 def unfamiliar(rows: Sequence[ManifestRow], manifest: Manifest) -> list[ManifestRow]:
-    """Leave out scans and patients that training, fitting or calibration know.
+    """Rows without the scans and patients used in training, fitting or calibration.
 
-    A copy of a training scan is a duplicate to the manifest, which then leaves its patient there;
-    its picture is known in any container.
+    The manifest marks a copy of a training scan as a duplicate, and so leaves its patient in the
+    split; the hash of its picture still recognises the scan in any file format.
     """
     known = [row for row in manifest.select() if row.split != "test"]
     patients = {row.patient for row in known}

@@ -1,6 +1,6 @@
-"""The benchmark's tables of detectors, features and baselines, and what scoring costs.
+"""The benchmark's tables of detectors, features and baselines, and the cost of scoring.
 
-A row is a plain dictionary, ready for JSON.
+Each row is a dictionary that can be written as JSON.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SINGLE_GROUPS = (
     "posterior",
     "evidence",
 )
-"""Groups of which each is tried alone."""
+"""Feature groups that are each evaluated alone."""
 
 
 # --- detectors --------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ SINGLE_GROUPS = (
 
 @dataclass(frozen=True)
 class _Rival:
-    """A detector to compare with: its name, why it is here, and how it is fitted."""
+    """A detector for comparison: its name, its role, and the function that fits it."""
 
     name: str
     role: Role
@@ -88,7 +88,7 @@ def detector_table(bench: Bench, normals: Normals) -> list[Row]:
     Returns
     -------
     list of dict
-        ``name``, ``role``, ``margin`` and ``sets``, or ``problem`` where it cannot be fitted.
+        ``name``, ``role``, ``margin`` and ``sets``, or ``problem`` if it cannot be fitted.
     """
     chosen, margins = normals.chosen, normals.evaluator.bundle.margins
     candidates = normals.evaluator.observer.config.detector.candidates
@@ -103,7 +103,7 @@ def detector_table(bench: Bench, normals: Normals) -> list[Row]:
 
 
 def _figures_or_problem(bench: Bench, fit: Callable[[], Scorer]) -> Row:
-    """Figures of one comparison; one that cannot be fitted does not cost the others."""
+    """Figures of one detector, or the problem if it cannot be fitted; the others continue."""
     try:
         score = fit()
         return {"sets": bench.figures(lambda scans: score(scans.table))}
@@ -123,7 +123,7 @@ def _rivals(candidates: Sequence[KindSettings], chosen: KindSettings) -> Iterato
     done = set()
     for role, settings in reasons:
         for detector in settings:
-            if str(detector) not in done:  # a candidate may be a single group too
+            if str(detector) not in done:  # a candidate may also use a single group
                 yield _Rival(str(detector), role, partial(_fit_detector, detector))
             done.add(str(detector))
     svm, forest = OneClassSVM(nu=0.05), IsolationForest(n_estimators=200, random_state=0)
@@ -139,7 +139,7 @@ def _fit_detector(settings: KindSettings, normals: FeatureTable, scans: NDArray[
 def _fit_outlier(
     model: OneClassSVM | IsolationForest, main: str, normals: FeatureTable, _: NDArray[np.intp]
 ) -> Scorer:
-    """Fit one of scikit-learn's on whitened principal components; never saved, as it is pickled."""
+    """Fit a scikit-learn model on whitened principal components; never saved (needs pickle)."""
     values = normals.use((main,)).values
     components = PCA(min(100, values.shape[1], len(values) - 1), whiten=True, svd_solver="full")
     fitted = make_pipeline(StandardScaler(), components, model).fit(values)
@@ -147,13 +147,13 @@ def _fit_outlier(
 
 
 def feature_table(bench: Bench, normals: Normals) -> list[Row]:
-    """AUROC of every reported number by itself, higher = more anomalous.
+    """AUROC of each reported feature by itself, higher = more anomalous.
 
     Parameters
     ----------
     bench : Bench
     normals : Normals
-        Their unaltered ones are the middle of the two-sided ``nll``.
+        The mean of their unaltered scans is the centre of the two-sided ``nll``.
     """
     names = reported_names(normals.evaluator.observer.config.features)
     typical = float(normals.unaltered.use(("nll",)).values.mean())
@@ -177,14 +177,14 @@ def _feature_row(bench: Bench, name: str, side: Callable[[Array], Array], column
 def baseline_table(
     bench: Bench, baselines: Sequence[Baseline], train: Tensor, validation: Tensor, seed: int
 ) -> tuple[list[Row], list[Baseline]]:
-    """Fit every baseline and score the sets.
+    """Fit each baseline and score the sets.
 
     Returns
     -------
     list of dict
-        ``name`` and ``sets``, or ``problem`` where it cannot be fitted.
+        ``name`` and ``sets``, or ``problem`` if it cannot be fitted.
     list of Baseline
-        Those that could.
+        The baselines that were fitted.
     """
     rows: list[Row] = []
     fitted = []
@@ -206,9 +206,9 @@ def baseline_table(
 
 
 def cost(bench: Bench, evaluator: Evaluator) -> Row:
-    """Seconds and passes a scan, from network image to score, and the largest memory so far."""
+    """Measure speed and passes per scan, from network image to score, and peak memory so far."""
     images = next(bench.held_out.seen.split(COST_SCANS))
-    _score_all(evaluator, next(images.split(32)))  # the first batch pays for what is set up once
+    _score_all(evaluator, next(images.split(32)))  # warm-up: one-time setup is not timed
     began = time.perf_counter()
     _score_all(evaluator, images)
     seconds = time.perf_counter() - began

@@ -1,16 +1,16 @@
-"""Seeded alterations of a real radiograph: nuisance, gross errors, inserted lesions.
+"""Seeded alterations of a real radiograph: nuisances, gross errors, inserted lesions.
 
 An alteration maps an image and a random generator to another image::
 
     alter(image, alteration, key, seed) = alteration.apply(image, rng(seed, alteration, key))
 
-so that every scan has its own draw of every alteration, whatever else is altered before it. Three
-families ask a detector for two things without any abnormal image: `NUISANCES` should leave its
-score alone; `GROSS` and `LESIONS` should raise it. `random_nuisance` and `random_perturbation` are
-for *choosing* a detector. They are drawn by other parameters, and mostly by other means, than the
-families that measure it.
+Each scan therefore has its own draw of each alteration, independent of the order in which scans are
+altered. Three families evaluate a detector without abnormal images: `NUISANCES` should not change
+its score; `GROSS` and `LESIONS` should raise it. `random_nuisance` and `random_perturbation` are
+for *choosing* a detector. They use different parameters, and mostly different methods, than the
+families that evaluate it.
 
-Lengths "at 224" are pixels of an image whose longer side is 224, scaled to the image at hand.
+Lengths "at 224" are pixels of an image whose longer side is 224, scaled to the actual image.
 """
 
 from anomaly.data.synthetic.alterations.alteration import Alteration, Altered, Family, Size, alter

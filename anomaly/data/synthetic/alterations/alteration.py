@@ -1,4 +1,4 @@
-"""An alteration: a named, seeded way to change an image."""
+"""Alterations: named, seeded changes of an image."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Change: TypeAlias = Callable[[Array, Rng], Array]
 
 @dataclass(frozen=True)
 class Altered:
-    """An altered image and where it was altered.
+    """An altered image and the mask of its change.
 
     Attributes
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
     mask : ndarray (H, W) bool or None
-        Where something was drawn, never empty; None for a change of the whole image.
+        Altered pixels, never empty; None if the whole image was changed.
     """
 
     pixels: NDArray[np.float32]
@@ -39,7 +39,7 @@ class Altered:
 
 @dataclass(frozen=True)
 class Alteration:
-    """A named way to alter an image.
+    """A named change of an image.
 
     Attributes
     ----------
@@ -47,9 +47,9 @@ class Alteration:
         Unique; part of the seed.
     family : {"nuisance", "gross", "lesion"}
     apply : callable
-        From pixels (H, W) float32 in [0, 1] and a generator to `Altered`. Can be pickled.
+        Maps pixels (H, W) float32 in [0, 1] and a generator to `Altered`. Can be pickled.
     size : {"small", "medium", "large"} or None
-        For the lesions that come in three sizes.
+        Size of lesions that have three sizes.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Alteration:
 
 
 def alter(pixels: NDArray[np.float32], alteration: Alteration, key: str, seed: int) -> Altered:
-    """Alter one scan, by its own reproducible draw.
+    """Alter one scan with its own reproducible random draw.
 
     Parameters
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
-        At least 32 pixels a side; left as it is.
+        At least 32 pixels per side; not modified.
     alteration : Alteration
     key : str
-        What tells this scan from others, such as its path in the manifest.
+        Identifies the scan, such as its path in the manifest.
     seed : int
         Not negative.
 
@@ -78,7 +78,7 @@ def alter(pixels: NDArray[np.float32], alteration: Alteration, key: str, seed: i
     Raises
     ------
     ConfigError
-        If the pixels cannot be altered or the seed is negative.
+        The pixels cannot be altered, or the seed is negative.
     """
     if seed < 0:
         raise ConfigError(f"the seed of an alteration is {seed}: expected 0 or more")
@@ -87,7 +87,7 @@ def alter(pixels: NDArray[np.float32], alteration: Alteration, key: str, seed: i
 
 
 def whole_image(change: Change) -> Callable[[Array, Rng], Altered]:
-    """Return what `Alteration.apply` is for a change that leaves no place as it is."""
+    """`Alteration.apply` for a change of the whole image."""
     return partial(_change, change)
 
 

@@ -1,4 +1,4 @@
-"""Images as they are altered: what can be, and how they are smoothed and resized."""
+"""Checks, smoothing and resizing of the images that are altered."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMALLEST_SIDE = 32
 
 
 def checked(pixels: Array) -> Array:
-    """Return the pixels if they are an image this module can alter.
+    """Return the pixels if they can be altered.
 
     Raises
     ------
     ConfigError
-        If they are not (H, W) float32, at least 32 pixels a side, finite and in [0, 1].
+        They are not (H, W) float32, at least 32 pixels per side, finite and in [0, 1].
     """
     if pixels.ndim != 2 or min(pixels.shape) < SMALLEST_SIDE:
         raise ConfigError(
@@ -32,25 +32,25 @@ def checked(pixels: Array) -> Array:
     if pixels.dtype != np.float32:
         raise ConfigError(f"pixels are {pixels.dtype}: expected float32")
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+    if not (low >= 0 and high <= 1):  # this form also rejects NaN
         raise ConfigError(f"pixels span [{low}, {high}]: expected finite values in [0, 1]")
     return pixels
 
 
 def smoothed(pixels: Array, sigma: float) -> Array:
-    """Blur by a Gaussian of `sigma` pixels, the border repeated."""
+    """Blur with a Gaussian of `sigma` pixels; the border is repeated."""
     return np.asarray(ndimage.gaussian_filter(pixels, sigma, mode="nearest"), dtype=np.float32)
 
 
 def resized(pixels: Array, shape: tuple[int, int], *, sharp: bool = False) -> Array:
-    """Resample to `shape`, antialiased; bilinear, or Lanczos where `sharp` (may overshoot)."""
+    """Resample to `shape`, antialiased; bilinear, or Lanczos if `sharp` (may overshoot)."""
     kernel = Image.Resampling.LANCZOS if sharp else Image.Resampling.BILINEAR
     image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
     return np.asarray(image.resize((shape[1], shape[0]), kernel), dtype=np.float32)
 
 
 def working_copy(pixels: Array, side: int) -> Array:
-    """Reduce the image until its longer side is `side` pixels; a smaller one is returned as is."""
+    """Reduce an image to a longer side of `side` pixels; return a smaller image unchanged."""
     factor = side / max(pixels.shape)
     if factor >= 1:
         return pixels
@@ -59,11 +59,11 @@ def working_copy(pixels: Array, side: int) -> Array:
 
 
 def finished(pixels: NDArray[np.floating]) -> Array:
-    """Return an image within [0, 1], float32."""
+    """Clip an image to [0, 1], float32."""
     return np.asarray(np.clip(pixels, 0, 1), dtype=np.float32)
 
 
 def at_224(length: float, pixels: Array) -> float:
-    """Pixels of this image that are `length` where the longer side is 224."""
+    """Convert a length at a longer side of 224 to pixels of this image."""
     height, width = pixels.shape
     return float(length * max(height, width) / 224)

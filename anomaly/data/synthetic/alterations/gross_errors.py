@@ -1,4 +1,4 @@
-"""Gross errors: images that should never have reached a detector of chest radiographs."""
+"""Gross errors: images that are not valid input for a detector of chest radiographs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _rotate(pixels: Array, _: Rng, *, quarters: int) -> Array:
 
 
 def _crop(pixels: Array, rng: Rng, *, zoom: float) -> Array:
-    """Magnify a random part, ``1 / zoom`` of either side, to the whole frame."""
+    """Magnify a random part, ``1 / zoom`` of each side, to the whole image."""
     height, width = ((zoom - 1) * (side - 1) / 2 for side in pixels.shape)
     return moved(pixels, zoom, (rng.uniform(-height, height), rng.uniform(-width, width)))
 
@@ -58,7 +58,7 @@ def _draw_ct_slice(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     image = np.zeros(shape, dtype=np.float32)
 
     def fill(y: float, x: float, radius_y: float, radius_x: float, grey: float) -> None:
-        """Fill an ellipse; all lengths in units of the body's half axes."""
+        """Fill an ellipse; all lengths are in units of the body's semi-axes."""
         distance = ((rows / deep - y) / radius_y) ** 2 + ((columns / wide - x) / radius_x) ** 2
         image[distance <= 1] = grey
 
@@ -73,7 +73,7 @@ def _draw_ct_slice(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     fill(-0.2, 0.08, rng.uniform(0.32, 0.42), rng.uniform(0.24, 0.32), 0.58)  # heart
     fill(0.32, 0.12, 0.1, 0.07, 0.62)  # aorta
     fill(0.55, 0, 0.19, 0.13, 0.95)  # vertebra
-    fill(0.72, 0, 0.05, 0.04, 0.35)  # its canal
+    fill(0.72, 0, 0.05, 0.04, 0.35)  # spinal canal
     fill(-0.82, 0, 0.05, 0.12, 0.9)  # sternum
     for angle in np.linspace(0, 2 * np.pi, int(rng.integers(12, 18)), endpoint=False):
         fill(0.82 * np.sin(angle), 0.86 * np.cos(angle), 0.045, 0.035, 0.92)  # ribs
@@ -82,7 +82,7 @@ def _draw_ct_slice(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 def _draw_photograph(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Draw a scene with a photograph's statistics: dead leaves, occluding shapes of any size.
+    """Draw a dead-leaves scene of occluding shapes, with the statistics of a photograph.
 
     Radii follow ``p(r) ~ r^-3`` between 1 % and 40 % of the longer side, which gives the spectrum
     of natural images (Lee, Mumford & Huang 2001).
@@ -127,4 +127,4 @@ GROSS: tuple[Alteration, ...] = (
     _gross("ct_slice", _ct_slice),
     _gross("photograph", _photograph),
 )
-"""Images that should never have reached a detector of chest radiographs."""
+"""Images that are not valid input for a detector of chest radiographs."""

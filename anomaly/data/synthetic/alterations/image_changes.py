@@ -1,4 +1,4 @@
-"""Changes of the whole image, by strength: from mild ones to those that spoil it."""
+"""Changes of the whole image with a given strength, from mild to severe."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ __all__ = ["blur", "contrast", "gamma", "jpeg", "moved", "noise", "resample", "s
 
 
 def gamma(pixels: Array, _: Rng, *, exponent: float) -> Array:
-    """Raise to a power."""
+    """Raise the grey values to a power."""
     return np.asarray(pixels ** np.float32(exponent), dtype=np.float32)
 
 
 def contrast(pixels: Array, _: Rng, *, factor: float) -> Array:
-    """Spread about the mean."""
+    """Scale the grey values about their mean."""
     mean = np.float32(pixels.mean(dtype=np.float64))
     return np.asarray(mean + np.float32(factor) * (pixels - mean), dtype=np.float32)
 
 
 def blur(pixels: Array, _: Rng, *, sigma: float) -> Array:
-    """Blur by a Gaussian, sigma in pixels at 224."""
+    """Blur with a Gaussian; sigma in pixels at 224."""
     return smoothed(pixels, at_224(sigma, pixels))
 
 
 def sharpen(pixels: Array, rng: Rng, *, amount: float) -> Array:
-    """Unsharp mask of radius 0.5 px at 224."""
+    """Apply an unsharp mask of radius 0.5 px at 224."""
     detail = pixels - blur(pixels, rng, sigma=0.5)
     return np.asarray(pixels + np.float32(amount) * detail, dtype=np.float32)
 
 
 def jpeg(pixels: Array, _: Rng, *, quality: int) -> Array:
-    """Store as JPEG of 8 bits and read again."""
+    """Encode as 8-bit JPEG and decode again."""
     stored = io.BytesIO()
     Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(stored, "JPEG", quality=quality)
     with Image.open(stored) as read:
@@ -45,7 +45,7 @@ def jpeg(pixels: Array, _: Rng, *, quality: int) -> Array:
 
 
 def resample(pixels: Array, _: Rng, *, side: int) -> Array:
-    """Reduce to a longer side of `side` pixels and back; an image no larger stays as it is."""
+    """Reduce to a longer side of `side` pixels and enlarge again; keep smaller images unchanged."""
     factor = side / max(pixels.shape)
     if factor >= 1:
         return pixels

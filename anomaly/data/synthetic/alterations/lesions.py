@@ -1,8 +1,8 @@
-"""Lesions: things drawn into the lungs, with their masks.
+"""Lesions: synthetic abnormalities drawn into the lungs, with their masks.
 
-A nodule and a consolidation are opacities (`anomaly.data.synthetic.alterations.opacities`). A
-consolidation also hides texture: before it brightens, the image is blended by the same profile
-towards a smoothed copy of itself. A device covers what is behind it.
+Nodules and consolidations are opacities (`anomaly.data.synthetic.alterations.opacities`). A
+consolidation also hides texture: before brightening, the image is blended towards a smoothed copy
+with the same profile. A device covers the anatomy behind it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from anomaly.data.synthetic.alterations.opacities import confined_cloud, nodule_
 __all__ = ["LESIONS"]
 
 NODULES: tuple[tuple[Size, float], ...] = (("small", 0.05), ("medium", 0.09), ("large", 0.14))
-"""Diameters, shares of the longer side."""
+"""Diameters, as shares of the longer side."""
 CONSOLIDATIONS: tuple[tuple[Size, float], ...] = (
     ("small", 0.12),
     ("medium", 0.22),
     ("large", 0.35),
 )
-"""Extents, shares of the longer side."""
+"""Extents, as shares of the longer side."""
 CANVAS_SIDE = 224
 """Longest side, in pixels, of the canvas on which smooth clouds are drawn."""
 
@@ -64,7 +64,7 @@ def _add_device(pixels: Array, rng: Rng) -> Altered:
 
 
 def _device_mask(fields: Mask, rng: np.random.Generator) -> Mask:
-    """Draw a pacemaker: a rounded box in the upper half of one lung, a thin lead to the heart.
+    """Draw a pacemaker: a rounded box in the upper half of one lung and a thin lead to the heart.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def _device_mask(fields: Mask, rng: np.random.Generator) -> Mask:
     Returns
     -------
     ndarray (H, W) bool
-        The pixels that metal covers.
+        Pixels covered by metal.
     """
     height, width = fields.shape
     longer = max(fields.shape)
@@ -116,4 +116,4 @@ LESIONS: tuple[Alteration, ...] = (
         for s, e in CONSOLIDATIONS
     ),
 )
-"""Things drawn into the lungs, with their masks."""
+"""Synthetic abnormalities drawn into the lungs, with their masks."""

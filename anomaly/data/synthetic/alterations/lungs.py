@@ -1,6 +1,6 @@
-"""The lung fields of a frontal radiograph: an estimate.
+"""Estimate of the lung fields of a frontal radiograph.
 
-Good enough to place a lesion; no segmentation to measure by.
+It is accurate enough to place a lesion, but is not a segmentation for measurements.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from anomaly.data.synthetic.alterations.canvas import Array, Mask, checked, smoo
 __all__ = ["lung_centre", "lung_fields"]
 
 LUNG_SIDE = 96
-"""Longer side, in pixels, of the copy in which lungs are looked for: ribs and vessels are gone."""
+"""Longer side, in pixels, of the copy in which lungs are searched; it shows no ribs or vessels."""
 CHEST_BOX = (0.12, 0.75, 0.12, 0.88)
-"""Top, bottom, left, right of the part of a frontal view that holds the lungs, share of a side."""
+"""Top, bottom, left, right of the box around the lungs in a frontal view, as shares of a side."""
 PRIOR_LUNGS = ((0.46, 0.32), (0.46, 0.68))
 PRIOR_RADII = (0.22, 0.1)
-"""Centres and radii (row, column) of the usual places, shares of the sides."""
+"""Centres and radii (row, column) of typical lungs, as shares of the sides."""
 SHALLOW = 0.02
-"""Depth below which a basin is noise, in [0, 1]."""
+"""Depth below which a basin counts as noise, in [0, 1]."""
 LEAST_LUNG = 0.02
-"""Share of the image below which one side's dark region is taken for a failure."""
+"""Share of the image below which the dark region of one half counts as a failed estimate."""
 
 
 def lung_fields(pixels: Array) -> Mask:
     """Estimate the lung fields of a frontal chest radiograph.
 
-    A lung is a dark basin walled in by brighter tissue, unlike the air around the body, which
-    drains to the border. The image is flooded from within; what is deeper than three quarters of
-    Otsu's threshold of the central box is air, and of that the largest piece of either half is
-    kept. A half with less than 2 % of the image gets an ellipse at the usual place instead.
+    A lung is a dark basin enclosed by brighter tissue, unlike the air around the body, which
+    drains to the border. The basins are flooded; pixels deeper than three quarters of Otsu's
+    threshold of the central box are air, and the largest component of air in each half is kept. If
+    it covers less than 2 % of the image, an ellipse at the typical place is used instead.
 
     Parameters
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
-        0 displays black; at least 32 pixels a side.
+        0 displays black; at least 32 pixels per side.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def lung_fields(pixels: Array) -> Mask:
         Never empty in either half.
     """
     small = working_copy(checked(pixels), LUNG_SIDE)
-    # Narrow enough to keep the chest wall; the closing below mends what ribs still cut.
+    # Narrow enough to keep the chest wall; the closing below repairs cuts by ribs.
     small = smoothed(small, 1.5 * max(small.shape) / LUNG_SIDE)
     width = small.shape[1]
     box = _chest_box(small.shape)
@@ -66,7 +66,7 @@ def lung_fields(pixels: Array) -> Mask:
 
 
 def _chest_box(shape: tuple[int, ...]) -> Mask:
-    """Return the central box as a mask (H, W)."""
+    """Mask of the central box, (H, W)."""
     top, bottom, left, right = CHEST_BOX
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
     inside: Mask = ((rows > top) & (rows < bottom))[:, None] & (
@@ -76,7 +76,7 @@ def _chest_box(shape: tuple[int, ...]) -> Mask:
 
 
 def _otsu(values: Array) -> float:
-    """Return the threshold that maximises the variance between the two classes (Otsu 1979)."""
+    """Threshold that maximises the variance between the two classes (Otsu 1979)."""
     counts, edges = np.histogram(values, bins=128)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)
@@ -101,7 +101,7 @@ def _flooded(pixels: Array) -> Array:
 
 
 def _largest(mask: Mask) -> Mask:
-    """Return the largest connected piece, its holes filled; empty where `mask` is empty."""
+    """Largest connected component with its holes filled; empty if `mask` is empty."""
     labels, count = ndimage.label(mask)
     if count == 0:
         return mask
@@ -113,7 +113,7 @@ def _largest(mask: Mask) -> Mask:
 def _ellipse(
     shape: tuple[int, ...], centre: tuple[float, float], radii: tuple[float, float]
 ) -> Mask:
-    """Return an ellipse; centre and radii (row, column) as shares of the sides."""
+    """Mask of an ellipse; centre and radii (row, column) as shares of the sides."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
     distance = ((rows - centre[0]) / radii[0])[:, None] ** 2 + (
         (columns - centre[1]) / radii[1]
@@ -123,7 +123,7 @@ def _ellipse(
 
 
 def lung_centre(fields: Mask, rng: np.random.Generator) -> tuple[int, int]:
-    """Draw a pixel uniformly over the lung fields, a little away from their edge.
+    """Draw a random pixel, uniform over the lung fields, at a small distance from their edge.
 
     Parameters
     ----------

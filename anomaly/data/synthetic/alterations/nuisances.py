@@ -1,4 +1,4 @@
-"""Nuisances: acquisition and handling that a detector should not answer."""
+"""Nuisances: changes of acquisition and handling that should not change the score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _zoom(pixels: Array, _: Rng, *, factor: float) -> Array:
 
 
 def _shift(pixels: Array, rng: Rng, *, share: float) -> Array:
-    """Shift by a share of the longer side, to whole pixels so that nothing is blurred."""
+    """Shift by a share of the longer side, rounded to whole pixels to avoid blur."""
     angle, distance = rng.uniform(0, 2 * np.pi), share * max(pixels.shape)
     return moved(pixels, 1, (round(distance * np.sin(angle)), round(distance * np.cos(angle))))
 
@@ -51,18 +51,19 @@ NUISANCES: tuple[Alteration, ...] = (
     _nuisance("shift_3", partial(_shift, share=0.03)),
     _nuisance("noise_mild", partial(noise, std=0.01)),
 )
-"""Acquisition and handling that leaves the patient as he is; a detector should stay calm."""
+"""Changes of acquisition and handling that do not alter the anatomy or the expected score."""
 
 
 def random_nuisance(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a composition of mild changes, each about two thirds as strong as in `NUISANCES`.
+    """Apply a random composition of mild changes, each about two thirds as strong as `NUISANCES`.
 
-    In the order of an acquisition: position, optics, tone, resolution, noise, storage.
+    The changes follow the order of an acquisition: position, optics, tone, resolution, noise,
+    storage.
 
     Parameters
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
-        At least 32 pixels a side; left as it is.
+        At least 32 pixels per side; not modified.
     rng : numpy.random.Generator
 
     Returns

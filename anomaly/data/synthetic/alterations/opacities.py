@@ -1,10 +1,11 @@
-"""Opacities: air that is filled up to the density of water.
+"""Opacities: air filled to the density of water.
 
 ::
 
     image' = image + strength * profile * max(bright - image, 0)        profile (H, W) in [0, 1]
 
-`bright` is the grey of the mediastinum. What is as bright already, bone or metal, stays as it is.
+`bright` is the grey of the mediastinum. Pixels that are already as bright (bone, metal) do not
+change.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ __all__ = ["confined_cloud", "nodule_profile", "opacified"]
 
 
 def _bright_level(pixels: Array) -> float:
-    """Return the grey of the mediastinum: 85th percentile of the body, air around it left out."""
+    """Grey of the mediastinum: 85th percentile of the body without the surrounding air."""
     body = pixels[pixels > 0.05]
     return float(np.percentile(body if body.size else pixels, 85))
 
 
 def opacified(pixels: Array, profile: Array, strength: float) -> Array:
-    """Fill air up to `_bright_level` by ``strength * profile``, both in [0, 1]."""
+    """Brighten air towards `_bright_level` by ``strength * profile``, both in [0, 1]."""
     lack = np.maximum(_bright_level(pixels) - pixels, 0)
     return np.asarray(pixels + strength * profile * lack, dtype=np.float32)
 
@@ -35,15 +36,15 @@ def nodule_profile(
     diameter: float,
     rng: np.random.Generator,
 ) -> Array:
-    """Draw a ball's dome ``sqrt(1 - r^2)`` with a slightly lobed edge.
+    """Draw the profile ``sqrt(1 - r^2)`` of a ball with a slightly lobed edge.
 
     Parameters
     ----------
     shape : (int, int)
     centre : (int, int)
-        Row and column, pixels; the profile is 1 there.
+        Row and column in pixels; the profile is 1 there.
     diameter : float
-        Pixels.
+        In pixels.
     rng : numpy.random.Generator
 
     Returns
@@ -61,31 +62,31 @@ def nodule_profile(
 
 
 def confined_cloud(fields: Mask, extent: float, rng: np.random.Generator) -> Array:
-    """Draw an irregular cloud about a random place of the lungs, kept within that lung.
+    """Draw an irregular cloud around a random point of one lung, confined to that lung.
 
     Parameters
     ----------
     fields : ndarray (h, w) bool, not empty
     extent : float
-        About how far the cloud reaches across, share of the longer side.
+        Approximate diameter of the cloud, as a share of the longer side.
     rng : numpy.random.Generator
 
     Returns
     -------
     ndarray (h, w) float32 in [0, 1]
-        Largest value 1.
+        Its maximum is 1.
     """
     row, column = lung_centre(fields, rng)
     height, width = fields.shape
     across = extent * max(fields.shape)
     rows, columns = np.arange(height)[:, None] - row, np.arange(width) - column
-    # The stretch keeps the area, so the extent stays what is asked for.
+    # The stretch preserves the area, and so the requested extent.
     tall = rng.uniform(0.85, 1.2)
     distance = (rows / tall) ** 2 + (columns * tall) ** 2
     lumps = smoothed(rng.standard_normal(fields.shape).astype(np.float32), across / 9)
     lumps = np.clip(lumps / max(float(lumps.std()), 1e-6), -1.5, 1.5)
     cloud = np.clip((1 - distance / (across / 2) ** 2 + 0.5 * lumps) / 0.5, 0, 1)
-    # Lumps far from the centre would be clouds of their own.
+    # Lumps far from the centre would form separate clouds.
     cloud[distance > (0.75 * across) ** 2] = 0
     side = fields & np.broadcast_to(
         (np.arange(width) < width / 2) == (column < width / 2), fields.shape

@@ -1,4 +1,4 @@
-"""Perturbations: changes that matter, for choosing a detector."""
+"""Perturbations: changes that should raise the score, for choosing a detector."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["random_perturbation"]
 
 
 def random_perturbation(pixels: NDArray[np.float32], rng: np.random.Generator) -> Altered:
-    """Draw one change that matters: in a patch, an opacity, or blur or noise of the whole image.
+    """Apply one random perturbation: of a patch, an opacity, or blur or noise of the whole image.
 
     A patch is smoothed, moved, darkened or roughened. Blur and noise are several times as strong
-    as `random_nuisance` makes them.
+    as in `random_nuisance`.
 
     Parameters
     ----------
     pixels : ndarray (H, W) float32 in [0, 1]
-        At least 32 pixels a side; left as it is.
+        At least 32 pixels per side; not modified.
     rng : numpy.random.Generator
 
     Returns
     -------
     Altered
-        With the mask of the place; None where the whole image is changed.
+        Its mask is None if the whole image was changed.
     """
     change = _PERTURBATIONS[rng.integers(len(_PERTURBATIONS))]
     return change(checked(pixels), rng)
 
 
 def _soft_disc(shape: tuple[int, ...], rng: Rng) -> Array:
-    """Draw a disc with a cosine edge, (H, W) in [0, 1], 1 at a pixel well inside the image."""
+    """Draw a disc with a cosine edge, (H, W) in [0, 1]; its centre is well inside the image."""
     row, column = (int(side * rng.uniform(0.12, 0.88)) for side in shape)
     radius = rng.uniform(0.06, 0.2) * max(shape)
     distance = np.hypot(np.arange(shape[0])[:, None] - row, np.arange(shape[1]) - column)
@@ -54,16 +54,16 @@ def _smooth_patch(pixels: Array, rng: Rng) -> Altered:
 
 
 def _paste_patch(pixels: Array, rng: Rng) -> Altered:
-    """Move a patch by at least a tenth of either side, from within the same image."""
+    """Replace a patch by another part of the image, at least a tenth of each side away."""
     profile = _soft_disc(pixels.shape, rng)
     signs = rng.choice((-1, 1), 2)
     steps = [int(s * rng.uniform(0.1, 0.4) * n) for s, n in zip(signs, pixels.shape, strict=True)]
-    # Rolled rather than repeated at the border: streaks would give the patch away.
+    # Roll instead of repeating the border, which would mark the patch with streaks.
     return _blended(pixels, np.roll(pixels, steps, (0, 1)), profile)
 
 
 def _add_opacity(pixels: Array, rng: Rng) -> Altered:
-    """Add a few overlapping soft balls, in the lungs but not confined to them."""
+    """Add a few overlapping soft balls, centred in the lungs but not confined to them."""
     longer = max(pixels.shape)
     row, column = lung_centre(lung_fields(pixels), rng)
     radius = rng.uniform(0.08, 0.4) * longer / 2
