@@ -104,26 +104,23 @@ def test_stopped_and_resumed_equals_uninterrupted(
     whole: list[tuple[int, float]] = []
     full = train(
         tmp_path / "a",
-        loss=cdm_loss(network),
+        loss=cdm_loss(network).to(device),
         on_step=lambda *row: whole.append(row),
-        device=device,
     )
     parts: list[tuple[int, float]] = []
     first = train(
         tmp_path / "b",
-        loss=cdm_loss(network),
+        loss=cdm_loss(network).to(device),
         on_step=lambda *row: parts.append(row),
         should_stop=lambda: len(parts) == stop_at,
-        device=device,
     )
     assert (first.step, first.finished) == (stop_at, False)
     torch.manual_seed(12345)  # what ran before must not matter
     # Other start weights: all of them must come from the checkpoint.
     second = train(
         tmp_path / "b",
-        loss=cdm_loss(network, seed=9),
+        loss=cdm_loss(network, seed=9).to(device),
         on_step=lambda *row: parts.append(row),
-        device=device,
     )
     assert (full.step, full.finished) == (second.step, second.finished) == (12, True)
     assert [step for step, _ in whole] == list(range(1, 13))
@@ -517,7 +514,7 @@ def test_training_on_gaussian_textures_approaches_the_optimum(
         settings,
         batches=lambda start: batches(start, size=16),
         grey_levels=1 << 12,
-        device=device,
+        loss=cdm_loss().to(device),
     )
     after = judged(result.network)
     # Nothing beats the optimum, and training goes towards it.
