@@ -42,9 +42,6 @@ MEBIBYTE = 2**20
 Rows = dict[str, tuple[str, str]]
 """Reason and score by path."""
 
-Rows = dict[str, tuple[str, str]]
-"""Reason and score by path."""
-
 ESCAPES = [
     "\x1b]0;title\x07",
     "\x1b[2J",

@@ -151,7 +151,7 @@ def test_a_reader_of_an_installed_package_is_known_to_processes_that_decode(tmp_
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
     good = answer()
