@@ -315,7 +315,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
         return b"new"
 
     with monkeypatch.context() as patch:
-        patch.setattr("anomaly.reporting.html.files.png_bytes", full)
+        patch.setattr("anomaly.reporting.html.pictures.png_bytes", full)
         assert "No space left on device" in refused("report", run.path)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     done("report", run.path)
