@@ -139,8 +139,9 @@ class ScanError(AnomalyError):
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
+        # A reader of another package may pass the word; one that is no `Reason` is a ValueError.
+        self.reason = Reason(reason)
+        super().__init__(self.reason, message)
         self.message = message
 
     def __str__(self) -> str:

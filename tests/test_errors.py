@@ -33,6 +33,13 @@ def test_an_error_comes_back_whole_from_another_process() -> None:
     assert error.reason is Reason.TRUNCATED
 
 
+def test_a_word_becomes_its_reason_and_an_unknown_one_is_refused() -> None:
+    error = UnreadableScan("truncated", "it ends early")  # type: ignore[arg-type]
+    assert error.reason is Reason.TRUNCATED
+    with pytest.raises(ValueError, match="'out of luck' is not a valid Reason"):
+        UnreadableScan("out of luck", "it ends early")  # type: ignore[arg-type]
+
+
 def test_a_table_keeps_the_word(tmp_path: Path) -> None:
     row = ManifestRow("k", "a.png", 0).skipped(Reason.TRUNCATED, "it ends early")
     Manifest(tmp_path, (row,)).write(tmp_path / "m.parquet")
