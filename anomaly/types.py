@@ -185,13 +185,20 @@ class ScanScore:
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Per-pixel evidence in source geometry, relative to the scan's median; 0 on blank places.
+        Per-pixel evidence in source geometry; 1 is reached by one normal scan in a hundred, and 0
+        stands on blank places.
+    explanation : str
+        Where the score comes from, in one sentence; empty if the detector does not say.
+    spread : ndarray (H, W) float32, or None
+        Contribution of each place to the score of the image as a whole.
     """
 
     key: str
     score: float
     features: Mapping[str, float]
     evidence: NDArray[np.float32] | None = None
+    explanation: str = ""
+    spread: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +250,12 @@ class JudgedScan:
     flagged: bool
     regions: tuple[Region, ...] = field(default=())
 
+    @property
+    def spread(self) -> NDArray[np.float32] | None:
+        """Spread of the score, if the image as a whole would be flagged by itself; else None."""
+        whole = self.scan.features.get("part_whole", -np.inf)
+        return self.scan.spread if self.flagged and whole >= self.threshold else None
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -266,12 +279,16 @@ class Verdict:
     regions : tuple of Region
         Largest peak first, in the scan's own pixels; empty if there are none.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Evidence at each of the scan's own pixels, relative to the scan's median; 0 on
-        blank places.
+        Evidence at each of the scan's own pixels; 1 is reached by one normal scan in a hundred,
+        and 0 stands on blank places.
     evidence_peak : float or None
         Largest evidence.
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
+    explanation : str
+        Where the score comes from, in one sentence; empty if the detector does not say.
+    spread : ndarray (H, W) float32, or None
+        Contribution of each place to the score of the image as a whole.
     seen : bool
         Whether the scan was used in training or calibration; then its p-value is not valid.
     reason, detail : str
@@ -288,6 +305,8 @@ class Verdict:
     evidence: NDArray[np.float32] | None = None
     evidence_peak: float | None = None
     features: Mapping[str, float] = field(default_factory=dict)
+    explanation: str = ""
+    spread: NDArray[np.float32] | None = None
     seen: bool = False
     reason: Reason | None = None
     detail: str = ""

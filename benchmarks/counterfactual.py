@@ -49,7 +49,7 @@ from anomaly.detection.counterfactual import (
     counterfactual,
     suspect_pixels,
 )
-from anomaly.detection.placement import displaced, displacements
+from anomaly.detection.registration import register
 from anomaly.evaluation.metrics import patient_mean
 from anomaly.store.bundle import Bundle, read_bundle
 
@@ -121,7 +121,7 @@ def found(bundle: Bundle, cases: Cases, dilation: int) -> Tensor:
     for start in range(0, len(cases.images), BATCH):
         part = slice(start, start + BATCH)
         said = extract(cases.images[part], cases.blank[part])
-        parts.append(bundle.heatmap.evidence(said.map_residuals, said.shifts, said.blank))
+        parts.append(bundle.heatmap.evidence(said.residuals, said.placement, said.blank))
     threshold = bundle.calibration().peaks.threshold(bundle.config.alpha)
     frame = source_frame(bundle)
     regions = [frame.to_source(evidence) >= threshold for evidence in np.concatenate(parts)]
@@ -142,8 +142,7 @@ Filling = Callable[[Bundle, Tensor, Tensor], Tensor]
 def placed_mean(bundle: Bundle, images: Tensor, suspect: Tensor) -> Tensor:
     """Fill with the mean normal image, aligned to the anatomy; uses no network."""
     grey, mean = images[:, 0].numpy(), bundle.reference[0].float().numpy()
-    shifts = displacements(grey, mean)
-    moved = displaced(np.broadcast_to(mean, grey.shape), -shifts)
+    moved = register(grey, mean).in_images(mean)
     return torch.where(suspect[:, None], torch.from_numpy(moved)[:, None], images)
 
 

@@ -17,6 +17,7 @@ from anomaly.errors import CalibrationError, ConfigError
 from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
 from anomaly.progress import progress_bar
+from anomaly.scoring.adapting import adapted_bundle, halves
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.job import check_same_grey
 from anomaly.scoring.scorer import ScoredScan, Scorer
@@ -30,9 +31,26 @@ log = logging.getLogger(__name__)
 
 
 def calibrate(
-    run: RunFolder, config: Config, bundle_folder: Path, split: str, device: torch.device
+    run: RunFolder,
+    config: Config,
+    bundle_folder: Path,
+    split: str,
+    device: torch.device,
+    *,
+    adapt: bool = False,
 ) -> Bundle:
     """Score the scans of a split and write the calibrated bundle into the run.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    bundle_folder : Path
+    split : str
+    device : torch.device
+    adapt : bool
+        Adapt detector and heatmap to one half of the scans, by patient, and calibrate on the other
+        (`anomaly.detection.adaptation`). For scans of another site than the bundle was trained on.
 
     Raises
     ------
@@ -51,17 +69,23 @@ def calibrate(
         )
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     rows = manifest.select(split=split)
+    if adapt:
+        _refuse_adapted(bundle, bundle_folder)
     _refuse_unfit(rows, bundle, config)
+    settings = bundle.config
+    check_same_grey(config, settings)
+    reader = ImageReader(config.data.root, settings.intensity, settings.preprocessing)
+    if adapt:
+        first, rows = halves(rows, config.detector.seed)
+        allowed_rank(len(rows), config.alpha)
+        log.info("adapting to %d normal scans", len(first))
+        bundle = adapted_bundle(bundle, reader, first, device, manifest_hash=manifest.hash)
     allowed_rank(len(rows), config.alpha)  # fail before the scans are scored
     marks = frozenset(mark for row in rows for mark in scan_marks(row))
     if _is_calibrated(run, bundle, config, marks):
         log.info("the bundle is calibrated on these scans at this alpha already: nothing to do")
         return bundle
-    settings = bundle.config
-    check_same_grey(config, settings)
-    reader = ImageReader(
-        config.data.root, settings.intensity, settings.preprocessing, calibration_change(config)
-    )
+    reader = replace(reader, change=calibration_change(config))
     calibrated = calibration_of(
         _score_all(Scorer(bundle, reader, device), rows),
         config.alpha,
@@ -78,8 +102,18 @@ def calibrate(
         low,
         high,
     )
-    run.record("calibrate", {"bundle_hash": written.hash, "scans": len(rows)})
+    adapted_on = written.adapted.scans if written.adapted is not None else 0
+    details = {"bundle_hash": written.hash, "scans": len(rows), "adapted_on": adapted_on}
+    run.record("calibrate", details)
     return written
+
+
+def _refuse_adapted(bundle: Bundle, folder: Path) -> None:
+    if bundle.adapted is not None:
+        raise CalibrationError(
+            f"the bundle {folder} is adapted to {bundle.adapted.scans} scans already: adapt the "
+            "bundle that it came from, or calibrate this one without --adapt"
+        )
 
 
 def _score_all(scorer: Scorer, rows: tuple[ManifestRow, ...]) -> list[ScoredScan]:

@@ -181,7 +181,9 @@ class _Writing:
         return DicomCase(
             source=source,
             frame=todo.scan.frame,
-            verdict=point.verdict(todo.row, todo.scan, evidence, stored=True),
+            verdict=point.verdict(
+                todo.row, todo.scan, evidence, self.results.spread(todo.row), stored=True
+            ),
             image=np.ascontiguousarray(scan.orientation.store(shown)),
             evidence_threshold=point.evidence_threshold,
             evidence_ceiling=point.evidence_ceiling,

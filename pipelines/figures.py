@@ -266,9 +266,10 @@ def _case(
     ScanError
         The image or its evidence map can no longer be read.
     """
-    evidence = source.run.results.evidence(row)
+    results = source.run.results
+    evidence, spread = results.evidence(row), results.spread(row)
     again = scan_again(source.config, scan)
-    return source.point.verdict(row, scan, evidence), again.display(again.pixels)
+    return source.point.verdict(row, scan, evidence, spread), again.display(again.pixels)
 
 
 def _counted(lost: Counter[str]) -> str:

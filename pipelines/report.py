@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -183,8 +183,8 @@ def _case(
     most: int,
 ) -> ReportCase:
     scan = source.scans[row.key]
-    evidence, note = _evidence(source.run, row)
-    verdict = point.verdict(row, scan, evidence)
+    evidence, spread, note = _maps(source.run, row)
+    verdict = point.verdict(row, scan, evidence, spread)
     pictures = _Pictures()
     if row.map_part is None:
         shown = False  # without a kept map, the image is not shown either
@@ -241,13 +241,16 @@ def _pictures(
     return _Pictures(display(image.pixels), expected, look_alike, display.source)
 
 
-def _evidence(run: RunFolder, row: ScoreRow) -> tuple[NDArray[np.float32] | None, str]:
-    """Kept evidence map of a row, and a note if there is none."""
+_Map: TypeAlias = NDArray[np.float32] | None
+
+
+def _maps(run: RunFolder, row: ScoreRow) -> tuple[_Map, _Map, str]:
+    """Kept evidence and spread of a row, and a note if there are none."""
     counted = f"{row.regions} regions were beyond the limit when it was scored."
     try:
-        evidence = run.results.evidence(row)
+        evidence, spread = run.results.evidence(row), run.results.spread(row)
     except ScanError as error:
-        return None, f"The evidence map of this scan cannot be read ({error.reason}); {counted}"
-    return evidence, "" if evidence is not None else (
-        f"No evidence map of this scan is kept; {counted}"
-    )
+        lost = f"The evidence map of this scan cannot be read ({error.reason}); {counted}"
+        return None, None, lost
+    kept = "" if evidence is not None else f"No evidence map of this scan is kept; {counted}"
+    return evidence, spread, kept

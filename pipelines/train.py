@@ -37,6 +37,7 @@ from anomaly.pipelines.run import RunFolder, stop_on_interrupt
 from anomaly.progress import progress_bar
 from anomaly.scoring.leases import Leases
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
+from anomaly.store.bundle_files import is_calibrated
 from anomaly.training.board import Board, quiet_board
 from anomaly.training.checkpoint import Metrics
 from anomaly.training.detector_fit import ScanObserver, fit_detector
@@ -45,7 +46,7 @@ from anomaly.training.samples import draw_samples, write_samples
 from anomaly.training.state import Batch
 from anomaly.training.validation import validation_metrics
 
-__all__ = ["look_alikes", "processes", "train", "trained_bundle"]
+__all__ = ["fit_bundle", "look_alikes", "normals_of", "processes", "train", "trained_bundle"]
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _made_with(config: Config) -> Config:
 
 
 def _train(run: RunFolder, config: Config, manifest: Manifest, device: torch.device) -> FitResult:
-    normals = {split: _normals(manifest, config, split) for split in ("train", "validation")}
+    normals = {split: normals_of(manifest, config, split) for split in ("train", "validation")}
     reader = ImageReader(config.data.root, config.intensity, config.preprocessing)
     framed = {
         split: framed_images(reader, rows, config.data.workers) for split, rows in normals.items()
@@ -142,23 +143,40 @@ def _write_bundle(
 ) -> Bundle:
     """Fit the intercepts and the detector, and write the bundle; `images` are those of training."""
     config, levels = observer.config, observer.levels
-    if run.bundle.exists() and read_bundle(run.bundle).calibrated is not None:
+    _fit_intercepts(observer.network, images, levels, config, FINAL_DRAWS)
+    return fit_bundle(run, manifest_hash, observer, normals, images)
+
+
+def fit_bundle(
+    run: RunFolder,
+    manifest_hash: str,
+    observer: ScanObserver,
+    normals: Mapping[str, Sequence[ManifestRow]],
+    images: Tensor,
+    *,
+    seen: frozenset[str] = frozenset(),
+) -> Bundle:
+    """Fit the detector on normals of the splits train and validation, and write the bundle.
+
+    `seen` are `anomaly.data.table.manifest.scan_marks` of other scans that the network has seen.
+    """
+    config = observer.config
+    if run.bundle.exists() and is_calibrated(run.bundle):
         log.warning("the bundle is made anew: calibrate it again")
     write_config(run.config, config)  # it may be re-exported
-    _fit_intercepts(observer.network, images, levels, config, FINAL_DRAWS)
     log.info("fitting the detector")
     fitted = fit_detector(observer, normals["train"], normals["validation"])
-    seen = frozenset(mark for rows in normals.values() for row in rows for mark in scan_marks(row))
+    marks = frozenset(mark for rows in normals.values() for row in rows for mark in scan_marks(row))
     return write_bundle(
         Bundle(
             config,
-            levels,
+            observer.levels,
             observer.network,
             fitted.detector,
             fitted.heatmap,
             observer.reference,
             manifest_hash,
-            seen,
+            marks | seen,
             str(fitted.chosen),
             fitted.margins,
             look_alikes(normals["train"], images, config),
@@ -176,7 +194,14 @@ def look_alikes(rows: Sequence[ManifestRow], images: Tensor, config: Config) -> 
     return LookAlikes.of(images.numpy()[np.sort(drawn[: config.look_alikes])])
 
 
-def _normals(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:
+def normals_of(manifest: Manifest, config: Config, split: str) -> tuple[ManifestRow, ...]:
+    """Return the normal scans of a split.
+
+    Raises
+    ------
+    ManifestError
+        If there are none.
+    """
     rows = manifest.select(split=split, label=config.data.normal)
     if not rows:
         raise ManifestError(

@@ -108,7 +108,8 @@ def test_the_walk_sees_imports_inside_functions() -> None:
         ("anomaly.detection.calibration", ("anomaly.errors",)),
         ("anomaly.detection.detector", ("anomaly.errors", "anomaly.detection.kinds")),
         ("anomaly.detection.kinds", ("anomaly.detection.kinds", "anomaly.errors")),
-        ("anomaly.detection.local", ("anomaly.errors",)),
+        ("anomaly.detection.local", ("anomaly.errors", "anomaly.detection.placement")),
+        ("anomaly.detection.placement", ()),
         ("anomaly.detection.selection", ("anomaly.errors",)),
         ("anomaly.detection.plausibility", ()),
         (

@@ -35,7 +35,11 @@ def write(path: Path, text: str) -> Path:
         ({"data": {"label": {}}}, "data.label: did you mean data.labels?"),
         ({"network": {"width": [8]}}, "network.width: did you mean network.widths?"),
         ({"network": {"kind": "unet", "droput": 0.1}}, "did you mean network.dropout?"),
-        ({"heatmap": {"zzz": 1}}, "heatmap.zzz: expected one of ['smoothing']"),
+        ({"heatmap": {"zzz": 1}}, "heatmap.zzz: expected one of ['channels', 'rim']"),
+        (
+            {"heatmap": {"channels": [{"level": [0.1, 1]}]}},
+            "heatmap.channels[0].level: did you mean heatmap.channels[0].levels?",
+        ),
         ({"detector": {"candidate": []}}, "detector.candidate: did you mean detector.candidates?"),
         (
             {"detector": {"candidates": [{}, {"kind": "mixture", "cluster": 2}]}},
@@ -69,7 +73,7 @@ def test_an_unknown_key_is_named_with_its_nearest(raw: dict[Any, Any], said: str
         ({"name": "x", "data": {"labels": {"normal": 3}}}, "data.labels.normal"),
         ({"name": "x", "intensity": {"window": [1]}}, "intensity.window"),
         ({"name": "x", "network": {"kind": "resnet"}}, "network"),
-        ({"name": "x", "heatmap": {"smoothing": 1.5}}, "heatmap.smoothing"),
+        ({"name": "x", "heatmap": {"channels": 1.5}}, "heatmap.channels"),
         ({"name": "x", "detector": {"candidates": {"use": ["nll"]}}}, "detector.candidates"),
         ({"name": "x", "detector": {"candidates": ["nll"]}}, "detector.candidates.0"),
         (
@@ -117,9 +121,9 @@ def test_a_wrong_type_is_named_by_its_place(raw: dict[str, Any], where: str) -> 
         ("data.seed=-1", "data.seed"),
         ("data.normal=healthy", "data.normal"),
         ("features.noise_to_signal=[1, 0.5]", "features.noise_to_signal"),
-        ("features.map_range=[100, 200]", "features.map_range"),
-        ("heatmap.smoothing=[1.5, -1]", "heatmap.smoothing"),
-        ("heatmap.smoothing=[]", "heatmap.smoothing"),
+        ("heatmap.channels=[{levels: [100, 200], smoothing: 1}]", "heatmap.channels"),
+        ("heatmap.channels=[{levels: [0.1, 1], smoothing: -1}]", "heatmap.channels"),
+        ("heatmap.channels=[]", "heatmap.channels"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(setting: str, named: str) -> None:
@@ -362,7 +366,7 @@ def test_every_setting_is_in_the_hash() -> None:
         "training.level_weights": "relative",
         "detector.candidates": [{"use": ["nll"]}],
         "detector.fit_on": ["train", "validation"],
-        "features.map_range": [0.1, 0.5],
+        "heatmap.channels": [{"levels": [0.1, 0.5], "smoothing": 1.0}],
         "data.labels": {"normal": ["a"]},
         "data.sites": {"north": ["n/*"]},
         "data.patient_pattern": "p",

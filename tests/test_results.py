@@ -38,11 +38,14 @@ FIRST = [
         study="55",
         patient="77",
         map_part=0,
+        explanation="One place.",
         features={"nll": 3.25, "residual_0.5": 2**-10},
     ),
     ScoreRow("1b", "scored", score=0.1 + 0.2, features={"nll": -1.0}),  # not calibrated
 ]
 SECOND = [ScoreRow("2c", "not scored", reason="truncated", features={})]
+
+MAPS = {"0a": np.full((3, 3), 2.5, np.float32), "0a.spread": np.eye(3, dtype=np.float32)}
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def store(tmp_path: Path) -> Results:
     made = Results(tmp_path / "parts")
     made.begin(MADE_OF)
     made.write(1, SECOND, {}, MADE_OF)
-    made.write(0, FIRST, {"0a": np.full((3, 3), 2.5, np.float32)}, MADE_OF)
+    made.write(0, FIRST, MAPS, MADE_OF)
     return made
 
 
@@ -265,7 +268,8 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.reader(file))
     columns = (
-        "key status reason score p_value flagged evidence_peak regions view site study patient seen"
+        "key status reason score p_value flagged evidence_peak regions view site study "
+        "patient seen explanation"
     )
     assert table == [
         columns.split(),
@@ -283,9 +287,10 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
             "55",
             "77",
             "false",
+            "One place.",
         ],
-        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", "", "false"],
-        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", "", "false"],
+        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", "", "false", ""],
+        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", "", "false", ""],
     ]
 
 
@@ -394,6 +399,8 @@ def test_evidence_comes_back_in_half_precision(store: Results) -> None:
     # float16 keeps 11 bits: a relative error of at most 2**-11
     np.testing.assert_allclose(again.ravel()[1:], evidence.ravel()[1:], rtol=2**-11)
     assert store.evidence(SECOND[0]) is None
+    np.testing.assert_array_equal(store.spread(FIRST[0]), MAPS["0a.spread"])
+    assert store.spread(replace(FIRST[0], explanation="")) is None
 
 
 def test_a_map_is_read_as_it_was_or_refused_whatever_byte_is_damaged(store: Results) -> None:
@@ -531,6 +538,6 @@ def test_a_part_whose_hashes_are_damaged_is_written_again(store: Results) -> Non
     content = store.checksums(0).read_bytes()
     store.checksums(0).write_bytes(b"\xff" + content[1:])
     assert not store.is_intact(0)
-    store.write(0, FIRST, {"0a": np.full((3, 3), 2.5, np.float32)}, MADE_OF)
+    store.write(0, FIRST, MAPS, MADE_OF)
     assert store.checksums(0).read_bytes() == content
     assert store.read()[0] == FIRST + SECOND

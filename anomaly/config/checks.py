@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anomaly.cdm.network import NetworkSettings
 from anomaly.config.settings import Config, DetectorFit
+from anomaly.detection.heatmap import HeatmapSettings, MapChannel
 from anomaly.detection.kinds import KINDS, LedoitWolfSettings
 from anomaly.errors import ConfigError
 
@@ -121,6 +122,10 @@ def _refuse_unknown(raw: Mapping[str, Any], owner: type, where: str) -> None:
             for index, item in enumerate(value):
                 if isinstance(item, Mapping) and (kind := KINDS.get(_kind_name(item))):
                     _refuse_unknown(item, kind.settings, f"{where}candidates[{index}].")
+        if owner is HeatmapSettings and key == "channels" and isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    _refuse_unknown(item, MapChannel, f"{where}channels[{index}].")
 
 
 def _section(owner: type, key: str, value: Any) -> type | None:

@@ -258,6 +258,7 @@ class Config:
                 f"preprocessing.size is {self.preprocessing.size}: this network needs a multiple "
                 f"of {stride}"
             )
+        self.heatmap.check_levels(self.features.noise_to_signal)
         of = {n: group for group, names in feature_groups(self.features).items() for n in names}
         names = list(of)
         for candidate in self.detector.candidates:

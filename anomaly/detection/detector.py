@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.detection.kinds import Density, KindSettings, Normals, kind_of
+from anomaly.detection.kinds import Density, ExplainedDensity, KindSettings, Normals, kind_of
 from anomaly.detection.kinds.base import Array
 from anomaly.errors import CalibrationError
 
@@ -115,6 +115,28 @@ class FeatureDetector:
         if self.density.counts_below and self.one_sided.all():
             return np.where(best < 0, best, score)
         return score
+
+    def parts(self, features: Array) -> dict[str, Array]:
+        """Parts (N,) of the scores of features (N, F), by name; empty if its kind has none."""
+        if not isinstance(self.density, ExplainedDensity):
+            return {}
+        return self.density.parts(self._judged(features))
+
+    def decisive(self, features: Array) -> list[str]:
+        """Name of the part that gives the score, of each of N scans; "" if its kind has none."""
+        if not isinstance(self.density, ExplainedDensity):
+            return [""] * len(features)
+        return self.density.decisive(self._judged(features))
+
+    def shares(self, features: Array) -> Array | None:
+        """Shares (N, F) of the features in the part ``whole``; None if its kind has no parts."""
+        if not isinstance(self.density, ExplainedDensity):
+            return None
+        return self.density.shares(self._judged(features))
+
+    def _judged(self, features: Array) -> Array:
+        z = (features - self.mean) / self.scale
+        return np.where(self.one_sided, np.maximum(z, 0), z)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything but names and kind, for saving."""

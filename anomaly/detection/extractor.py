@@ -22,7 +22,9 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.detection.features.group import DrawGroup, NoiseDraw, ObservedScans, ScanGroup
 from anomaly.detection.features.registry import GROUPS
 from anomaly.detection.features.settings import FeatureSettings
-from anomaly.detection.placement import displacements
+from anomaly.detection.local import Cells
+from anomaly.detection.placement import Placement
+from anomaly.detection.registration import register
 
 __all__ = ["FeatureExtractor", "Observation", "join"]
 
@@ -38,30 +40,22 @@ class Observation:
         heatmap, which need its model.
     residuals : ndarray (N, L, H, W) float32
         Signed residual maps, one per level of `FeatureSettings.noise_to_signal`, in units of ``x``.
-    in_map : tuple of L bool
-        Levels that the heatmap uses.
-    shifts : ndarray (N, 2) float64
-        Displacement of the anatomy (`anomaly.detection.placement.displacements`).
+    placement : Placement
+        Where the anatomy lies (`anomaly.detection.placement`).
     blank : ndarray (N, H, W) bool
         Pixels without evidence (`anomaly.data.images.blanks`).
     """
 
     groups: dict[str, NDArray[np.float64]]
     residuals: NDArray[np.float32]
-    in_map: tuple[bool, ...]
-    shifts: NDArray[np.float64]
+    placement: Placement
     blank: NDArray[np.bool_]
-
-    @property
-    def map_residuals(self) -> NDArray[np.float32]:
-        """Residual maps of the levels that the heatmap uses, (N, L', H, W) float32."""
-        return self.residuals[:, self.in_map]
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
         """Return the observation of a subset of the images."""
         groups = {k: v[rows] for k, v in self.groups.items()}
         return Observation(
-            groups, self.residuals[rows], self.in_map, self.shifts[rows], self.blank[rows]
+            groups, self.residuals[rows], self.placement.select(rows), self.blank[rows]
         )
 
 
@@ -70,8 +64,7 @@ def join(parts: list[Observation]) -> Observation:
     return Observation(
         {k: np.concatenate([part.groups[k] for part in parts]) for k in parts[0].groups},
         np.concatenate([part.residuals for part in parts]),
-        parts[0].in_map,
-        np.concatenate([part.shifts for part in parts]),
+        Placement.join([part.placement for part in parts]),
         np.concatenate([part.blank for part in parts]),
     )
 
@@ -89,7 +82,7 @@ class FeatureExtractor:
     grey_levels : int
         Grey values of the images.
     reference : Tensor (C, H, W)
-        Mean normal image, the reference for displacements.
+        Mean normal image, to which images are registered.
     """
 
     network: nn.Module
@@ -125,15 +118,18 @@ class FeatureExtractor:
         residuals = torch.stack([maps for _, maps in draws]).mean(0).cpu().numpy()
         grey = images.float().mean(-3).cpu().numpy()  # colour channels share the geometry
         mean = self.reference.float().mean(-3).cpu().numpy()
-        shifts = displacements(grey, mean)
-        scans = ObservedScans(images, grey, self.grey_levels, residuals, shifts, settings, groups)
+        placement = register(grey, mean)
+        cells = Cells.of(placement, grey.shape[1:], settings.grid, settings.border)
+        scans = ObservedScans(
+            images, grey, self.grey_levels, residuals, placement, cells, settings, groups
+        )
         for group in GROUPS.values():
             if isinstance(group, ScanGroup):
                 groups[group.name] = group.compute(scans)
         groups = {name: groups[name] for name in GROUPS if name in groups}
         if blank is None:
             blank = np.zeros(grey.shape, dtype=np.bool_)
-        return Observation(groups, residuals, settings.in_map, shifts, blank)
+        return Observation(groups, residuals, placement, blank)
 
     def _draw(self, images: Tensor, number: int) -> tuple[NoiseDraw, Tensor]:
         """Evaluate the network under one noise draw; return residual maps (N, L, H, W) too."""

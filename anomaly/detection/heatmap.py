@@ -1,42 +1,98 @@
-r"""Heatmap: residual maps calibrated per pixel, and regions.
+r"""Heatmap: residual maps calibrated by place, sign and surroundings, and their extremes.
 
 The signed residuals :math:`r_l` of several levels, each in units of its own size on normals, are
-added, smoothed at several scales and compared with normal scans *at the same place* of
-the anatomy, which is displaced by :math:`\delta` pixels in this scan
-(`anomaly.detection.placement`):
+added and smoothed, in a few *channels* :math:`k` of different levels and scales:
+:math:`u_k = G_{\sigma_k} * \sum_{l \in k} r_l / \rho_l`. A lesion adds residual of one sign over
+its area and at neighbouring levels; the sum and the smoothing keep it and average noise out. The
+channels are compared with normal scans *at the same place* :math:`p'` of the anatomy
+(`anomaly.detection.placement`), with the rest of the same scan and with the surroundings:
 
-.. math:: u(p) = \sum_l \frac{r_l(p)}{\rho_l}, \qquad
-          z_s(p) = \frac{(G_s * u)(p) - m_s(p - \delta)}{d_s(p - \delta)}, \qquad
-          y(p) = \sqrt{\tfrac1S \sum_s z_s(p)^2}, \qquad
-          e = \frac{y}{\mathrm{median}\, y},
+.. math::
+    z_k(p) = \frac{u_k(p) - m_k(p')}{d_k(p')}, \qquad
+    y_k = \frac{z_k}{\mathrm{median}_q \sqrt{\tfrac1K \sum_j z_j(q)^2}}, \qquad
+    q_k = \frac{y_k}{\sqrt{\tfrac12 + \tfrac12\, G_{8\sigma_k} * y_k^2}} .
 
-so the evidence ``e`` is 1 where the deviation equals the scan's median deviation. A
-lesion adds residual of one sign over its area and at neighbouring levels; the sum and the smoothing
-keep it and average noise out. A smoothing scale of the lesion's own size detects it best, but the
-size is not known in advance. Dividing by the median removes effects on the whole scan, such as
-another body or exposure, and no lesion that covers less than half of the scan changes the median:
-the heatmap localises, the detector decides.
-Blank places (`anomaly.data.images.blanks`) have no evidence and are excluded from the median.
+Dividing by the median removes effects on the whole scan, such as another body or exposure; a
+lesion that covers less than half of the scan does not change it. Dividing by the surroundings lets
+a small lesion stand out from a quiet place and not from a busy one. The evidence is
+
+.. math::
+    e(p) = \max_k \max\Bigl(\frac{q_k(p)}{b_k^+}, \frac{-q_k(p)}{b_k^-}\Bigr),
+
+with :math:`b_k^\pm` the largest value of that sign which one normal scan in a hundred reaches: 1
+is as far from normal as that, in either direction, at any scale. Blank places
+(`anomaly.data.images.blanks`) and the rim of the frame have no evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import ndtri
 
-from anomaly.detection.placement import displaced
+from anomaly.detection.placement import Placement
 from anomaly.errors import CalibrationError, ConfigError
 
-__all__ = ["LOCAL_FEATURES", "HeatmapModel", "HeatmapSettings", "local_features"]
+__all__ = ["LOCAL_FEATURES", "HeatmapModel", "HeatmapSettings", "MapChannel", "local_features"]
 
-LOCAL_FEATURES = ("evidence_mean", "evidence_top", "evidence_peak")
-"""``evidence_mean`` over the image, ``evidence_top`` over its highest 2 %, ``evidence_peak``."""
+LOCAL_FEATURES = (
+    "evidence_mean",
+    "evidence_top",
+    "evidence_peak",
+    "evidence_bright",
+    "evidence_dark",
+)
+"""``evidence_mean`` over the image, ``evidence_top`` over its highest 2 %, ``evidence_peak``;
+the largest where the image is brighter, and where it is darker, than expected."""
 
 TOP_SHARE = 0.02
+
+RARE = 0.01
+"""Share of normal scans whose largest evidence of a channel and sign is above 1."""
+
+SITE_WEIGHT = 50.0
+"""Scans that the fitted mean counts as when it is adapted to a site."""
+
+SURROUNDINGS = 8.0
+"""Sigma of the surroundings of a place, in units of the channel's own smoothing."""
+
+
+@dataclass(frozen=True)
+class MapChannel:
+    """Levels and scale of one channel.
+
+    Attributes
+    ----------
+    levels : (float, float)
+        Range of ``sigma / alpha`` of the levels whose residuals are added: lower levels show
+        texture noise, higher ones differences between patients.
+    smoothing : float
+        Standard deviation of the Gaussian, network pixels; the size of what is detected best.
+    """
+
+    levels: tuple[float, float]
+    smoothing: float
+
+    def __post_init__(self) -> None:
+        """Refuse empty ranges and negative scales."""
+        low, high = self.levels
+        if not 0 < low <= high:
+            raise ConfigError(
+                f"heatmap.channels levels are {self.levels}: expected 0 < lowest <= highest"
+            )
+        if self.smoothing < 0:
+            raise ConfigError(
+                f"heatmap.channels smoothing is {self.smoothing}: expected 0 pixels or more"
+            )
+
+    def holds(self, ratios: Sequence[float]) -> NDArray[np.bool_]:
+        """Return which of the levels belong to the channel."""
+        low, high = self.levels
+        return np.array([low <= ratio <= high for ratio in ratios], dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -45,134 +101,284 @@ class HeatmapSettings:
 
     Attributes
     ----------
-    smoothing : tuple of float
-        Standard deviations of the Gaussians, network pixels; the smallest determines the size of
-        the smallest detectable region.
+    channels : tuple of MapChannel
+        The smallest smoothing determines the size of the smallest detectable region.
+    rim : float
+        Margin without evidence, as a share of the side: collimation and markers, not anatomy.
     """
 
-    smoothing: tuple[float, ...] = (0.7, 1.0, 1.4, 2.8, 4.0)
+    channels: tuple[MapChannel, ...] = (
+        MapChannel((0.06, 0.5), 1.0),
+        MapChannel((0.06, 0.5), 2.0),
+        MapChannel((0.25, 2.0), 2.8),
+    )
+    rim: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse an empty list and negative scales."""
-        if not self.smoothing or any(scale < 0 for scale in self.smoothing):
-            raise ConfigError(
-                f"heatmap.smoothing is {self.smoothing}: expected one or more scales >= 0 pixels"
-            )
+        """Refuse an empty list, and a rim that leaves nothing."""
+        if not self.channels:
+            raise ConfigError("heatmap.channels is empty: expected one or more")
+        if not 0 <= self.rim < 0.5:
+            raise ConfigError(f"heatmap.rim is {self.rim}: expected a share of the side below 0.5")
+
+    def check_levels(self, ratios: Sequence[float]) -> None:
+        """Check that every channel holds one of the levels.
+
+        Raises
+        ------
+        ConfigError
+            If one does not.
+        """
+        for channel in self.channels:
+            if not channel.holds(ratios).any():
+                raise ConfigError(
+                    f"heatmap.channels levels are {channel.levels}: expected a range that holds "
+                    f"one of the levels {tuple(ratios)}"
+                )
 
 
 @dataclass(frozen=True)
 class HeatmapModel:
-    """Per-place statistics of normal residuals.
+    """Statistics of normal residuals by channel and place.
 
     Attributes
     ----------
-    size : ndarray (L,) float32, > 0
-        Root mean square of the residuals of each level on normal scans.
-    mean, scale : ndarray (S, H, W) float32
-        Mean and deviation of the smoothed sums of normal scans, per smoothing scale; `scale` > 0.
-    smoothing : tuple of S float
+    weights : ndarray (K, L) float32, >= 0
+        Weight of every level in a channel: 1 / root mean square of its residuals on normal scans,
+        or 0 if the channel does not use it.
+    mean, scale : ndarray (K, H, W) float32
+        Mean and deviation of a channel over normal scans, at the places of the mean normal image;
+        `scale` > 0.
+    limits : ndarray (K, 2) float32, > 0
+        Largest values, positive and negative, that a share `RARE` of normal scans reaches.
+    smoothing : tuple of K float
+        As in `MapChannel`.
+    rim : float
         As in `HeatmapSettings`.
     """
 
-    size: NDArray[np.float32]
+    weights: NDArray[np.float32]
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
+    limits: NDArray[np.float32]
     smoothing: tuple[float, ...]
+    rim: float
 
     @classmethod
     def fit(
         cls,
         residuals: NDArray[np.float32],
-        shifts: NDArray[np.float64],
+        placement: Placement,
+        blank: NDArray[np.bool_],
         settings: HeatmapSettings,
+        ratios: Sequence[float],
     ) -> HeatmapModel:
-        """Fit on the residuals (N, L, H, W) and displacements (N, 2) of normal scans.
+        """Fit on normal scans.
+
+        Parameters
+        ----------
+        residuals : ndarray (N, L, H, W)
+        placement : Placement
+            Of the N images.
+        blank : ndarray (N, H, W) bool
+            Pixels without evidence.
+        settings : HeatmapSettings
+        ratios : sequence of L float
+            ``sigma / alpha`` of the levels.
 
         Raises
         ------
         CalibrationError
             If a level's residuals are the same on all scans: there is no spread to compare with.
         """
+        holds = np.stack([channel.holds(ratios) for channel in settings.channels])
+        used = residuals[:, holds.any(0)]
         # The computed variance of equal floats is rounding, not zero.
-        variance = residuals.var(0, dtype=np.float64).max((1, 2))
-        constant = variance <= 1e-12 * np.square(residuals).max((0, 2, 3))
+        variance = used.var(0, dtype=np.float64).max((1, 2))
+        constant = variance <= 1e-12 * np.square(used).max((0, 2, 3))
         if constant.any():
             raise CalibrationError(
                 f"residual maps {np.flatnonzero(constant).tolist()} are the same on all "
                 f"{len(residuals)} normal scans: expected different scans to fit the heatmap on"
             )
-        size = np.sqrt(np.square(residuals).mean((0, 2, 3), dtype=np.float64)).astype(np.float32)
-        means, scales = [], []
-        for scale in settings.smoothing:
-            smooth = displaced(_smooth(_added(residuals, size), scale), shifts)
-            # The variance is smoothed: an estimate from few scans at one pixel is noisy, and one
-            # that is too small would give evidence on every new scan.
-            variance = _smooth(smooth.var(0, dtype=np.float64), 2.0)
-            # A border without variation would divide by zero; a hundredth of the mean deviation
-            # is far below anything visible.
-            scales.append(np.sqrt(np.maximum(variance, 1e-4 * variance.mean())))
-            means.append(smooth.mean(0))
-        return cls(
-            size,
-            np.stack(means).astype(np.float32),
-            np.stack(scales).astype(np.float32),
-            settings.smoothing,
-        )
+        size = np.sqrt(np.square(residuals).mean((0, 2, 3), dtype=np.float64))
+        weights = np.where(holds, 1 / np.maximum(size, 1e-12), 0).astype(np.float32)
+        smoothing = tuple(channel.smoothing for channel in settings.channels)
+        channels = _channels(residuals, weights, smoothing)
+        aligned = placement.aligned(channels)
+        # The variance is smoothed: an estimate from few scans at one pixel is noisy, and one
+        # that is too small would give evidence on every new scan.
+        variance = _smooth(aligned.var(0, dtype=np.float64), 2.0)
+        # A border without variation would divide by zero; a hundredth of the mean deviation
+        # is far below anything visible.
+        scale = np.sqrt(np.maximum(variance, 1e-4 * variance.mean((1, 2), keepdims=True)))
+        mean, scale = aligned.mean(0).astype(np.float32), scale.astype(np.float32)
+        unit = np.ones((len(holds), 2), dtype=np.float32)
+        model = cls(weights, mean, scale, unit, smoothing, settings.rim)
+        peaks = _peaks(model._relative(channels, placement, blank))
+        return replace(model, limits=_rare(peaks))
+
+    def adapted(
+        self,
+        residuals: NDArray[np.float32],
+        placement: Placement,
+        blank: NDArray[np.bool_],
+    ) -> HeatmapModel:
+        """Return the model with mean and scale moved towards those of M normal scans of a site.
+
+        Parameters as in `signed_evidence`. The mean counts as `SITE_WEIGHT` scans, the variance as
+        ten times as many. The limits are kept: how far the rarest normal scans lie from the others
+        takes many scans to know.
+        """
+        channels = _channels(residuals, self.weights, self.smoothing)
+        aligned = placement.aligned(channels)
+        share = len(aligned) / (len(aligned) + SITE_WEIGHT)
+        # Of few scans, only what neighbouring places share is known.
+        change = _smooth(aligned.mean(0, dtype=np.float64) - self.mean, 2.0)
+        mean = (self.mean + share * change).astype(np.float32)
+        spread = _smooth(np.square(aligned - mean).mean(0, dtype=np.float64), 2.0)
+        count = 10 * SITE_WEIGHT
+        variance = (count * np.square(self.scale) + len(aligned) * spread) / (count + len(aligned))
+        scale = np.sqrt(variance).astype(np.float32)
+        return replace(self, mean=mean, scale=scale)
+
+    def signed_evidence(
+        self,
+        residuals: NDArray[np.float32],
+        placement: Placement,
+        blank: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Evidence (N, H, W) of residuals (N, L, H, W), with a sign.
+
+        Positive where the image is brighter than expected; 0 on blank pixels (N, H, W).
+        """
+        channels = _channels(residuals, self.weights, self.smoothing)
+        relative = self._relative(channels, placement, blank)
+        bright = (relative / self.limits[:, 0, None, None]).max(1)
+        dark = (-relative / self.limits[:, 1, None, None]).max(1)
+        signed = np.where(bright >= dark, np.maximum(bright, 0), -dark)
+        return np.asarray(signed, dtype=np.float32)
 
     def evidence(
         self,
         residuals: NDArray[np.float32],
-        shifts: NDArray[np.float64],
+        placement: Placement,
         blank: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
-        """Return evidence (N, H, W) >= 0 of residuals (N, L, H, W) and displacements (N, 2).
+        """Evidence (N, H, W) >= 0: the size of `signed_evidence`."""
+        return np.asarray(np.abs(self.signed_evidence(residuals, placement, blank)))
 
-        It is 0 on blank pixels (N, H, W); the median of the others is 1.
-        """
-        added = _added(residuals, self.size)
-        total = np.zeros(added.shape, dtype=np.float32)
-        for index, scale in enumerate(self.smoothing):
-            aligned = displaced(_smooth(added, scale), shifts)
-            total += np.square((aligned - self.mean[index]) / self.scale[index])
-        deviation = displaced(np.sqrt(total / len(self.smoothing)), -shifts)
-        evidence = np.zeros(added.shape, dtype=np.float32)
-        for target, distance, visible in zip(evidence, deviation, ~blank, strict=True):
-            if visible.any():
-                # Normal scans have 0.6 to 0.9; a scan equal to the mean would divide by zero.
-                target[visible] = distance[visible] / max(np.median(distance[visible]), 1e-3)
-        return evidence
+    def _relative(
+        self, channels: NDArray[np.float32], placement: Placement, blank: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Channels (N, K, H, W) relative to normal scans, the whole scan and the surroundings."""
+        visible = ~(blank | _rim(blank.shape[1:], self.rim))
+        result = np.zeros(channels.shape, dtype=np.float32)
+        for index, (maps, seen) in enumerate(zip(channels, visible, strict=True)):
+            if not seen.any():
+                continue
+            place = placement.select(slice(index, index + 1))
+            mean, scale = place.in_images(self.mean)[0], place.in_images(self.scale)[0]
+            z = (maps - mean) / scale
+            # Normal scans have 0.6 to 0.9; a scan equal to the mean would divide by zero.
+            usual = max(float(np.median(np.sqrt(np.square(z).mean(0))[seen])), 1e-3)
+            result[index] = _against_surroundings(z / usual, seen, self.smoothing)
+        return result
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return everything but the settings, for saving."""
-        return {"size": self.size, "mean": self.mean, "scale": self.scale}
+        return {
+            "weights": self.weights,
+            "mean": self.mean,
+            "scale": self.scale,
+            "limits": self.limits,
+        }
 
     @classmethod
     def from_arrays(
         cls, settings: HeatmapSettings, arrays: Mapping[str, NDArray[np.float32]]
     ) -> HeatmapModel:
         """Restore a model from its `arrays`."""
-        return cls(arrays["size"], arrays["mean"], arrays["scale"], settings.smoothing)
+        return cls(
+            arrays["weights"],
+            arrays["mean"],
+            arrays["scale"],
+            arrays["limits"],
+            tuple(channel.smoothing for channel in settings.channels),
+            settings.rim,
+        )
 
 
 def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Logarithms of `LOCAL_FEATURES` of evidence maps (N, H, W): (N, 3) float64.
+    """Logarithms of `LOCAL_FEATURES` of signed evidence (N, H, W): (N, 5) float64.
 
     Computed over the pixels that are not blank (N, H, W); minus infinity if all are blank.
     """
     rows = []
     for evidence_map, visible in zip(evidence, ~blank, strict=True):
-        values = np.sort(evidence_map[visible]).astype(np.float64) if visible.any() else np.zeros(1)
+        signed = evidence_map[visible].astype(np.float64) if visible.any() else np.zeros(1)
+        values = np.sort(np.abs(signed))
         top = max(1, round(TOP_SHARE * len(values)))
-        rows.append((values.mean(), values[-top:].mean(), values[-1]))
+        # One sign may be missing; a thousandth of the rare value is as good as nothing.
+        nothing = 1e-3 if visible.any() else 0.0
+        sides = (max(signed.max(), nothing), max(-signed.min(), nothing))
+        rows.append((values.mean(), values[-top:].mean(), values[-1], *sides))
     # Logarithms, because a maximum has a long tail and the detector is Gaussian.
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(rows))
 
 
-def _added(residuals: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sum over levels (N, H, W) of residuals (N, L, H, W), each in units of its size (L,)."""
-    total: NDArray[np.float32] = np.einsum("nlhw,l->nhw", residuals, 1 / size)
-    return total
+def _rim(shape: tuple[int, ...], share: float) -> NDArray[np.bool_]:
+    """Pixels (H, W) within a share of the side from the border, in whole pixels rounded down."""
+    inside = np.ones(shape, dtype=np.bool_)
+    for axis, side in enumerate(shape):
+        margin = int(share * side)
+        along = (np.arange(side) >= margin) & (np.arange(side) < side - margin)
+        inside &= along[:, None] if axis == 0 else along
+    return ~inside
+
+
+def _peaks(relative: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest values of both signs (N, K, 2) of relative channels (N, K, H, W)."""
+    return np.stack([relative.max((2, 3)), -relative.min((2, 3))], -1)
+
+
+def _rare(peaks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Value (K, 2) above which a share `RARE` of peaks (N, K, 2) lies, taken as lognormal.
+
+    A quantile of few scans would be their maximum, and depend on their number.
+    """
+    logs = np.log(np.maximum(peaks.astype(np.float64), 1e-3))
+    beyond = float(ndtri(1 - RARE)) * logs.std(0)
+    return np.asarray(np.exp(logs.mean(0) + beyond), dtype=np.float32)
+
+
+def _channels(
+    residuals: NDArray[np.float32], weights: NDArray[np.float32], smoothing: Sequence[float]
+) -> NDArray[np.float32]:
+    """Weighted and smoothed sums (N, K, H, W) of residuals (N, L, H, W)."""
+    added: NDArray[np.float32] = np.einsum("nlhw,kl->nkhw", residuals, weights)
+    return np.stack([_smooth(added[:, k], scale) for k, scale in enumerate(smoothing)], 1)
+
+
+def _against_surroundings(
+    relative: NDArray[np.float32], seen: NDArray[np.bool_], smoothing: Sequence[float]
+) -> NDArray[np.float32]:
+    """Divide channels (K, H, W) by the root mean square of their surroundings, half and half."""
+    weight = seen.astype(np.float32)
+    result = np.empty_like(relative)
+    for k, scale in enumerate(smoothing):
+        sigma = SURROUNDINGS * max(scale, 0.5)
+        power = _wide(np.square(relative[k]) * weight, sigma) / np.maximum(
+            _wide(weight, sigma), 1e-3
+        )
+        result[k] = np.where(seen, relative[k] / np.sqrt(0.5 + 0.5 * power), 0)
+    return result
+
+
+def _wide(map_: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Gaussian blur of a map (H, W); nothing lies beyond the border."""
+    return np.asarray(ndimage.gaussian_filter(map_, sigma, mode="constant", truncate=3))
 
 
 def _smooth(maps: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:

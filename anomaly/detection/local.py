@@ -15,23 +15,27 @@ and the difference removes this. ``texture`` is the same for octave bands of the
 without the network.
 
 The mean over a cell is weighted: the weights are a box blurred by a Gaussian of half a cell.
-Cells follow the anatomy: the grid moves with the displacement of the image
-(`anomaly.detection.placement`).
+Cells follow the anatomy: the grid is one of the mean normal image, and is shifted, scaled and
+turned with the placement of the image (`anomaly.detection.placement`).
 
 ``octave`` is the log energy of :math:`r_l` in octaves of spatial frequency, over the whole image.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped, unused-ignore]
 from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
 
+from anomaly.detection.placement import Placement
+
 __all__ = [
     "OCTAVES",
+    "Cells",
     "cell_energies",
-    "cell_means",
     "image_bands",
     "octave_energies",
 ]
@@ -49,44 +53,77 @@ FINEST = 0.75
 # values (5e-6). For a cell: an amplitude of 0.01, somewhat above it; smaller amplitudes of a
 # smooth place depend on the exposure and carry no information.
 _FLOOR = 1e-7
+_FARTHEST = 7.0  # blurs of a cell's edge; weights there, 1e-9 along each axis, are still exact
 _CELL_FLOOR = 1e-4
 
 
-def cell_means(
-    maps: NDArray[np.float32], grid: int, border: int, shifts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``signed``: weighted mean of every cell.
+@dataclass(frozen=True)
+class Cells:
+    """Weights of the pixels of N images in a grid of cells that follows the anatomy.
 
-    Parameters
+    The weight of a pixel in cell (i, j) is the product of one weight for the row of cells and one
+    for the column, divided by its sum over the pixels: if a cell extends beyond the frame, only the
+    part inside counts.
+
+    Attributes
     ----------
-    maps : ndarray (N, L, H, W), in units of ``x``
-    grid : int
-        Cells per side.
-    border : int
-        Cells excluded on every side: collimation and markers, not anatomy.
-    shifts : ndarray (N, 2), pixels
-        Displacement of every image's grid. If a cell extends beyond the frame, only the part
-        inside counts.
-
-    Returns
-    -------
-    ndarray (N, L, C) float64, ``C = (grid - 2 border)**2``
+    rows, columns : ndarray (N, G, H W) float32, > 0
+        Weights of every pixel in each row, and in each column, of cells.
     """
-    height, width = maps.shape[-2:]
-    rows = _cell_weights(height, grid, border, shifts[:, 0])
-    columns = _cell_weights(width, grid, border, shifts[:, 1])
-    cells = rows[:, None] @ maps.astype(np.float64) @ columns[:, None].swapaxes(2, 3)
-    return np.asarray(cells.reshape(*maps.shape[:2], -1))
+
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, placement: Placement, shape: tuple[int, int], grid: int, border: int) -> Cells:
+        """Lay a grid over images.
+
+        Parameters
+        ----------
+        placement : Placement
+            Of N images.
+        shape : (int, int)
+            Pixels of an image.
+        grid : int
+            Cells per side of the mean normal image.
+        border : int
+            Cells excluded on every side: collimation and markers, not anatomy.
+        """
+        centres = (np.arange(border, grid - border) + 0.5) / grid - 0.5
+        places = placement.reference_positions(*shape)
+        # Distances to the middle of a cell, in units of the blur of its edge.
+        away = np.abs(places[:, None] - centres[:, None, None]) * (grid / SOFTNESS)
+        half = 0.5 / SOFTNESS
+        # In this form the difference of two nearly equal values never vanishes far outside.
+        away = np.minimum(away, _FARTHEST).astype(np.float32)
+        inside = ndtr(half - away) - ndtr(-half - away)
+        return cls(inside[..., 0], inside[..., 1])
+
+    def means(self, maps: NDArray[np.floating]) -> NDArray[np.float64]:
+        """``signed``: weighted means (N, L, G G) of maps (N, L, H, W), cells in order of rows."""
+        levels = maps.shape[1]
+        flat = maps.reshape(*maps.shape[:2], -1).astype(np.float32)
+        result = []
+        for values, rows, columns in zip(flat, self.rows, self.columns, strict=True):
+            sums = (values[:, None] * rows).reshape(-1, rows.shape[1]) @ columns.T
+            result.append(sums.reshape(levels, -1) / (rows @ columns.T).ravel())
+        return np.asarray(result, dtype=np.float64)
+
+    def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Share values (N, G G) of cells out over their pixels, (N, H W); the sums are kept."""
+        result = []
+        for own, rows, columns in zip(values, self.rows, self.columns, strict=True):
+            total = rows.astype(np.float64) @ columns.T.astype(np.float64)
+            result.append((rows * ((own.reshape(total.shape) / total) @ columns)).sum(0))
+        return np.asarray(result, dtype=np.float64)
 
 
-def cell_energies(
-    maps: NDArray[np.float32], grid: int, border: int, shifts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def cell_energies(maps: NDArray[np.float32], cells: Cells) -> NDArray[np.float64]:
     """``energy`` and ``texture``: log mean square of every cell, minus its mean over the cells.
 
-    Parameters and shape as in `cell_means`; every map sums to 0 over its cells.
+    Maps (N, L, H, W) give (N, L, C); every map sums to 0 over its cells.
     """
-    energy = np.log(cell_means(np.square(maps), grid, border, shifts) + _CELL_FLOOR)
+    energy = np.log(cells.means(np.square(maps)) + _CELL_FLOOR)
     return np.asarray(energy - energy.mean(-1, keepdims=True))
 
 
@@ -119,15 +156,3 @@ def octave_energies(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
         (power * twice * (octave == k)).sum((-2, -1)) / (height * width) for k in range(OCTAVES)
     ]
     return np.asarray(np.log(np.stack(energies, -1) + _FLOOR), dtype=np.float64)
-
-
-def _cell_weights(
-    side: int, grid: int, border: int, shifts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Weights (N, grid - 2 border, side) of the pixels of one axis, summing to 1 over the last."""
-    cell = side / grid
-    pixels = np.arange(side) + 0.5
-    start = np.arange(border, grid - border) * cell
-    left = (pixels - start[:, None] - shifts[:, None, None]) / (SOFTNESS * cell)
-    weights = ndtr(left) - ndtr(left - 1 / SOFTNESS)
-    return np.asarray(weights / weights.sum(-1, keepdims=True))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.detection.detector import FeatureDetector
+from anomaly.detection.explanation import Explanations, explain
 from anomaly.detection.extractor import Observation
 from anomaly.detection.features import (
     GROUPS,
@@ -26,6 +27,7 @@ from anomaly.detection.kinds.base import FOLDS, fold_of
 __all__ = [
     "FeatureTable",
     "Scores",
+    "fit_heatmap",
     "fit_on",
     "fit_scoring",
     "new_table",
@@ -92,12 +94,14 @@ class Scores:
     ----------
     scores : ndarray (N,) float64; higher = more anomalous
     features : ndarray (N, F) float64, columns as `anomaly.detection.features.reported_names`
-    evidence : ndarray (N, H, W) float32, in the network's frame
+    evidence : ndarray (N, H, W) float32 >= 0, in the network's frame
+    explanations : Explanations
     """
 
     scores: NDArray[np.float64]
     features: NDArray[np.float64]
     evidence: NDArray[np.float32]
+    explanations: Explanations
 
 
 def normal_table(
@@ -119,16 +123,15 @@ def normal_table(
     scans : ndarray (N,) int
         Images with the same number show the same scan.
     """
-    maps = observed.map_residuals
     of_evidence = {
-        group.name: np.zeros((len(maps), len(group.columns(features))))
+        group.name: np.zeros((len(scans), len(group.columns(features))))
         for group in _evidence_groups()
     }
     fold = fold_of(scans)
     for number in range(FOLDS):
         out = fold == number
         if out.any() and (~out).any():
-            model = HeatmapModel.fit(maps[~out], observed.shifts[~out], heatmap)
+            model = fit_heatmap(observed.select(~out), features, heatmap)
             _, values_by_group = _evidence_features(model, observed.select(out))
             for name, values in values_by_group.items():
                 of_evidence[name][out] = values
@@ -160,8 +163,22 @@ def fit_scoring(
     if scans is None:
         scans = np.arange(len(observed.residuals))
     table = normal_table(observed, features, heatmap, scans)
-    model = HeatmapModel.fit(observed.map_residuals, observed.shifts, heatmap)
-    return fit_on(table, detector, scans), model
+    return fit_on(table, detector, scans), fit_heatmap(observed, features, heatmap)
+
+
+def fit_heatmap(
+    observed: Observation, features: FeatureSettings, heatmap: HeatmapSettings
+) -> HeatmapModel:
+    """Fit a heatmap model on an observation of normal scans.
+
+    Raises
+    ------
+    CalibrationError
+        If the scans are all alike; see `HeatmapModel.fit`.
+    """
+    return HeatmapModel.fit(
+        observed.residuals, observed.placement, observed.blank, heatmap, features.noise_to_signal
+    )
 
 
 def fit_on(table: FeatureTable, settings: KindSettings, scans: NDArray[np.intp]) -> FeatureDetector:
@@ -188,10 +205,13 @@ def score_observation(
     """Score an observation, with the features that the detector was fitted on."""
     evidence, of_evidence = _evidence_features(heatmap, observed)
     table = FeatureTable.assemble(observed, of_evidence, features)
+    own = table.use(detector.names).values
+    sides = table.use(("evidence_bright", "evidence_dark")).values
     return Scores(
-        detector.score(table.use(detector.names).values),
+        detector.score(own),
         table.use(reported_names(features)).values,
-        evidence,
+        np.asarray(np.abs(evidence)),
+        explain(detector, own, sides, observed.placement, features, evidence.shape[1:]),
     )
 
 
@@ -202,7 +222,7 @@ def _evidence_groups() -> list[EvidenceGroup]:
 def _evidence_features(
     heatmap: HeatmapModel, observed: Observation
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-    """Evidence (N, H, W), and the features of every evidence group."""
-    evidence = heatmap.evidence(observed.map_residuals, observed.shifts, observed.blank)
+    """Signed evidence (N, H, W), and the features of every evidence group."""
+    evidence = heatmap.signed_evidence(observed.residuals, observed.placement, observed.blank)
     features = {group.name: group.compute(evidence, observed.blank) for group in _evidence_groups()}
     return evidence, features

@@ -27,6 +27,7 @@ from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.manifest import ManifestRow, pixel_hash, scan_marks
 from anomaly.detection.calibration import allowed_rank, combined_p_value
 from anomaly.errors import CalibrationError, Reason, UnsupportedScan
+from anomaly.scoring.adapting import adapted_bundle, halves
 from anomaly.scoring.calibrating import calibration_of
 from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ReadScan, ScoredScan, Scorer
@@ -186,7 +187,12 @@ class Detector:
         return StudyVerdict(self.alpha, p_value, flag, scans)
 
     def calibrate(
-        self, normals: Sequence[str | PathLike[str]], *, alpha: float = 0.05, workers: int = 1
+        self,
+        normals: Sequence[str | PathLike[str]],
+        *,
+        alpha: float = 0.05,
+        adapt: bool = False,
+        workers: int = 1,
     ) -> Detector:
         """Return a detector calibrated on normal scans of a site.
 
@@ -197,6 +203,9 @@ class Detector:
             occur twice. The stated false-alarm rate holds for scans like these.
         alpha : float
             Stated false-alarm rate.
+        adapt : bool
+            First adapt the detector to one half of the scans, by patient, and calibrate on the
+            other (`anomaly.detection.adaptation`). At least 50 scans.
         workers : int
             As in `score_many`.
 
@@ -211,6 +220,8 @@ class Detector:
             If a scan cannot be used, was used in training or occurs twice, or there are too few
             scans for `alpha`.
         """
+        if adapt:
+            return self._adapted(normals, alpha, workers)
         scored: list[ScoredScan] = []
         marks: set[str] = set()
         with Workers(workers, self.bundle.config.data.seconds) as processes:
@@ -237,6 +248,26 @@ class Detector:
         calibrated = calibration_of(scored, alpha, manifest_hash="", under_nuisance=False)
         bundle = replace(self.bundle, calibrated=calibrated, hash="")
         return Detector(bundle, device=self.device, alpha=alpha)
+
+    def _adapted(
+        self, normals: Sequence[str | PathLike[str]], alpha: float, workers: int
+    ) -> Detector:
+        """Adapt to one half of the scans and calibrate on the other."""
+        if self.bundle.adapted is not None:
+            raise CalibrationError(
+                f"the detector is adapted to {self.bundle.adapted.scans} scans already: adapt the "
+                "one that it came from"
+            )
+        # Scored once before, so that a scan that cannot be used is named and refused as ever.
+        self.calibrate(normals, alpha=alpha, workers=workers)
+        with Workers(workers, self.bundle.config.data.seconds) as processes:
+            named = list(self._rows(normals, processes))
+        first, second = halves([row for _, row in named], self.bundle.config.detector.seed)
+        bundle = adapted_bundle(self.bundle, self._reader, first, self.device, manifest_hash="")
+        chosen = {id(row) for row in second}
+        rest = [name for name, row in named if id(row) in chosen]
+        adapted = Detector(bundle, device=self.device)
+        return adapted.calibrate(rest, alpha=alpha, workers=workers)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the detector's bundle, for `load` and for the commands.

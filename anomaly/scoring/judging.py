@@ -41,6 +41,8 @@ def judge(outcome: Outcome, bundle: Bundle, alpha: float, path: str = "") -> Ver
         evidence=outcome.source_evidence,
         evidence_peak=outcome.peak,
         features=outcome.features,
+        explanation=outcome.explanation,
+        spread=outcome.source.frame.to_source(outcome.spread),
         seen=bundle.has_seen(outcome.source.row),
     )
     if bundle.calibrated is None:

@@ -49,12 +49,18 @@ class ScoredScan:
     features : dict of str to float
     evidence : ndarray (size, size) float32, in the network's frame
         0 in blank areas (`anomaly.data.images.blanks`).
+    spread : ndarray (size, size) float32
+        Contributions to the score of the image as a whole (`anomaly.detection.explanation`).
+    explanation : str
+        Where the score comes from, in one sentence; empty if the detector does not say.
     """
 
     source: NetworkImage
     score: float
     features: dict[str, float]
     evidence: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    explanation: str
 
     @cached_property
     def source_evidence(self) -> NDArray[np.float32]:
@@ -134,7 +140,18 @@ class Scorer:
                 yield item
                 continue
             values = dict(zip(names, scores.features[index].tolist(), strict=True))
-            scored = ScoredScan(item, float(scores.scores[index]), values, scores.evidence[index])
+            explanations = scores.explanations
+            values |= {
+                f"part_{name}": float(part[index]) for name, part in explanations.parts.items()
+            }
+            scored = ScoredScan(
+                item,
+                float(scores.scores[index]),
+                values,
+                scores.evidence[index],
+                explanations.spread[index],
+                explanations.sentences[index],
+            )
             yield _negative(scored) if negative[index] else _finite(scored)
             index += 1
 

@@ -20,6 +20,7 @@ from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ScoredScan
 from anomaly.scoring.shards import Shard
 from anomaly.store.bundle import Bundle
+from anomaly.store.parts import spread_key
 from anomaly.store.results import ScoreRow
 from anomaly.types import Verdict
 
@@ -29,7 +30,7 @@ __all__ = ["shard_results"]
 def shard_results(
     shard: Shard, outcomes: Iterable[Outcome], bundle: Bundle, config: Config, site_key: bytes
 ) -> tuple[list[ScoreRow], dict[str, NDArray[np.float32]]]:
-    """Return the rows of a shard, in order, and the evidence maps to store, by key.
+    """Return the rows of a shard, in order, and the maps to store, by key.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def shard_results(
             row = _row(outcome, judge(outcome, bundle, config.alpha))
             if config.results.keeps_map(row.key, flagged=bool(row.flagged)):
                 maps[row.key] = outcome.evidence
+                if outcome.explanation:
+                    maps[spread_key(row.key)] = outcome.spread
                 row = replace(row, map_part=shard.index)
         else:
             row = ScoreRow(source.key, "not scored", reason=outcome[1].reason, view=source.view)
@@ -71,4 +74,5 @@ def _row(item: ScoredScan, verdict: Verdict) -> ScoreRow:
         regions=len(verdict.regions) if verdict.flag is not None else None,
         view=item.source.row.view,
         features=dict(verdict.features),
+        explanation=verdict.explanation,
     )

@@ -114,6 +114,7 @@ class OperatingPoint:
         row: ScoreRow,
         scan: ManifestRow,
         evidence: NDArray[np.float32] | None,
+        spread: NDArray[np.float32] | None = None,
         *,
         stored: bool = False,
     ) -> JudgedScan:
@@ -125,7 +126,7 @@ class OperatingPoint:
             Results with status ``"scored"``.
         scan : ManifestRow
             Row of the same scan in the table of scans.
-        evidence : ndarray (size, size) float32, or None
+        evidence, spread : ndarray (size, size) float32, or None
             As stored, in the network's frame.
         stored : bool
             Return evidence and regions on the pixels as the file stores them, not as displayed.
@@ -138,12 +139,14 @@ class OperatingPoint:
             spacing = (scan.spacing_row, scan.spacing_column)
         if spacing is not None and turn.transposed:
             spacing = spacing[::-1]
-        on_pixels = None
-        if evidence is not None:
-            shown = on_source(evidence, scan, self.preprocessing)
-            on_pixels = np.ascontiguousarray(turn.store(shown))
+        on_pixels, where = (
+            None
+            if map_ is None
+            else np.ascontiguousarray(turn.store(on_source(map_, scan, self.preprocessing)))
+            for map_ in (evidence, spread)
+        )
         return JudgedScan(
-            ScanScore(row.key, row.score, row.features or {}, on_pixels),
+            ScanScore(row.key, row.score, row.features or {}, on_pixels, row.explanation, where),
             row.p_value,
             self.alpha,
             self.threshold,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,16 @@ from anomaly.store.bundle_files import (
 from anomaly.types import NOTICE
 from anomaly.version import __version__
 
-__all__ = ["Bundle", "Calibrated", "read_bundle", "write_bundle"]
+__all__ = [
+    "NETWORK_SETTINGS",
+    "Adapted",
+    "Bundle",
+    "Calibrated",
+    "TrainedNetwork",
+    "read_bundle",
+    "read_network",
+    "write_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Calibrated:
     under_nuisance : bool
         Whether the scans were scored under random mild acquisition changes.
     seen : frozenset of str
-        `anomaly.data.table.manifest.scan_marks` of all calibration scans; empty before format 7.
+        `anomaly.data.table.manifest.scan_marks` of all calibration scans.
     """
 
     scores: Calibration
@@ -91,6 +100,22 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """Adaptation of a bundle's detector to a site (`anomaly.detection.adaptation`).
+
+    Attributes
+    ----------
+    scans : int
+        Normal scans of the site that it was adapted to.
+    manifest_hash : str
+        Hash of the table of scans that lists them; empty if there is none.
+    """
+
+    scans: int
+    manifest_hash: str
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A trained detector in memory.
 
@@ -109,7 +134,7 @@ class Bundle:
         Hash of the table of scans used for training.
     seen : frozenset of str
         `anomaly.data.table.manifest.scan_marks` of all scans used to train the network or fit the
-        detector; before format 7, of their files only.
+        detector.
     chosen : str
         Name of the candidate that was chosen as `detector`.
     margins : mapping of str to float
@@ -118,6 +143,8 @@ class Bundle:
     look_alikes : LookAlikes or None
         Normal training images that a report may show; None if no image may be shown.
     calibrated : Calibrated or None
+    adapted : Adapted or None
+        Adaptation to a site; None if the detector is as it was fitted.
     hash : str
         SHA-256 of ``bundle.json``; empty before it is written.
     """
@@ -134,6 +161,7 @@ class Bundle:
     margins: Mapping[str, float] = field(default_factory=dict)
     look_alikes: LookAlikes | None = None
     calibrated: Calibrated | None = None
+    adapted: Adapted | None = None
     hash: str = ""
 
     def has_seen(self, row: ManifestRow) -> bool:
@@ -205,6 +233,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> Bundle:
         "manifest_hash": bundle.manifest_hash,
         "versions": {"anomaly": __version__, "torch": torch.__version__.split("+")[0]},
     }
+    if bundle.adapted is not None:
+        record["adaptation"] = asdict(bundle.adapted)
     if bundle.look_alikes is not None:
         files[LOOK_ALIKES] = save_arrays({"images": bundle.look_alikes.images})
     if bundle.calibrated is not None:
@@ -234,11 +264,15 @@ def read_bundle(folder: Path) -> Bundle:
         If a file is missing or differs from its recorded hash, or the format is not supported.
     """
     digest, record, files = read_files(folder)
+    if record["format"] != FORMAT:
+        raise BundleError(
+            f"bundle {folder} has format {record['format']}: its detector was fitted on features "
+            f"that this version ({__version__}) does not compute. `anomaly refit` fits one of this "
+            "version on the same network and normal scans, in minutes"
+        )
     try:
         config = parse_config(record["config"])
         seen = json.loads(files[SEEN])
-        if isinstance(seen, list):  # before format 7
-            seen = {"training": seen, "calibration": []}
         levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
         arrays = load_arrays(files[DETECTOR])
         return Bundle(
@@ -255,15 +289,73 @@ def read_bundle(folder: Path) -> Bundle:
             margins=record["margins"],
             seen=frozenset(seen["training"]),
             look_alikes=_read_look_alikes(folder, files, config.preprocessing.size),
-            calibrated=_read_calibration(
-                files, record.get("calibration"), config.alpha, seen["calibration"]
-            ),
+            calibrated=_read_calibration(files, record.get("calibration"), seen["calibration"]),
+            adapted=Adapted(**record["adaptation"]) if "adaptation" in record else None,
             hash=digest,
         )
-    except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
+    except (KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
         raise BundleError(
             f"bundle {folder} was written by version {record.get('versions')} and does not fit "
             f"this one ({__version__}): {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network of a bundle, without its detector.
+
+    Attributes
+    ----------
+    config : Config
+        Settings of the network; defaults for everything else.
+    levels : NoiseLevels
+    network : LevelClassifier
+    reference : Tensor (1, S, S)
+        Mean training image.
+    seen : frozenset of str
+        As in `Bundle`.
+    hash : str
+        SHA-256 of the bundle's ``bundle.json``.
+    """
+
+    config: Config
+    levels: NoiseLevels
+    network: LevelClassifier
+    reference: Tensor
+    seen: frozenset[str]
+    hash: str
+
+
+NETWORK_SETTINGS = ("preprocessing", "levels", "network", "augmentation", "training", "intensity")
+"""Sections of the configuration that belong to the network."""
+
+
+def read_network(folder: Path) -> TrainedNetwork:
+    """Load the network of a bundle of any readable format.
+
+    Raises
+    ------
+    BundleError
+        If a file is missing or differs from its recorded hash, or the format is not supported.
+    """
+    digest, record, files = read_files(folder)
+    try:
+        own = {name: record["config"][name] for name in NETWORK_SETTINGS}
+        config = parse_config({"name": record["config"]["name"], **own})
+        levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
+        seen = json.loads(files[SEEN])
+        return TrainedNetwork(
+            config,
+            levels,
+            _read_network(files[WEIGHTS], config, levels, has_base=record["has_base"]),
+            torch.from_numpy(load_arrays(files[DETECTOR])["reference"]),
+            frozenset(seen if isinstance(seen, list) else seen["training"]),  # list: format < 7
+            digest,
+        )
+    except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
+        raise BundleError(
+            f"bundle {folder} was written by version {record.get('versions')}; its network does "
+            f"not fit this one ({__version__}): {error}"
         ) from error
 
 
@@ -299,7 +391,6 @@ def _seen_by(bundle: Bundle) -> dict[str, list[str]]:
 def _read_calibration(
     files: Mapping[str, bytes],
     record: Mapping[str, Any] | None,
-    configured: float,
     seen: list[str],
 ) -> Calibrated | None:
     if record is None:
@@ -308,7 +399,7 @@ def _read_calibration(
     return Calibrated(
         Calibration(arrays["scores"]),
         Calibration(arrays["peaks"]),
-        float(record.get("alpha", configured)),  # before format 7: from the configuration
+        float(record["alpha"]),
         record["manifest_hash"],
         {name: Spread(array) for name, array in _under("feature.", arrays).items()},
         bool(record["under_nuisance"]),

@@ -44,6 +44,7 @@ __all__ = [
     "bundle_problems",
     "copy_bundle",
     "find_bundle",
+    "is_calibrated",
     "read_bundle_file",
     "read_files",
     "same_detector",
@@ -53,12 +54,12 @@ __all__ = [
 SHIPPED = Path(__file__).parents[1] / "bundles"
 """Bundles that are installed with the package, each with its model card."""
 
-FORMAT = 7
+FORMAT = 8
 
-READABLE = (5, 6, FORMAT)
-"""Formats that can be read. Format 5 has no `EncoderSettings.normalize`; its encoders do not
-normalise. Before format 7, the operating point is in the configuration, and calibration scans are
-not recorded."""
+READABLE = (5, 6, 7, FORMAT)
+"""Formats of which the network can be read. Format 5 has no `EncoderSettings.normalize`; its
+encoders do not normalise. The detectors of formats before 8 were fitted on features that are not
+computed any more: `anomaly refit` fits new ones."""
 
 SIGNATURE = "bundle.sig"
 WEIGHTS = "weights.safetensors"
@@ -149,6 +150,11 @@ def _compare(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, bytes],
         if digest != expected:
             problems.append(f"{name} has changed: SHA-256 {digest[:12]}, expected {expected[:12]}")
     return files, problems
+
+
+def is_calibrated(folder: Path) -> bool:
+    """Whether a bundle contains a calibration; its other files may be damaged."""
+    return (folder / CALIBRATION).is_file()
 
 
 def copy_bundle(source: Path, folder: Path) -> None:

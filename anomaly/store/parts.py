@@ -3,7 +3,8 @@
 ::
 
     part-00012.parquet   rows of shard 12
-    maps-00012.npz       stored evidence maps of shard 12, float16, by pseudonym
+    maps-00012.npz       stored maps of shard 12, float16: evidence by pseudonym, and where a
+                         score comes from by pseudonym and ".spread"
     part-00012.sha256    hashes of the two, written last
     part-00012.lease     lease of the process that scores it (`anomaly.scoring.leases`)
 
@@ -34,7 +35,7 @@ from anomaly.files import file_hash, whole
 from anomaly.store.provenance import Provenance
 from anomaly.store.rows import SCHEMA, ScoreRow
 
-__all__ = ["Parts", "part_file"]
+__all__ = ["Parts", "part_file", "spread_key"]
 
 _MOST_OF_A_MAP = 64 * 2**20
 """Bytes; a map of 2048 x 2048 has 8 MiB."""
@@ -216,12 +217,27 @@ class Parts:
         """
         if row.map_part is None:
             return None
-        path = self.maps(row.map_part)
+        return self._map(row, row.map_part, row.key)
+
+    def spread(self, row: ScoreRow) -> NDArray[np.float32] | None:
+        """Contributions of a row's pixels to its score, (size, size) float32; None if not stored.
+
+        Raises
+        ------
+        UnreadableScan
+            As `evidence`.
+        """
+        if row.map_part is None or not row.explanation:
+            return None
+        return self._map(row, row.map_part, spread_key(row.key))
+
+    def _map(self, row: ScoreRow, part: int, name: str) -> NDArray[np.float32]:
+        path = self.maps(part)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                if arrays.zip.getinfo(f"{row.key}.npy").file_size > _MOST_OF_A_MAP:
+                if arrays.zip.getinfo(f"{name}.npy").file_size > _MOST_OF_A_MAP:
                     raise ValueError("it claims to be larger than any map is")
-                evidence = np.asarray(arrays[row.key], dtype=np.float32)
+                evidence = np.asarray(arrays[name], dtype=np.float32)
         except (FileNotFoundError, KeyError) as error:
             raise _lost_map(Reason.MAP_MISSING, row, path, "it is not there") from error
         except Exception as error:  # damaged bytes raise many types from zip and NumPy
@@ -231,6 +247,11 @@ class Parts:
                 Reason.MAP_DAMAGED, row, path, "expected finite numbers of two dimensions"
             )
         return evidence
+
+
+def spread_key(key: str) -> str:
+    """Name of a scan's spread among the maps of its shard."""
+    return f"{key}.spread"
 
 
 def _lost_map(reason: Reason, row: ScoreRow, path: Path, why: str) -> UnreadableScan:

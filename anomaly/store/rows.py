@@ -42,6 +42,8 @@ class ScoreRow:
         Shard whose file of maps contains the map of this scan; None if no map is stored.
     seen : bool
         Whether the scan was used in training or calibration; then no statistic includes it.
+    explanation : str
+        Where the score comes from, in one sentence; empty if the detector does not say.
     features : mapping of str to float
     """
 
@@ -59,6 +61,7 @@ class ScoreRow:
     patient: str = ""
     map_part: int | None = None
     seen: bool = False
+    explanation: str = ""
     features: Mapping[str, float] | None = None
 
 
@@ -78,6 +81,7 @@ SCHEMA = pa.schema(
         ("patient", pa.string()),
         ("map_part", pa.int64()),
         ("seen", pa.bool_()),
+        ("explanation", pa.string()),
         ("features", pa.map_(pa.string(), pa.float32())),
     ]
 )

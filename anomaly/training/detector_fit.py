@@ -32,7 +32,13 @@ from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.kinds import (
     KindSettings,
 )
-from anomaly.detection.scoring import fit_on, fit_scoring, new_table, normal_table
+from anomaly.detection.scoring import (
+    fit_heatmap,
+    fit_on,
+    fit_scoring,
+    new_table,
+    normal_table,
+)
 from anomaly.detection.selection import choose, margin, standard_error
 from anomaly.logs import Public
 from anomaly.progress import progress_bar
@@ -188,7 +194,7 @@ def _choose(
     is_copy = np.arange(len(scans)) >= len(scans) // (copies + 1)
     seen, own = observed.select(fitted_on), scans[fitted_on]
     table = normal_table(seen, features, heatmap, own)
-    model = HeatmapModel.fit(seen.map_residuals, seen.shifts, heatmap)
+    model = fit_heatmap(seen, features, heatmap)
     calm, disturbed = (
         new_table(part, features, model)
         for part in (observed.select(~fitted_on & is_copy), perturbed)

@@ -22,6 +22,7 @@ from anomaly.pipelines.cli.figures import figures
 from anomaly.pipelines.cli.node import node
 from anomaly.pipelines.cli.prepare import prepare
 from anomaly.pipelines.cli.query import query
+from anomaly.pipelines.cli.refit import refit
 from anomaly.pipelines.cli.report import report
 from anomaly.pipelines.cli.retry import retry
 from anomaly.pipelines.cli.score import score
@@ -36,6 +37,7 @@ __all__ = ["COMMANDS", "app"]
 COMMANDS = (
     prepare,
     train,
+    refit,
     calibrate,
     score,
     dicom,

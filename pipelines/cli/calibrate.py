@@ -22,6 +22,14 @@ def calibrate(
     run: RunArgument,
     bundle: BundleOption = None,
     split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "calibration",
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="Adapt the detector to this site: one half of the normal scans moves what is "
+            "normal, the other half calibrates. At least 50 scans.",
+        ),
+    ] = False,
     data: DataOption = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
@@ -37,5 +45,5 @@ def calibrate(
     is_own = source.resolve() == folder.bundle.resolve()
     if is_own and not overrides_name(set_ or [], "alpha"):
         resolved = stage.at_known_rate(resolved, source)
-    stage.calibrate(folder, resolved, source, split, pick_device(device))
+    stage.calibrate(folder, resolved, source, split, pick_device(device), adapt=adapt)
     typer.echo(f"the bundle is {folder.bundle}; next: anomaly score {run}")

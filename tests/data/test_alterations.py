@@ -16,21 +16,31 @@ from anomaly.data.synthetic.alterations import (
     GROSS,
     LESIONS,
     NUISANCES,
+    WIDE_NUISANCES,
     Alteration,
     alter,
     lung_fields,
     random_nuisance,
     random_perturbation,
 )
+from anomaly.data.synthetic.alterations.air import aerated, bulla_profile, collapsed_lung
+from anomaly.data.synthetic.alterations.image_changes import moved
+from anomaly.detection.registration import register
 from anomaly.errors import ConfigError
 
 Pixels = NDArray[np.float32]
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "zhanglab" / "train" / "NORMAL"
 BY_NAME = {alteration.name: alteration for alteration in ALTERATIONS}
-DRAWN = {"shift_3", "noise_mild", "noise_strong", "crop_1.5", "ct_slice", "photograph"} | {
-    lesion.name for lesion in LESIONS
-}
+DRAWN = {
+    "shift_3",
+    "shift_6",
+    "noise_mild",
+    "noise_strong",
+    "crop_1.5",
+    "ct_slice",
+    "photograph",
+} | {lesion.name for lesion in LESIONS}
 SHAPES = ((224, 224), (150, 96), (64, 101), (32, 32))
 each = pytest.mark.parametrize("alteration", ALTERATIONS, ids=lambda a: a.name)
 
@@ -118,8 +128,9 @@ def test_an_alteration_travels_to_a_worker(alteration: Alteration) -> None:
 
 
 def test_names_are_unique_and_families_agree() -> None:
-    assert len(BY_NAME) == len(ALTERATIONS) == 12 + 8 + 7
-    for group, family in ((NUISANCES, "nuisance"), (GROSS, "gross"), (LESIONS, "lesion")):
+    assert len(BY_NAME) == len(ALTERATIONS) == 12 + 10 + 8 + 9
+    groups = (NUISANCES, WIDE_NUISANCES, GROSS, LESIONS)
+    for group, family in zip(groups, ("nuisance", "nuisance", "gross", "lesion"), strict=True):
         assert {alteration.family for alteration in group} == {family}
     for alteration in ALTERATIONS:
         sized = alteration.name.startswith(("nodule_", "consolidation_"))
@@ -379,19 +390,23 @@ def test_random_families_return_images(shape: tuple[int, int]) -> None:
     assert np.array_equal(pixels, before)
 
 
-def test_random_nuisance_is_mild() -> None:
-    """A few per cent of grey on average, and every draw is the same chest in the same place."""
+def test_random_nuisance_moves_a_chest_and_keeps_it() -> None:
+    """Every draw is the same chest, magnified, turned and shifted."""
     pixels = chest()
     drawn = [random_nuisance(pixels, np.random.default_rng(seed)) for seed in range(30)]
-    assert np.mean([np.abs(image - pixels).mean() for image in drawn]) < 0.05
-    assert min(np.corrcoef(image.ravel(), pixels.ravel())[0, 1] for image in drawn) > 0.85
+    assert np.mean([np.abs(image - pixels).mean() for image in drawn]) < 0.15
+    assert min(np.corrcoef(image.ravel(), pixels.ravel())[0, 1] for image in drawn) > 0.4
+    found = register(np.stack(drawn), pixels).parameters
+    scales, turns = found[:, 2:4], np.rad2deg(found[:, 4])
+    assert 0.1 < np.abs(scales).max() < 0.2
+    assert 3 < np.abs(turns).max() < 8
     assert len({image.tobytes() for image in drawn}) == len(drawn)
 
 
 def test_a_random_perturbation_is_local_or_far_beyond_nuisance() -> None:
     """What has a mask changes there; without one the whole image is blurred or noisy."""
     pixels = chest()
-    signs, sharpness = set(), set()
+    signs, sharpness, shares = set(), set(), []
     roughness = float(np.abs(np.diff(pixels)).mean())
     for seed in range(40):
         result = random_perturbation(pixels, np.random.default_rng(seed))
@@ -402,10 +417,50 @@ def test_a_random_perturbation_is_local_or_far_beyond_nuisance() -> None:
             sharpness.add(ratio > 1)
             continue
         assert change[result.mask].mean() > 3 * change[~result.mask].mean()
-        assert result.mask.mean() < 0.3
+        assert result.mask.mean() < 0.75
+        shares.append(result.mask.mean())
         signs.add(int(np.sign((result.pixels - pixels).mean().round(3))))
     assert signs >= {-1, 1}
+    assert min(shares) < 0.01 < 0.2 < max(shares)
     assert sharpness == {False, True}
+
+
+# --- dark lesions -----------------------------------------------------------------------------
+
+
+def test_aerating_darkens_towards_the_darkest_lung_and_hides_texture() -> None:
+    pixels, fields = chest(), true_lungs((224, 224))
+    dark = np.percentile(pixels[fields], 5)
+    full = aerated(pixels, fields, np.ones_like(pixels), 1.0)
+    assert full[fields].max() <= dark + 1e-6
+    half = aerated(pixels, fields, np.ones_like(pixels), 0.5)
+    inner = ndimage.binary_erosion(fields, iterations=12)
+    assert half[inner].std() < 0.5 * pixels[inner].std()
+    np.testing.assert_array_equal(aerated(pixels, fields, np.zeros_like(pixels), 1.0), pixels)
+
+
+def test_a_bulla_is_a_disc_of_its_diameter() -> None:
+    profile = bulla_profile((101, 101), (50, 50), 40)
+    assert profile[50, 50] == 1
+    assert profile[50, 50 + 21] == 0
+    assert (profile > 0.5).sum() == pytest.approx(np.pi * 19**2, rel=0.03)
+
+
+def test_a_collapsed_lung_is_smaller_and_reaches_the_hilum() -> None:
+    lung = true_lungs((224, 224)) & (np.arange(224) < 112)
+    rest = collapsed_lung(lung, 0.7)
+    assert not (rest & ~lung).any()
+    assert rest.sum() == pytest.approx(0.49 * lung.sum(), rel=0.05)
+    # It stays at the middle of the chest, and leaves the outer side.
+    assert np.nonzero(rest)[1].max() == pytest.approx(np.nonzero(lung)[1].max(), abs=1)
+    assert np.nonzero(rest)[1].min() > np.nonzero(lung)[1].min() + 5
+
+
+def test_a_move_has_scales_rotation_and_shift_in_this_order() -> None:
+    # A point 20 right of the centre: scaled by 1.5, turned by 90 degrees, shifted by (3, 4).
+    x = spot((101, 101), row=50, column=70, sigma=3)
+    found = centroid(moved(x, (1.0, 1.5), (3, 4), 90))
+    np.testing.assert_allclose(found, (50 - 30 + 3, 50 + 4), atol=0.2)
 
 
 # --- real radiographs -------------------------------------------------------------------------
@@ -431,4 +486,7 @@ def test_lung_fields_of_real_radiographs_are_dark_and_on_both_sides() -> None:
         for lesion in LESIONS:
             result = alter(pixels, lesion, path.name, 0)
             assert result.mask is not None
-            assert (result.pixels - pixels)[result.mask].mean() > 0
+            darker = lesion.name in ("bulla", "pneumothorax")
+            change = float((result.pixels - pixels)[result.mask].mean())
+            # The line of the pleura is bright, in a space that may be dark already.
+            assert change < 0.005 if darker else change > 0

@@ -22,8 +22,9 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.detection.extractor import FeatureExtractor, Observation, join
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
-from anomaly.detection.local import cell_energies, cell_means, image_bands
-from anomaly.detection.placement import displacements
+from anomaly.detection.local import Cells, cell_energies, image_bands
+from anomaly.detection.placement import Placement
+from anomaly.detection.registration import register
 from anomaly.errors import ConfigError
 
 LEVELS = NoiseLevels.from_name("log_snr", 40)
@@ -106,7 +107,14 @@ def test_names_by_hand() -> None:
         "energy": tuple(f"energy_{r}_{c}" for r in ladder for c in range(4)),
         "texture": tuple(f"texture_{k}_{c}" for k in range(3) for c in range(4)),
         "signed": tuple(f"signed_{r}_{c}" for r in ladder for c in range(4)),
-        "evidence": ("evidence_mean", "evidence_top", "evidence_peak"),
+        "placement": (
+            *("shift_rows", "shift_columns", "scale_rows", "scale_columns", "rotation"),
+            "agreement",
+        ),
+        "evidence": (
+            *("evidence_mean", "evidence_top", "evidence_peak"),
+            *("evidence_bright", "evidence_dark"),
+        ),
     }
 
 
@@ -125,13 +133,15 @@ def test_groups_have_a_column_a_name(device: torch.device) -> None:
 
 def test_names_of_the_default_ladder_are_unique() -> None:
     names = [name for group in feature_groups(FeatureSettings()).values() for name in group]
-    assert len(set(names)) == len(names) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + (8 + 4 + 8) * 36 + 3
+    assert (
+        len(set(names)) == len(names) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + (8 + 4 + 8) * 36 + 6 + 5
+    )
 
 
 def test_reported_are_all_but_the_grids() -> None:
     names = feature_groups(FeatureSettings())
     reported = reported_names(FeatureSettings())
-    assert len(reported) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + 3
+    assert len(reported) == 1 + 1 + 16 + 2 + 8 + 8 + 8 * 4 + 6 + 5
     assert not set(reported) & {
         name for group in GROUPS.values() if not group.reported for name in names[group.name]
     }
@@ -228,7 +238,7 @@ def isotropic(shape: tuple[int, int, int], variance: float) -> GaussianCDM:
 
 def test_colour_channels_share_one_map() -> None:
     shape = (3, 2, 2)
-    settings = chosen(noise_to_signal=(2.0,), map_range=(2.0, 2.0), draws=2)
+    settings = chosen(noise_to_signal=(2.0,), draws=2)
     image = torch.zeros(1, *shape, dtype=torch.float64)
     image[0, 0, 1, 0] = 0.9
     seen = FeatureExtractor(isotropic(shape, 0.1), LEVELS, settings, GREY, image[0])(image)
@@ -257,9 +267,9 @@ def test_grids_and_octaves_are_of_the_residual_maps() -> None:
             [column(seen, f"{group}_{ratio:g}_{c}", grid=2)[0] for c in range(4)]
             for group in ("signed", "energy")
         ]
-        unmoved = (2, 0, np.zeros((1, 2)))
-        assert_allclose(cells[0], cell_means(x, *unmoved)[0, 0], atol=1e-6)
-        assert_allclose(cells[1], cell_energies(x, *unmoved)[0, 0], atol=1e-6)
+        weights = Cells.of(Placement.unmoved(1), (4, 4), 2, 0)
+        assert_allclose(cells[0], weights.means(x)[0, 0], atol=1e-6)
+        assert_allclose(cells[1], cell_energies(x, weights)[0, 0], atol=1e-6)
         octaves = [column(seen, f"octave_{ratio:g}_{k}")[0] for k in range(4)]
         # 4 of 16 pixels hold 0.64 and 4 hold 0.04. The mean, 0.2, is all below 1/16.
         mean_square = 0.17 * shrink**2
@@ -273,8 +283,8 @@ def test_texture_is_of_the_image_and_no_network_changes_it() -> None:
     other = FeatureExtractor(oracle()[0], LEVELS, chosen(grid=2), GREY, images[0])(images)
     assert_array_equal(one.groups["texture"], other.groups["texture"])
     plain = images[:, 0].numpy().astype(np.float32)
-    shifts = displacements(plain, plain[0])
-    expected = cell_energies(image_bands(plain, 4), 2, 0, shifts).reshape(3, -1)
+    weights = Cells.of(register(plain, plain[0]), SHAPE[1:], 2, 0)
+    expected = cell_energies(image_bands(plain, 4), weights).reshape(3, -1)
     assert_allclose(one.groups["texture"], expected)
     assert np.abs(expected).max() > 0.1
 
@@ -284,7 +294,7 @@ def test_the_grid_moves_with_the_anatomy() -> None:
     # oracle is white, so residuals move with the image.
     scene = gaussian_filter(np.random.default_rng(0).normal(size=(64, 64)), 2, mode="wrap") * 3
     pair = torch.as_tensor(np.stack([scene, np.roll(scene, (4, 0), (0, 1))]))[:, None]
-    settings = chosen(noise_to_signal=(1.0,), map_range=(1.0, 1.0), draws=2, grid=8, border=3)
+    settings = chosen(noise_to_signal=(1.0,), draws=2, grid=8, border=3)
     # White noise is white in any basis: the cosine form needs no matrix of 4096 x 4096.
     shape = (1, 64, 64)
     zero = torch.zeros(shape, dtype=torch.float64)
@@ -307,7 +317,7 @@ def test_excess_is_the_code_length_less_that_of_the_png(
     shape = (channels, 24, 20)
     values = np.stack([np.broadcast_to(v, shape) for v in (smooth, rough)])
     images = torch.as_tensor(values / (grey_levels - 1) * 2 - 1)
-    settings = chosen(noise_to_signal=(2.0,), map_range=(2.0, 2.0))
+    settings = chosen(noise_to_signal=(2.0,))
     seen = FeatureExtractor(isotropic(shape, 0.1), LEVELS, settings, grey_levels, images[0])(images)
     saved = []
     for index, value in enumerate((smooth, rough)):
@@ -389,7 +399,7 @@ def test_half_precision_of_the_layers_is_close_and_everything_else_stays_whole()
 
 def test_observing_leaves_no_gradients_on_the_network() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 42)).double()
-    settings = chosen(noise_to_signal=(1.0,), map_range=(1.0, 1.0))
+    settings = chosen(noise_to_signal=(1.0,))
     images = draw_images(2)
     FeatureExtractor(network, LEVELS, settings, 256, images[0])(images)
     assert all(p.grad is None for p in network.parameters())
@@ -402,7 +412,6 @@ def test_observing_leaves_no_gradients_on_the_network() -> None:
         ({"noise_to_signal": (0.5, 0.5)}, "expected rising values"),
         ({"noise_to_signal": (1.0, 0.5)}, "expected rising values"),
         ({"noise_to_signal": (0.0, 0.5)}, "starts at 0.0: expected > 0"),
-        ({"map_range": (4.5, 9.0)}, "map_range is .*: expected a range that holds one of"),
         ({"draws": 0}, "draws is 0"),
         ({"grid": 0, "border": 0}, "grid is 0"),
         ({"bands": 0}, "bands is 0"),
@@ -414,8 +423,3 @@ def test_observing_leaves_no_gradients_on_the_network() -> None:
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FeatureSettings(**settings)
-
-
-def test_the_heatmap_looks_at_the_levels_within_its_range() -> None:
-    settings = FeatureSettings(noise_to_signal=(0.25, 0.5, 1.0, 2.0, 4.0), map_range=(0.5, 2.0))
-    assert settings.in_map == (False, True, True, True, False)

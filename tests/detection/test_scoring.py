@@ -11,20 +11,27 @@ from numpy.typing import NDArray
 
 from anomaly.detection.extractor import Observation
 from anomaly.detection.features import GROUPS, FeatureSettings, feature_groups, reported_names
-from anomaly.detection.heatmap import HeatmapModel, HeatmapSettings, local_features
+from anomaly.detection.heatmap import (
+    HeatmapModel,
+    HeatmapSettings,
+    MapChannel,
+    local_features,
+)
 from anomaly.detection.kinds import (
     ConformalSettings,
     LedoitWolfSettings,
 )
+from anomaly.detection.placement import Placement
 from anomaly.detection.scoring import (
     FeatureTable,
+    fit_heatmap,
     fit_scoring,
     normal_table,
     score_observation,
 )
 
-SETTINGS = FeatureSettings(noise_to_signal=(0.25, 1.0), map_range=(0.1, 2.0), grid=4)
-HEATMAP = HeatmapSettings((0.0, 1.0))
+SETTINGS = FeatureSettings(noise_to_signal=(0.25, 1.0), grid=4)
+HEATMAP = HeatmapSettings((MapChannel((0.1, 2.0), 0.0), MapChannel((0.1, 2.0), 1.0)))
 SIDE = 8
 
 
@@ -36,10 +43,8 @@ def observed(count: int, seed: int) -> Observation:
         if group != "evidence"
     }
     residuals = rng.normal(size=(count, 2, SIDE, SIDE)).astype(np.float32)
-    shifts = rng.integers(-1, 2, (count, 2)).astype(np.float64)
-    return Observation(
-        groups, residuals, (True, True), shifts, rng.random((count, SIDE, SIDE)) < 0.1
-    )
+    placement = Placement(rng.normal(size=(count, 5)) * 0.03, rng.random(count))
+    return Observation(groups, residuals, placement, rng.random((count, SIDE, SIDE)) < 0.1)
 
 
 def table(count: int = 3) -> FeatureTable:
@@ -54,12 +59,13 @@ def table(count: int = 3) -> FeatureTable:
     local = groups.pop("evidence")
     maps = np.zeros((count, 2, SIDE, SIDE), dtype=np.float32)
     blank = np.zeros((count, SIDE, SIDE), dtype=np.bool_)
-    seen = Observation(groups, maps, (True, True), np.zeros((count, 2)), blank)
+    seen = Observation(groups, maps, Placement.unmoved(count), blank)
     return FeatureTable.assemble(seen, {"evidence": local}, SETTINGS)
 
 
 def local(model: HeatmapModel, seen: Observation) -> NDArray[np.float64]:
-    return local_features(model.evidence(seen.residuals, seen.shifts, seen.blank), seen.blank)
+    signed = model.signed_evidence(seen.residuals, seen.placement, seen.blank)
+    return local_features(signed, seen.blank)
 
 
 def test_a_column_has_its_name_and_its_group() -> None:
@@ -78,7 +84,10 @@ def test_a_column_has_its_name_and_its_group() -> None:
         (["nll"], ["nll"]),  # and not nll_excess
         (["posterior"], ["posterior_mean", "posterior_clean"]),
         (["residual", "nll_excess"], ["nll_excess", "residual_0.25", "residual_1"]),
-        (["evidence", "evidence_top"], ["evidence_mean", "evidence_top", "evidence_peak"]),
+        (
+            ["evidence", "evidence_top"],
+            ["evidence_mean", "evidence_top", "evidence_peak", "evidence_bright", "evidence_dark"],
+        ),
         (["score", "energy_0.25_", "1"], []),  # parts of names are no names
     ],
 )
@@ -123,31 +132,18 @@ def test_normal_evidence_is_that_of_a_model_of_the_other_folds() -> None:
     found = evidence(seen, scans)
     for first in range(5):
         out = np.isin(scans, (first, first + 5))
-        model = HeatmapModel.fit(seen.residuals[~out], seen.shifts[~out], HEATMAP)
+        model = fit_heatmap(seen.select(~out), SETTINGS, HEATMAP)
         assert_allclose(found[out], local(model, seen.select(out)))
 
 
 def test_normal_evidence_is_like_that_of_new_normals() -> None:
     # What normals are judged by when a detector is fitted is what new normals are judged by later.
     seen, new = observed(20, 0), observed(400, 1)
-    model = HeatmapModel.fit(seen.residuals, seen.shifts, HEATMAP)
+    model = fit_heatmap(seen, SETTINGS, HEATMAP)
     fresh = local(model, new)
     held_out = evidence(seen, np.arange(20))
     error = fresh.std(0) / np.sqrt(20)
     assert (np.abs(held_out.mean(0) - fresh.mean(0)) < 3 * error).all()
-
-
-def test_the_heatmap_sees_the_levels_of_its_range_alone() -> None:
-    settings = FeatureSettings(noise_to_signal=(0.25, 1.0), map_range=(0.5, 2.0), grid=4)
-    seen = replace(observed(30, 0), in_map=settings.in_map)
-    detector = LedoitWolfSettings(use=("evidence",))
-    fitted, heatmap = fit_scoring(seen, settings, HEATMAP, detector)
-    assert heatmap.size.shape == (1,)
-    louder = seen.residuals * np.array([9, 1], np.float32)[:, None, None]
-    other = replace(seen, residuals=louder)
-    one, two = (score_observation(o, settings, fitted, heatmap) for o in (seen, other))
-    assert_array_equal(one.evidence, two.evidence)
-    assert_array_equal(one.scores, two.scores)
 
 
 @pytest.mark.parametrize("use", [("nll", "profile_1"), ("evidence",), ("energy", "nll_excess")])
@@ -156,15 +152,16 @@ def test_the_detector_scores_the_features_it_was_fitted_on(use: tuple[str, ...])
     detector, heatmap = fit_scoring(seen, SETTINGS, HEATMAP, LedoitWolfSettings(use=use))
     said = score_observation(new, SETTINGS, detector, heatmap)
     assert said.evidence.shape == (6, SIDE, SIDE)
-    assert_array_equal(said.evidence, heatmap.evidence(new.residuals, new.shifts, new.blank))
-    of_evidence = {"evidence": local_features(said.evidence, new.blank)}
+    signed = heatmap.signed_evidence(new.residuals, new.placement, new.blank)
+    assert_array_equal(said.evidence, np.abs(signed))
+    of_evidence = {"evidence": local_features(signed, new.blank)}
     whole = FeatureTable.assemble(new, of_evidence, SETTINGS)
     assert detector.names == whole.use(use).names
     assert_array_equal(said.scores, detector.score(whole.use(use).values))
     names = reported_names(SETTINGS)
     assert said.features.shape == (6, len(names))
     assert_array_equal(said.features[:, names.index("nll")], new.groups["nll"][:, 0])
-    assert_array_equal(said.features[:, names.index("evidence_peak")], whole.values[:, -1])
+    assert_array_equal(said.features[:, names.index("evidence_peak")], whole.values[:, -3])
     # Features that it does not use change nothing.
     others = {
         k: v if k in {n.split("_")[0] for n in use} | set(use) else v + 1

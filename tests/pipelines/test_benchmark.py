@@ -25,7 +25,12 @@ from scipy import ndimage
 
 from anomaly.config import Config, load_config
 from anomaly.data.images.network_images import Change, ImageReader
-from anomaly.data.synthetic.alterations import ALTERATIONS, GROSS, LESIONS, NUISANCES
+from anomaly.data.synthetic.alterations import (
+    ALTERATIONS,
+    GROSS,
+    LESIONS,
+    NUISANCES,
+)
 from anomaly.data.table.manifest import Manifest, ManifestRow
 from anomaly.errors import CalibrationError, ConfigError
 from anomaly.evaluation.benchmark.splits import published_labels, split_hash

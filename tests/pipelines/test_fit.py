@@ -103,7 +103,8 @@ def test_most_perturbations_are_of_a_place_and_nuisance_is_everywhere(
         found = [changed(kind, 0, copy, PIXELS, rows[0]) for copy in range(20)]
         return np.array([np.mean(image != PIXELS) for image in found])
 
-    assert np.median(moved("perturbation")) < 0.2
+    # One family of three is of the whole image.
+    assert np.median(moved("perturbation")) < 0.6
     assert moved("nuisance").min() > 0.5
 
 
@@ -119,7 +120,12 @@ def config(root: Path, **detector: Any) -> Config:
             "levels": {"steps": 12},
             "network": {"widths": [8, 8], "features": 4},
             "features": {"noise_to_signal": [0.25, 1.0], "draws": 2, "grid": 4},
-            "heatmap": {"smoothing": [0.0, 1.0]},
+            "heatmap": {
+                "channels": [
+                    {"levels": [0.1, 0.5], "smoothing": 0.0},
+                    {"levels": [0.1, 0.5], "smoothing": 1.0},
+                ]
+            },
             "detector": detector,
         }
     )
@@ -198,9 +204,8 @@ def test_one_is_chosen_by_its_margin_and_fitted_on_all(scans: Scans) -> None:
     assert chosen == str(fitted.chosen)
     assert str(fitted.detector.names[0]).startswith(chosen.removeprefix("ledoit_wolf over "))
     observed, _ = fitting_set(observer, rows)
-    residuals = observed.map_residuals
-    size = np.sqrt(np.square(residuals).mean((0, 2, 3)))
-    np.testing.assert_allclose(fitted.heatmap.size, size, rtol=1e-5)
+    size = np.sqrt(np.square(observed.residuals[:, 0]).mean())  # the level 0.25 alone
+    np.testing.assert_allclose(fitted.heatmap.weights, [[1 / size, 0]] * 2, rtol=1e-5)
     # The same scans give the same choice to the last bit.
     again = fit_detector(observer, rows[:20], rows[20:])
     assert again.margins == fitted.margins

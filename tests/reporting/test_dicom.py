@@ -14,7 +14,7 @@ import anomaly
 from anomaly.data.readers.dicom import open_dicom
 from anomaly.data.readers.intensity import IntensityPolicy
 from anomaly.regions import find_regions
-from anomaly.reporting.dicom.case import SEEN
+from anomaly.reporting.dicom.case import SEEN, DicomCase
 from anomaly.reporting.dicom.objects import MAX_REGIONS, write_objects
 from anomaly.reporting.plots.figures import overlay_rgba
 from tests.reporting.dicom_cases import (
@@ -367,3 +367,46 @@ def test_behind_a_shutter_the_overlay_is_black_and_the_rest_keeps_its_place(
     shown[5:30, 10:40] = True
     assert pixels[~shown].max() == 0
     assert pixels[shown].max() > 0
+
+
+def explained(case: DicomCase, whole: float, sentence: str) -> DicomCase:
+    spread = np.zeros(case.image.shape, np.float32)
+    spread[10:12, 10:12] = whole / 4
+    scan = replace(
+        case.verdict.scan, features={"part_whole": whole}, spread=spread, explanation=sentence
+    )
+    return replace(case, verdict=replace(case.verdict, scan=scan))
+
+
+def test_objects_say_where_the_score_comes_from(source: Path, tmp_path: Path) -> None:
+    plain = make_case(source)
+    sentence = "Less texture than in normal scans, spread over the image; no single place decides."
+    whole, place = explained(plain, 1.5, sentence), explained(plain, 0.2, "One place is darker.")
+    for name in ("plain", "whole", "place"):
+        (tmp_path / name).mkdir()
+    before, after = (
+        write(case, "overlay", tmp_path / name).pixel_array
+        for name, case in (("plain", plain), ("whole", whole))
+    )
+    rows = plain.image.shape[0]
+    changed = (before[:rows] != after[:rows]).any(-1)
+    assert changed[10:12, 10:12].all()
+    assert changed.sum() == 4
+    blue = after[10, 10].astype(int)
+    assert blue[2] > blue[0]
+    meanings = []
+    for name, case in (("plain", plain), ("whole", whole), ("place", place)):
+        texts = items(write(case, "report", tmp_path / name))
+        meanings.append(
+            [
+                item.ConceptCodeSequence[0].CodeMeaning
+                for item in texts
+                if item.ValueType == "CODE"
+                and item.ConceptNameCodeSequence[0].CodeValue == "origin"
+            ]
+        )
+    assert meanings == [
+        [],
+        ["The image as a whole: texture of many places"],
+        ["Single places, see the regions"],
+    ]

@@ -18,6 +18,7 @@ from anomaly.reporting.plots.figures import (
     png_bytes,
     shrink_max,
     shrink_mean,
+    spread_rgba,
 )
 
 
@@ -73,6 +74,16 @@ def test_overlay_refuses_an_empty_scale(threshold: float, ceiling: float) -> Non
 def test_overlay_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         overlay_rgba(np.array([[np.nan]]), 1.0, 2.0)
+
+
+def test_spread_is_opaque_in_proportion_on_its_own_scale() -> None:
+    spread = np.array([[0.0, 1.0, 2.0, 4.0, -3.0]], dtype=np.float32)
+    rgba = spread_rgba(spread)
+    assert rgba[0, :, 3].tolist() == [0, 38, 76, 153, 0]  # 0.6 * 255 at the largest
+    np.testing.assert_array_equal(spread_rgba(10 * spread), rgba)
+    assert not spread_rgba(np.zeros((2, 2), np.float32))[..., 3].any()
+    with pytest.raises(ValueError, match="NaN"):
+        spread_rgba(np.array([[np.nan]]))
 
 
 def test_colour_bar_runs_from_ceiling_to_threshold() -> None:

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,28 @@ def test_a_page_without_calibration_is_refused(tmp_path: Path) -> None:
 def test_unusable_cases_are_refused(tmp_path: Path, case: ReportCase, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_report(make_data(case), tmp_path / "r.html")
+
+
+def told(whole: float, explanation: str, *, flagged: bool = True) -> ReportCase:
+    """A scan whose score comes from the image as a whole, or not."""
+    image = np.full((8, 8), 0.5, np.float32)
+    spread = np.zeros((8, 8), np.float32)
+    spread[2:4, 2:4] = whole / 4
+    case = make_case("ab12", 0.01 if flagged else 0.5, 1.5, image, np.ones((8, 8), np.float32))
+    features = {**case.verdict.scan.features, "part_whole": whole}
+    scan = replace(case.verdict.scan, features=features, spread=spread, explanation=explanation)
+    return replace(case, verdict=replace(case.verdict, scan=scan))
+
+
+def test_a_flag_is_explained_by_a_sentence_and_a_layer(render: Render) -> None:
+    sentence = "Less texture than in normal scans, mostly lower left in the picture."
+    (row,) = render(make_data(told(1.2, sentence))).cases
+    assert row["note"].startswith(sentence)
+    assert row["figure"]["spread"]
+    # The whole alone would not be flagged: no layer. And none on a scan within the normal range.
+    (row,) = render(make_data(told(0.5, "One place is darker than in normal scans."))).cases
+    assert row["note"].startswith("One place is darker")
+    assert row["figure"]["spread"] is None
+    (row,) = render(make_data(told(1.2, sentence, flagged=False))).cases
+    assert sentence not in row["note"]
+    assert row["figure"]["spread"] is None

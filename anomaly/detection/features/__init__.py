@@ -18,11 +18,15 @@ r"""Feature groups: named numbers that the network and the image itself give.
 ``texture_k_c``        log energy of octave band ``k`` of the image itself there, relative to the
                        image; without the network
 ``signed_r_c``         mean of the residual map of level ``r`` in cell ``c``
+``shift_...``,         placement of the anatomy (`anomaly.detection.placement`): shifts as shares of
+``scale_...``,         the sides, logarithms of the scales, radians, and the correlation with the
+``rotation``,          mean normal image
+``agreement``
 ``evidence_...``       statistics of the heatmap (`anomaly.detection.heatmap.local_features`)
 =====================  ==================================================================
 
 `anomaly.detection.extractor` defines residual maps and noise draws. The groups from ``octave``
-on are local features (`anomaly.detection.local`); the grid of cells moves with the anatomy
+on are local features (`anomaly.detection.local`); the grid of cells follows the anatomy
 (`anomaly.detection.placement`).
 """
 
@@ -34,6 +38,7 @@ from anomaly.detection.features.group import (
     ObservedScans,
     ScanGroup,
 )
+from anomaly.detection.features.places import cell_columns
 from anomaly.detection.features.registry import (
     GROUPS,
     feature_groups,
@@ -51,6 +56,7 @@ __all__ = [
     "NoiseDraw",
     "ObservedScans",
     "ScanGroup",
+    "cell_columns",
     "feature_groups",
     "register_group",
     "reported_names",

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly.detection.features.settings import FeatureSettings
+from anomaly.detection.local import Cells
+from anomaly.detection.placement import Placement
 
 __all__ = [
     "DrawGroup",
@@ -74,8 +76,10 @@ class ObservedScans:
     grey_levels : int
     residuals : ndarray (N, L, H, W) float32
         Signed residual maps, one per level.
-    shifts : ndarray (N, 2) float64
-        Displacement of the anatomy (`anomaly.detection.placement.displacements`).
+    placement : Placement
+        Where the anatomy lies (`anomaly.detection.placement`).
+    cells : Cells
+        The grid of cells over the images.
     settings : FeatureSettings
     drawn : mapping of str to ndarray (N, F) float64
         Features of the draw groups.
@@ -85,7 +89,8 @@ class ObservedScans:
     grey: NDArray[np.float32]
     grey_levels: int
     residuals: NDArray[np.float32]
-    shifts: NDArray[np.float64]
+    placement: Placement
+    cells: Cells
     settings: FeatureSettings
     drawn: Mapping[str, NDArray[np.float64]]
 

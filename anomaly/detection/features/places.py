@@ -12,16 +12,21 @@ from anomaly.detection.heatmap import LOCAL_FEATURES, local_features
 from anomaly.detection.local import (
     OCTAVES,
     cell_energies,
-    cell_means,
     image_bands,
     octave_energies,
 )
+from anomaly.detection.placement import PLACEMENT_NAMES
 
-__all__ = ["ENERGY", "EVIDENCE", "OCTAVE", "SIGNED", "TEXTURE"]
+__all__ = ["ENERGY", "EVIDENCE", "OCTAVE", "PLACEMENT", "SIGNED", "TEXTURE", "cell_columns"]
 
 
-def _cells(settings: FeatureSettings) -> range:
-    return range((settings.grid - 2 * settings.border) ** 2)
+def cell_columns(settings: FeatureSettings) -> dict[str, tuple[str, int]]:
+    """Group and level, such as ``"texture_0"``, and cell of every feature of a cell, by name."""
+    return {
+        name: (name.rpartition("_")[0], int(name.rpartition("_")[2]))
+        for group in (ENERGY, TEXTURE, SIGNED)
+        for name in group.columns(settings)
+    }
 
 
 def _octave(scans: ObservedScans) -> NDArray[np.float64]:
@@ -29,21 +34,20 @@ def _octave(scans: ObservedScans) -> NDArray[np.float64]:
 
 
 def _energy(scans: ObservedScans) -> NDArray[np.float64]:
-    grid, border = scans.settings.grid, scans.settings.border
-    energies = cell_energies(scans.residuals, grid, border, scans.shifts)
-    return energies.reshape(len(scans.grey), -1)
+    return cell_energies(scans.residuals, scans.cells).reshape(len(scans.grey), -1)
 
 
 def _texture(scans: ObservedScans) -> NDArray[np.float64]:
-    settings = scans.settings
-    bands = image_bands(scans.grey, settings.bands)
-    energies = cell_energies(bands, settings.grid, settings.border, scans.shifts)
-    return energies.reshape(len(scans.grey), -1)
+    bands = image_bands(scans.grey, scans.settings.bands)
+    return cell_energies(bands, scans.cells).reshape(len(scans.grey), -1)
 
 
 def _signed(scans: ObservedScans) -> NDArray[np.float64]:
-    grid, border = scans.settings.grid, scans.settings.border
-    return cell_means(scans.residuals, grid, border, scans.shifts).reshape(len(scans.grey), -1)
+    return scans.cells.means(scans.residuals).reshape(len(scans.grey), -1)
+
+
+def _placement(scans: ObservedScans) -> NDArray[np.float64]:
+    return np.column_stack([scans.placement.parameters, scans.placement.agreement])
 
 
 OCTAVE = ScanGroup(
@@ -57,7 +61,7 @@ OCTAVE = ScanGroup(
 ENERGY = ScanGroup(
     name="energy",
     columns=lambda settings: tuple(
-        f"energy_{r}_{c}" for r in level_names(settings) for c in _cells(settings)
+        f"energy_{r}_{c}" for r in level_names(settings) for c in range(settings.cells)
     ),
     compute=_energy,
     reported=False,
@@ -65,7 +69,7 @@ ENERGY = ScanGroup(
 TEXTURE = ScanGroup(
     name="texture",
     columns=lambda settings: tuple(
-        f"texture_{k}_{c}" for k in range(settings.bands) for c in _cells(settings)
+        f"texture_{k}_{c}" for k in range(settings.bands) for c in range(settings.cells)
     ),
     compute=_texture,
     reported=False,
@@ -73,10 +77,15 @@ TEXTURE = ScanGroup(
 SIGNED = ScanGroup(
     name="signed",
     columns=lambda settings: tuple(
-        f"signed_{r}_{c}" for r in level_names(settings) for c in _cells(settings)
+        f"signed_{r}_{c}" for r in level_names(settings) for c in range(settings.cells)
     ),
     compute=_signed,
     reported=False,
+)
+PLACEMENT = ScanGroup(
+    name="placement",
+    columns=lambda _: (*PLACEMENT_NAMES, "agreement"),
+    compute=_placement,
 )
 EVIDENCE = EvidenceGroup(
     name="evidence",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from anomaly.detection.features.denoising import RESIDUAL, SCORE_NORM
 from anomaly.detection.features.density import NLL, NLL_EXCESS, POSTERIOR, PROFILE
 from anomaly.detection.features.group import FeatureGroup
-from anomaly.detection.features.places import ENERGY, EVIDENCE, OCTAVE, SIGNED, TEXTURE
+from anomaly.detection.features.places import ENERGY, EVIDENCE, OCTAVE, PLACEMENT, SIGNED, TEXTURE
 from anomaly.detection.features.settings import FeatureSettings
 from anomaly.errors import ConfigError
 
@@ -24,6 +24,7 @@ GROUPS: dict[str, FeatureGroup] = {
         ENERGY,
         TEXTURE,
         SIGNED,
+        PLACEMENT,
         EVIDENCE,
     )
 }

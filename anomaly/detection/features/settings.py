@@ -19,9 +19,6 @@ class FeatureSettings:
     ----------
     noise_to_signal : tuple of float
         ``sigma / alpha`` of the levels for score norms and residuals, ascending.
-    map_range : tuple of float
-        Range of ``sigma / alpha`` of the levels that the heatmap uses: lower levels show texture
-        noise, higher ones differences between patients.
     draws : int
         Number of noise draws averaged; with an even number every draw has its negative.
     grid : int
@@ -36,7 +33,6 @@ class FeatureSettings:
     """
 
     noise_to_signal: tuple[float, ...] = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
-    map_range: tuple[float, float] = (0.06, 0.5)
     draws: int = 2
     grid: int = 8
     border: int = 1
@@ -51,11 +47,6 @@ class FeatureSettings:
             raise ConfigError(f"features.noise_to_signal is {ratios}: expected rising values")
         if ratios[0] <= 0:
             raise ConfigError(f"features.noise_to_signal starts at {ratios[0]}: expected > 0")
-        if not any(self.in_map):
-            raise ConfigError(
-                f"features.map_range is {self.map_range}: expected a range that holds one of the "
-                f"levels {ratios}"
-            )
         for name in ("draws", "grid", "bands"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"features.{name} is {getattr(self, name)}: expected 1 or more")
@@ -67,7 +58,6 @@ class FeatureSettings:
             )
 
     @property
-    def in_map(self) -> tuple[bool, ...]:
-        """Whether the heatmap uses each level of `noise_to_signal`."""
-        low, high = self.map_range
-        return tuple(low <= ratio <= high for ratio in self.noise_to_signal)
+    def cells(self) -> int:
+        """Number of cells, without the excluded border."""
+        return (self.grid - 2 * self.border) ** 2

@@ -4,7 +4,8 @@ All use estimators of scikit-learn, stored as plain arrays. They are two-sided: 
 *too likely* is as far from normal as one that is too unlikely. Higher = more anomalous.
 """
 
-from anomaly.detection.kinds.base import Density, KindSettings, Normals
+from anomaly.detection.kinds.base import Density, ExplainedDensity, KindSettings, Normals
+from anomaly.detection.kinds.combined import CombinedSettings
 from anomaly.detection.kinds.conformal import ConformalSettings
 from anomaly.detection.kinds.guarded import GuardedSettings
 from anomaly.detection.kinds.ledoit_wolf import LedoitWolfSettings
@@ -14,8 +15,10 @@ from anomaly.detection.kinds.registry import KINDS, kind_of, register_kind
 
 __all__ = [
     "KINDS",
+    "CombinedSettings",
     "ConformalSettings",
     "Density",
+    "ExplainedDensity",
     "GuardedSettings",
     "KindSettings",
     "LedoitWolfSettings",

@@ -12,14 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.errors import ConfigError
 
-__all__ = ["FOLDS", "Array", "Arrays", "Density", "KindSettings", "Normals", "fold_of"]
+__all__ = [
+    "FOLDS",
+    "AdaptableDensity",
+    "Array",
+    "Arrays",
+    "Density",
+    "ExplainedDensity",
+    "KindSettings",
+    "Normals",
+    "fold_of",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -138,4 +148,38 @@ class Density(Protocol):
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Restore a density from its `arrays`."""
+        ...
+
+
+@runtime_checkable
+class ExplainedDensity(Density, Protocol):
+    """A density whose score has parts, and one part of which is a sum over features."""
+
+    def parts(self, z: Array) -> dict[str, Array]:
+        """Parts (N,) of the score by name; ``whole`` is explained by `shares`."""
+        ...
+
+    def decisive(self, z: Array) -> list[str]:
+        """Name of the part that gives the score, of each of N images."""
+        ...
+
+    def shares(self, z: Array) -> Array:
+        """Share of every feature (N, F) in the part ``whole``; they sum to 1."""
+        ...
+
+
+@runtime_checkable
+class AdaptableDensity(Density, Protocol):
+    """A density that can be adapted to the normals of another site."""
+
+    def adapted(self, z: Array) -> Self:
+        """Return the density with the covariance of standardised features (M, F) mixed in."""
+        ...
+
+    def rest(self, z: Array) -> Array:
+        """Statistics (P, N) of its P parts, less what they are given; 0 on average of normals."""
+        ...
+
+    def recentred(self, means: Array) -> Self:
+        """Return the density with laws moved by the means (P,) of a site's `rest`."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from anomaly.detection.kinds.base import Density, KindSettings
+from anomaly.detection.kinds.combined import Combined, CombinedSettings
 from anomaly.detection.kinds.conformal import Conformal, ConformalSettings
 from anomaly.detection.kinds.guarded import Guarded, GuardedSettings
 from anomaly.detection.kinds.ledoit_wolf import LedoitWolf, LedoitWolfSettings
@@ -28,6 +29,7 @@ KINDS: dict[str, DetectorKind] = {
     "neighbours": DetectorKind(NeighboursSettings, Neighbours),
     "conformal": DetectorKind(ConformalSettings, Conformal),
     "guarded": DetectorKind(GuardedSettings, Guarded),
+    "combined": DetectorKind(CombinedSettings, Combined),
 }
 
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from anomaly.config import Config
 from anomaly.data.table.manifest import Manifest, ManifestRow
-from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.kinds import KindSettings
-from anomaly.detection.scoring import FeatureTable, normal_table
+from anomaly.detection.scoring import FeatureTable, fit_heatmap, normal_table
 from anomaly.evaluation.benchmark.scans import Evaluator
 from anomaly.evaluation.benchmark.splits import split_rows
 from anomaly.logs import Public
@@ -68,7 +67,7 @@ def fitted_normals(
     rows = [*(train if "train" in config.detector.fit_on else ()), *validation]
     observed, scans = fitting_set(observer, rows)
     table = normal_table(observed, config.features, config.heatmap, scans)
-    heatmap = HeatmapModel.fit(observed.map_residuals, observed.shifts, config.heatmap)
+    heatmap = fit_heatmap(observed, config.features, config.heatmap)
     chosen, rule = _choice(bundle)
     log.info("%s", Public(rule))
     return Normals(

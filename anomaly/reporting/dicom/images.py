@@ -2,7 +2,8 @@
 
 ::
 
-    overlay         Secondary Capture, RGB    (1 - o) grey + o colour, colour scale of the report
+    overlay         Secondary Capture, RGB    (1 - o) grey + o colour, colour scale of the report;
+                                              the spread of the score below it, in blue
     segmentation    SEG, BINARY               evidence >= threshold
     heatmap         SEG, FRACTIONAL           min(evidence, ceiling) / ceiling, in steps of 1/255
     parametric_map  Parametric Map            evidence, float32
@@ -14,6 +15,8 @@ the contours have it as text.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import highdicom as hd
 import numpy as np
@@ -30,7 +33,7 @@ from anomaly.reporting.dicom.case import SEEN, DicomCase, Kind
 from anomaly.reporting.dicom.source import SourceImage
 from anomaly.reporting.dicom.structured_report import EVIDENCE, private_code
 from anomaly.reporting.outlines import region_outlines
-from anomaly.reporting.plots.figures import overlay_rgba
+from anomaly.reporting.plots.figures import overlay_rgba, spread_rgba
 from anomaly.types import NOTICE
 
 __all__ = [
@@ -47,10 +50,8 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     case = source.case
     rgba = overlay_rgba(case.evidence, case.evidence_threshold, case.evidence_ceiling)
     pixels = np.rint(255 * case.image).astype(np.uint8)[..., None].repeat(3, axis=2)
-    lit = rgba[..., 3] > 0  # radiographs have many pixels, few of them with evidence
-    opacity = rgba[lit, 3:] / 255
-    grey = 255 * case.image[lit, None].astype(np.float64)
-    pixels[lit] = np.rint((1 - opacity) * grey + opacity * rgba[lit, :3])
+    layers = [] if case.verdict.spread is None else [spread_rgba(case.verdict.spread)]
+    _blend(pixels, case.image, [*layers, rgba])
     caption = _caption(case, pixels.shape[1])
     made = sc.SCImage.from_ref_dataset(
         source.reference,
@@ -79,6 +80,19 @@ def overlay_object(source: SourceImage) -> sc.SCImage:
     return made
 
 
+def _blend(
+    pixels: NDArray[np.uint8], image: NDArray[np.float32], layers: Sequence[NDArray[np.uint8]]
+) -> None:
+    """Draw layers (H, W, 4) over an image in [0, 1], into pixels (H, W, 3)."""
+    # Radiographs have many pixels, few of them with evidence.
+    lit = np.any([layer[..., 3] > 0 for layer in layers], axis=0)
+    colour = 255 * image[lit, None].astype(np.float64)
+    for layer in layers:
+        opacity = layer[lit, 3:] / 255
+        colour = (1 - opacity) * colour + opacity * layer[lit, :3]
+    pixels[lit] = np.rint(colour)
+
+
 def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
     """Return the caption of the overlay, white on black, (height, width, 3)."""
     verdict = case.verdict
@@ -87,6 +101,7 @@ def _caption(case: DicomCase, width: int) -> NDArray[np.uint8]:
     text = (
         f"{NOTICE.upper()} {flag} at a false-alarm rate of {verdict.alpha:g}: p = "
         f"{verdict.p_value:.2g}. {count} region{'' if count == 1 else 's'} beyond chance."
+        + (f" {verdict.scan.explanation}" if verdict.flagged else "")
         + (f" {SEEN}" if case.seen else "")
     )
     size = max(9, width // 45)

@@ -25,7 +25,7 @@ from anomaly import __version__
 from anomaly.reporting.dicom.case import SEEN
 from anomaly.reporting.dicom.source import ALGORITHM, MANUFACTURER, SourceImage
 from anomaly.reporting.outlines import region_outlines
-from anomaly.types import DETECTOR_MODEL, NOTICE, Region
+from anomaly.types import DETECTOR_MODEL, NOTICE, JudgedScan, Region
 
 __all__ = ["EVIDENCE", "SCHEME", "private_code", "report_object"]
 
@@ -55,6 +55,11 @@ _USE = private_code("use", "Intended use")
 _RESEARCH = private_code("research", NOTICE)
 _VALIDITY = private_code("validity", "Whether the p-value is valid for this scan")
 _SEEN = private_code("seen", SEEN)
+_ORIGIN = private_code("origin", "Where the score comes from")
+_ORIGINS = {
+    "whole": private_code("origin-whole", "The image as a whole: texture of many places"),
+    "place": private_code("origin-place", "Single places, see the regions"),
+}
 _UNUSUAL = private_code("unusual", "Place unlike normal scans")
 
 
@@ -124,6 +129,7 @@ def _number(name: sr.CodedConcept, value: float) -> sr.Measurement:
 def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluations:
     verdict, header = source.case.verdict, source.header
     answer = codes.SCT.Yes if verdict.flagged else codes.SCT.No
+    origin = _ORIGINS.get(_part(verdict)) if verdict.flagged else None
     return sr.MeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(source.uid("report", "image"), "whole image"),
         algorithm_id=_algorithm(source),
@@ -138,6 +144,7 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
         qualitative_evaluations=[
             sr.QualitativeEvaluation(_FLAGGED, answer),
             sr.QualitativeEvaluation(_USE, _RESEARCH),
+            *([sr.QualitativeEvaluation(_ORIGIN, origin)] if origin is not None else []),
             *([sr.QualitativeEvaluation(_VALIDITY, _SEEN)] if source.case.seen else []),
         ],
         source_images=[
@@ -146,6 +153,13 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
             )
         ],
     )
+
+
+def _part(verdict: JudgedScan) -> str:
+    """Part of the score that is the largest at the threshold; empty if there are none."""
+    if verdict.spread is not None:
+        return "whole"
+    return "place" if verdict.regions and verdict.scan.explanation else ""
 
 
 def _region_group(

@@ -202,10 +202,12 @@ def _region(region: Region) -> RegionRow:
 
 
 def _note(case: ReportCase) -> str:
-    """Join the note of the case with remarks on missing regions, images or maps."""
+    """Join the explanation, the note of the case and remarks on missing images or maps."""
     verdict = case.verdict
     sentences = [case.note] if case.note else []
-    if verdict.flagged and verdict.scan.evidence is not None and not verdict.regions:
+    if verdict.flagged and verdict.scan.explanation:
+        sentences.insert(0, verdict.scan.explanation)
+    elif verdict.flagged and verdict.scan.evidence is not None and not verdict.regions:
         sentences.append("The whole image is unusual, no single place stands out.")
     if case.image is None and not case.note:
         sentences.append("This scan's image is not shown in this report.")

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from anomaly.reporting.html.cases import ReportCase, ReportData
 from anomaly.reporting.html.pictures import Pictures
 from anomaly.reporting.html.rows import Figure
-from anomaly.reporting.plots.figures import contour_path, overlay_rgba, shrink_max, shrink_mean
+from anomaly.reporting.plots.figures import (
+    contour_path,
+    overlay_rgba,
+    shrink_max,
+    shrink_mean,
+    spread_rgba,
+)
 from anomaly.types import Region
 
 __all__ = ["figure_of"]
@@ -47,7 +53,13 @@ def figure_of(case: ReportCase, data: ReportData, pictures: Pictures) -> Figure 
         labels = tuple(
             _label(region, case.image.shape, width, height) for region in verdict.regions
         )
-    return Figure(width, height, address, case.grey, expected, look_alike, overlay, contour, labels)
+    spread = None
+    if verdict.spread is not None:
+        blue = spread_rgba(shrink_mean(verdict.spread, _LONGEST_SIDE))
+        spread = pictures.place(key, "spread", blue)
+    return Figure(
+        width, height, address, case.grey, expected, look_alike, overlay, spread, contour, labels
+    )
 
 
 def _grey(image: NDArray[np.float32]) -> NDArray[np.uint8]:

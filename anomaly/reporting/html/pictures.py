@@ -20,7 +20,7 @@ from anomaly.reporting.plots.figures import png_bytes
 
 __all__ = ["Pictures", "data_address", "file_stem"]
 
-_KINDS = ("image", "evidence", "expected", "look-alike")
+_KINDS = ("image", "evidence", "spread", "expected", "look-alike")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Pictures:
         key : str
             Pseudonym of the scan, used in the file name.
         what : str
-            ``"image"``, ``"evidence"``, ``"expected"`` or ``"look-alike"``.
+            ``"image"``, ``"evidence"``, ``"spread"``, ``"expected"`` or ``"look-alike"``.
         array : ndarray (H, W) or (H, W, 4) uint8
         """
         if self.staging is None or self.folder is None:

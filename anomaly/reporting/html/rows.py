@@ -143,6 +143,7 @@ class Figure:
     expected: str | None
     look_alike: str | None
     overlay: str | None
+    spread: str | None
     contour: str
     labels: tuple[tuple[float, float], ...]
 

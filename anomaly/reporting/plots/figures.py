@@ -8,7 +8,9 @@ normal scans,
     opacity = 0.35 + 0.65 u   where e >= a,   0 elsewhere
 
 Pixels with normal evidence therefore stay grey, and the same colour means the same evidence on
-every scan of the run. A contour along pixel edges shows the threshold without colour.
+every scan of the run. A contour along pixel edges shows the threshold without colour. Where the
+score of an image as a whole comes from (`anomaly.detection.explanation`) is a second layer, in blue
+and on the scale of its own scan.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ __all__ = [
     "png_bytes",
     "shrink_max",
     "shrink_mean",
+    "spread_rgba",
 ]
 
 _COLOURS: NDArray[np.uint8] = np.asarray(
@@ -40,6 +43,7 @@ _COLOURS: NDArray[np.uint8] = np.asarray(
 _TRUETYPE = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FONTS = {"normal": _TRUETYPE / "DejaVuSans.ttf", "bold": _TRUETYPE / "DejaVuSans-Bold.ttf"}
 """Fonts by weight; included in matplotlib, so the same on every machine."""
+_SPREAD_COLOUR, _MOST_SPREAD = (64, 156, 255), 0.6
 _FAINTEST = 0.35  # opacity at the threshold: regions just above it must be visible
 
 
@@ -77,6 +81,34 @@ def overlay_rgba(
     rgba[..., :3] = _COLOURS[np.rint(255 * place).astype(np.intp)]
     rgba[..., 3] = np.rint(255 * opacity)
     rgba[evidence < threshold] = 0
+    return rgba
+
+
+def spread_rgba(spread: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Colour the spread of a score in blue, on the scan's own scale.
+
+    Parameters
+    ----------
+    spread : ndarray (H, W) of float
+        Contributions to the score; negative ones are not drawn.
+
+    Returns
+    -------
+    ndarray (H, W, 4) uint8
+        Opacity in proportion to the contribution, at most `_MOST_SPREAD`.
+
+    Raises
+    ------
+    ValueError
+        The spread contains NaN.
+    """
+    if np.isnan(spread).any():
+        raise ValueError("the spread holds NaN; blank would read as normal")
+    share = np.maximum(spread.astype(np.float64), 0)
+    share /= max(float(share.max()), 1e-12)
+    rgba = np.empty((*spread.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = _SPREAD_COLOUR
+    rgba[..., 3] = np.rint(255 * _MOST_SPREAD * share)
     return rgba
 
 

@@ -17,7 +17,11 @@ from anomaly.data.synthetic.alterations.alteration import Alteration, Altered, F
 from anomaly.data.synthetic.alterations.gross_errors import GROSS
 from anomaly.data.synthetic.alterations.lesions import LESIONS
 from anomaly.data.synthetic.alterations.lungs import lung_fields
-from anomaly.data.synthetic.alterations.nuisances import NUISANCES, random_nuisance
+from anomaly.data.synthetic.alterations.nuisances import (
+    NUISANCES,
+    WIDE_NUISANCES,
+    random_nuisance,
+)
 from anomaly.data.synthetic.alterations.perturbations import random_perturbation
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "GROSS",
     "LESIONS",
     "NUISANCES",
+    "WIDE_NUISANCES",
     "Alteration",
     "Altered",
     "Family",
@@ -35,4 +40,4 @@ __all__ = [
     "random_perturbation",
 ]
 
-ALTERATIONS: tuple[Alteration, ...] = NUISANCES + GROSS + LESIONS
+ALTERATIONS: tuple[Alteration, ...] = NUISANCES + WIDE_NUISANCES + GROSS + LESIONS

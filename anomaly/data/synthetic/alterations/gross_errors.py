@@ -26,7 +26,8 @@ def _rotate(pixels: Array, _: Rng, *, quarters: int) -> Array:
 def _crop(pixels: Array, rng: Rng, *, zoom: float) -> Array:
     """Magnify a random part, ``1 / zoom`` of each side, to the whole image."""
     height, width = ((zoom - 1) * (side - 1) / 2 for side in pixels.shape)
-    return moved(pixels, zoom, (rng.uniform(-height, height), rng.uniform(-width, width)))
+    shift = (rng.uniform(-height, height), rng.uniform(-width, width))
+    return moved(pixels, (zoom, zoom), shift)
 
 
 def _ct_slice(pixels: Array, rng: Rng) -> Array:

@@ -56,12 +56,23 @@ def resample(pixels: Array, _: Rng, *, side: int) -> Array:
     return resized(small, (height, width), sharp=True)
 
 
-def moved(pixels: Array, zoom: float, shift: tuple[float, float]) -> Array:
-    """Magnify about the centre, then shift by (rows, columns) pixels; bilinear, border repeated."""
+def moved(
+    pixels: Array,
+    zoom: tuple[float, float] = (1, 1),
+    shift: tuple[float, float] = (0, 0),
+    degrees: float = 0,
+) -> Array:
+    """Magnify about the centre, rotate counter-clockwise, then shift; bilinear, border repeated.
+
+    `zoom` and `shift` are (rows, columns), the shift in pixels.
+    """
     centre = (np.array(pixels.shape) - 1) / 2
-    offset = centre - (centre + np.array(shift)) / zoom
+    turn = np.deg2rad(degrees)
+    back = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    inverse = back / np.array(zoom)[:, None]
+    offset = centre - inverse @ (centre + np.array(shift))
     moved = ndimage.affine_transform(
-        pixels, np.full(2, 1 / zoom), offset, order=1, mode="nearest", output=np.float32
+        pixels, inverse, offset, order=1, mode="nearest", output=np.float32
     )
     return np.asarray(moved)
 

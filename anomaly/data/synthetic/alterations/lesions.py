@@ -2,7 +2,8 @@
 
 Nodules and consolidations are opacities (`anomaly.data.synthetic.alterations.opacities`). A
 consolidation also hides texture: before brightening, the image is blended towards a smoothed copy
-with the same profile. A device covers the anatomy behind it.
+with the same profile. A device covers the anatomy behind it. Bullae and pneumothoraces are dark
+(`anomaly.data.synthetic.alterations.air`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageDraw
 
+from anomaly.data.synthetic.alterations.air import aerated, bulla_profile, collapsed_lung
 from anomaly.data.synthetic.alterations.alteration import Alteration, Altered, Rng, Size
 from anomaly.data.synthetic.alterations.canvas import (
     Array,
@@ -37,6 +39,8 @@ CONSOLIDATIONS: tuple[tuple[Size, float], ...] = (
     ("large", 0.35),
 )
 """Extents, as shares of the longer side."""
+BULLA, WALL = 0.16, 0.25
+"""Diameter of a bulla, as a share of the longer side, and brightness of its wall."""
 CANVAS_SIDE = 224
 """Longest side, in pixels, of the canvas on which smooth clouds are drawn."""
 
@@ -56,6 +60,32 @@ def _add_consolidation(pixels: Array, rng: Rng, *, extent: float) -> Altered:
     profile = np.clip(resized(confined_cloud(fields, extent, rng), pixels.shape), 0, 1)
     veiled = pixels + profile * (smoothed(pixels, at_224(2.5, pixels)) - pixels)
     return Altered(finished(opacified(veiled, profile, strength)), profile > 0.2)
+
+
+def _add_bulla(pixels: Array, rng: Rng) -> Altered:
+    """Add a round pocket of air with a thin wall."""
+    strength = rng.uniform(0.5, 0.9)
+    fields = lung_fields(pixels)
+    centre = lung_centre(fields, rng)
+    diameter = BULLA * max(pixels.shape)
+    profile = bulla_profile(pixels.shape, centre, diameter)
+    wall = bulla_profile(pixels.shape, centre, diameter + at_224(3, pixels)) - profile
+    image = opacified(aerated(pixels, fields, profile, strength), np.clip(wall, 0, 1), WALL)
+    return Altered(finished(image), profile + wall > 0.1)
+
+
+def _add_pneumothorax(pixels: Array, rng: Rng) -> Altered:
+    """Collapse one lung towards its hilum; the space it leaves shows no vessels."""
+    strength = rng.uniform(0.4, 0.8)
+    fields = lung_fields(pixels)
+    left = np.broadcast_to(np.arange(fields.shape[1]) < fields.shape[1] / 2, fields.shape)
+    lung = fields & (left if rng.random() < 0.5 else ~left)
+    rest = collapsed_lung(lung, rng.uniform(0.7, 0.85))
+    space = smoothed((lung & ~rest).astype(np.float32), at_224(1.5, pixels))
+    inside = smoothed(rest.astype(np.float32), at_224(1, pixels))
+    line = 4 * inside * (1 - inside) * smoothed(lung.astype(np.float32), at_224(1, pixels))
+    image = opacified(aerated(pixels, fields, space, strength), np.clip(line, 0, 1), WALL)
+    return Altered(finished(image), space > 0.5)
 
 
 def _add_device(pixels: Array, rng: Rng) -> Altered:
@@ -115,5 +145,7 @@ LESIONS: tuple[Alteration, ...] = (
         _lesion(f"consolidation_{s}", partial(_add_consolidation, extent=e), s)
         for s, e in CONSOLIDATIONS
     ),
+    _lesion("bulla", _add_bulla),
+    _lesion("pneumothorax", _add_pneumothorax),
 )
 """Synthetic abnormalities drawn into the lungs, with their masks."""

@@ -16,6 +16,7 @@ const stages = elements(".stage");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const outline = dom.get("outline", SVGSVGElement);
 const overlay = dom.get("overlay", HTMLImageElement);
+const spread = dom.get("spread", HTMLImageElement);
 const opacity = dom.get("opacity", HTMLInputElement);
 const windowWidth = dom.get("window", HTMLInputElement);
 const level = dom.get("level", HTMLInputElement);
@@ -63,6 +64,7 @@ function drawImages(row, figure) {
   place("original", figure.image, `Scan ${row.key}, no overlay`);
   place("under", figure.image, `Scan ${row.key}, score ${row.score_text}, ${row.words}`);
   place("overlay", figure.overlay, "");
+  place("spread", figure.spread, "");
   place("expected", figure.expected, `Synthetic: what the model expected of scan ${row.key}`);
   dom.box("blink").hidden = !figure.expected;
   const alike = document.getElementById("alike"); // where some scan of the page has one
@@ -116,6 +118,8 @@ function drawEvidence() {
   const drawn = hasMap && (scan.status === "flagged" || dom.get("anyway", HTMLInputElement).checked);
   const share = String(Number(opacity.value) / 100);
   overlay.hidden = !drawn;
+  spread.hidden = !(drawn && scan.figure.spread && dom.get("spread-on", HTMLInputElement).checked);
+  spread.style.opacity = share;
   outline.toggleAttribute("hidden", !(drawn && dom.get("contour", HTMLInputElement).checked));
   overlay.style.opacity = share;
   dom.box("bar").style.opacity = share;
@@ -280,7 +284,8 @@ for (const frame of frames) {
   frame.addEventListener("dblclick", reset);
   frame.addEventListener("wheel", (event) => turn(frame, event), { passive: false });
 }
-for (const id of ["opacity", "contour", "anyway"]) dom.box(id).addEventListener("input", drawEvidence);
+for (const id of ["opacity", "contour", "spread-on", "anyway"])
+  dom.box(id).addEventListener("input", drawEvidence);
 for (const id of ["window", "level"]) dom.box(id).addEventListener("input", drawGrey);
 dom.box("invert").addEventListener("click", () => {
   dom.box("invert").setAttribute("aria-pressed", String(!isInverted()));

@@ -29,6 +29,7 @@
  * @property {string | null} expected
  * @property {string | null} look_alike
  * @property {string | null} overlay
+ * @property {string | null} spread
  * @property {string} contour
  * @property {[number, number][]} labels
  *
