@@ -185,8 +185,10 @@ class ScanScore:
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Per-pixel evidence in source geometry; 1 is reached by one normal scan in a hundred, and 0
-        stands on blank places.
+        Per-pixel evidence in source geometry; in each channel and sign, 1 is reached by one normal
+        scan in a hundred. 0 on blank places.
+    part : str
+        Part that gives the score: ``"whole"``, ``"place"`` or ``"guard"``; empty if there are none.
     explanation : str
         Where the score comes from, in one sentence; empty if the detector does not say.
     spread : ndarray (H, W) float32, or None
@@ -197,6 +199,7 @@ class ScanScore:
     score: float
     features: Mapping[str, float]
     evidence: NDArray[np.float32] | None = None
+    part: str = ""
     explanation: str = ""
     spread: NDArray[np.float32] | None = None
 
@@ -279,12 +282,14 @@ class Verdict:
     regions : tuple of Region
         Largest peak first, in the scan's own pixels; empty if there are none.
     evidence : ndarray (H, W) float32, >= 0, or None
-        Evidence at each of the scan's own pixels; 1 is reached by one normal scan in a hundred,
-        and 0 stands on blank places.
+        Evidence at each of the scan's own pixels; in each channel and sign, 1 is reached by one
+        normal scan in a hundred. 0 on blank places.
     evidence_peak : float or None
         Largest evidence.
     features : mapping of str to float
         The named features behind `score`; ``nll`` is in bits/dim.
+    part : str
+        Part that gives the score: ``"whole"``, ``"place"`` or ``"guard"``; empty if there are none.
     explanation : str
         Where the score comes from, in one sentence; empty if the detector does not say.
     spread : ndarray (H, W) float32, or None
@@ -305,6 +310,7 @@ class Verdict:
     evidence: NDArray[np.float32] | None = None
     evidence_peak: float | None = None
     features: Mapping[str, float] = field(default_factory=dict)
+    part: str = ""
     explanation: str = ""
     spread: NDArray[np.float32] | None = None
     seen: bool = False

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.data.synthetic.seeded import changed
 from anomaly.evaluation.benchmark.scans import Evaluator
 from anomaly.evaluation.metrics import auroc
 from anomaly.pipelines.benchmark import benchmark_config
@@ -30,7 +31,7 @@ from anomaly.pipelines.prepare import prepare
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.train import train
 from anomaly.store.bundle import read_bundle
-from anomaly.training.detector_fit import ScanObserver, changed
+from anomaly.training.detector_fit import ScanObserver
 
 DETECTOR = (
     "detector.candidates=[{kind: ledoit_wolf, use: [energy]}]",

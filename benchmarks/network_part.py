@@ -97,7 +97,13 @@ def main() -> None:
             name: detector.score(looked.table.use(detector.names).values)
             for name, detector in detectors.items()
         }
-        return {**found, "peak": looked.table.values[:, peak]}
+        parts = bundle.detector.parts(looked.table.use(bundle.detector.names).values)
+        return {
+            **found,
+            "peak": looked.table.values[:, peak],
+            **{f"part {name}": part for name, part in parts.items()},
+            "score": looked.scores,
+        }
 
     change = calibration_change(config)
     calibration = scores(evaluator.look(split("calibration", normal=True), "calibration", change))
@@ -115,7 +121,7 @@ def main() -> None:
         },
     }
     print(f"false alarms {result['false_alarms']}")
-    print(f"{'':<22}{'AUROC and sensitivity: texture, energy, both, peak':<56}gain of both")
+    print(f"AUROC and sensitivity of {', '.join(calm)}; gain of both")
     for name, looked in others.items():
         found = scores(looked)
         kinds = np.repeat([False, True], [len(normals.rows), len(looked.rows)])
@@ -133,7 +139,7 @@ def main() -> None:
         result[name] = {"auroc": auroc, "sensitivity": sensitivity, "gain": gain}
         cells = "  ".join(f"{auroc[key]:.3f} {sensitivity[key]:.2f}" for key in found)
         print(
-            f"{name:<22}{cells:<56}{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
+            f"{name:<22}{cells}  {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
             flush=True,
         )
     print(json.dumps(result))

@@ -112,7 +112,7 @@ def _refuse_adapted(bundle: Bundle, folder: Path) -> None:
     if bundle.adapted is not None:
         raise CalibrationError(
             f"the bundle {folder} is adapted to {bundle.adapted.scans} scans already: adapt the "
-            "bundle that it came from, or calibrate this one without --adapt"
+            "bundle that it came from, with --bundle"
         )
 
 

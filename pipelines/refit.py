@@ -19,6 +19,7 @@ from anomaly.errors import ConfigError
 from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.train import fit_bundle, normals_of
+from anomaly.scoring.job import check_same_grey
 from anomaly.store.bundle import NETWORK_SETTINGS, Bundle, read_network
 from anomaly.training.detector_fit import ScanObserver
 
@@ -45,12 +46,19 @@ def refit(run: RunFolder, folder: Path, config: Config, device: torch.device) ->
     BundleError
         If the bundle cannot be read.
     ConfigError
-        If the configuration is of another image size than the network.
+        If the configuration is of another image size or grey scale than the network, or the run has
+        trained a bundle of its own.
     ManifestError
         If a split holds no normal scans.
     """
+    if run.checkpoint.exists() and folder.resolve() != run.bundle.resolve():
+        raise ConfigError(
+            f"{run.path} has trained a bundle of its own, which would be lost: prepare a new run "
+            "to fit a detector on another network"
+        )
     manifest = Manifest.read(run.need(run.manifest, "prepare"), config.data.root)
     source = read_network(folder)
+    check_same_grey(config, source.config)
     if config.preprocessing != source.config.preprocessing:
         raise ConfigError(
             f"preprocessing is {config.preprocessing}, and the network in {folder} was trained on "

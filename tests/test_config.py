@@ -159,7 +159,7 @@ def test_a_network_of_colours_is_refused() -> None:
 )
 def test_a_feature_is_in_use_or_on_guard(use: str, guard: str) -> None:
     candidate = {"kind": "guarded", "use": [use, "energy"], "guard": [guard]}
-    with pytest.raises(ConfigError, match="is in use and on guard"):
+    with pytest.raises(ConfigError, match="is in use and in guard"):
         parse_config({"name": "x", "detector": {"candidates": [candidate]}})
 
 

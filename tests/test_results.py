@@ -38,6 +38,7 @@ FIRST = [
         study="55",
         patient="77",
         map_part=0,
+        part="place",
         explanation="One place.",
         features={"nll": 3.25, "residual_0.5": 2**-10},
     ),
@@ -269,7 +270,7 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
         table = list(csv.reader(file))
     columns = (
         "key status reason score p_value flagged evidence_peak regions view site study "
-        "patient seen explanation"
+        "patient seen part explanation"
     )
     assert table == [
         columns.split(),
@@ -287,10 +288,27 @@ def test_missing_values_are_empty_cells(store: Results, tmp_path: Path) -> None:
             "55",
             "77",
             "false",
+            "place",
             "One place.",
         ],
-        ["1b", "scored", "", "0.30000000000000004", "", "", "", "", "", "", "", "", "false", ""],
-        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", "", "false", ""],
+        [
+            "1b",
+            "scored",
+            "",
+            "0.30000000000000004",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "false",
+            "",
+            "",
+        ],
+        ["2c", "not scored", "truncated", "", "", "", "", "", "", "", "", "", "false", "", ""],
     ]
 
 

@@ -13,7 +13,6 @@ Gauss-Legendre sum, which is exact for a Gaussian density from one node on.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,8 +45,16 @@ def integrated_gradient(
         raise ConfigError(f"images have shapes {tuple(x.shape)} and {tuple(other.shape)}: equal?")
     if nodes < 1:
         raise ConfigError(f"nodes is {nodes}: expected 1 or more")
-    places, weights = np.polynomial.legendre.leggauss(nodes)
     total = torch.zeros_like(x)
-    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+    for place, weight in zip(*_gauss_legendre(nodes), strict=True):
         total += weight * score(network, other + place * (x - other), t)
     return (x - other) * total
+
+
+def _gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
+    """Places and weights of the integral over [0, 1] (Golub and Welsch 1969)."""
+    order = torch.arange(1, nodes, dtype=torch.float64)
+    beside = order / (4 * order.square() - 1).sqrt()
+    jacobi = torch.diag(beside, 1) + torch.diag(beside, -1)
+    places, vectors = torch.linalg.eigh(jacobi.reshape(nodes, nodes))
+    return ((places + 1) / 2).tolist(), vectors[0].square().tolist()

@@ -268,20 +268,25 @@ class Config:
                         f"detector.candidates use {name!r}: expected groups {tuple(GROUPS)} or "
                         f"names of features {reported_names(self.features)}"
                     )
-            use, guard = (
-                {name for name in names if {name, of[name]} & set(named)}
-                for named in (candidate.use, candidate.guard)
-            )
-            if both := sorted(use & guard):
-                raise ConfigError(
-                    f"detector.candidates {candidate}: {both[0]!r} is in use and on guard: "
-                    "expected one of the two"
-                )
+            _refuse_two_roles(candidate, of)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the resolved configuration."""
         return hashlib.sha256(dump(self).encode()).hexdigest()
+
+
+def _refuse_two_roles(candidate: KindSettings, group_of: Mapping[str, str]) -> None:
+    """Refuse a candidate that names a feature in two roles, of which one would be ignored."""
+    roles: dict[str, str] = {}
+    for role, named in candidate.roles.items():
+        for name in (name for name, group in group_of.items() if {name, group} & set(named)):
+            if name in roles:
+                raise ConfigError(
+                    f"detector.candidates {candidate}: {name!r} is in {roles[name]} and in "
+                    f"{role}: expected one of the two"
+                )
+            roles[name] = role
 
 
 def dump(config: Config) -> str:

@@ -1,8 +1,8 @@
 r"""Adaptation of a detector and its heatmap to the normal scans of another site.
 
 With :math:`m` normals of the site, whose features have mean :math:`\hat\mu` and covariance
-:math:`\hat\Sigma` about it, and the statistics :math:`\mu, \Sigma` that the detector was fitted
-with,
+:math:`\hat\Sigma` about :math:`\mu'`, and the statistics :math:`\mu, \Sigma` that the detector was
+fitted with,
 
 .. math::
     \mu' = \mu + \frac{m}{m + \kappa_\mu} (\hat\mu - \mu), \qquad
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import Observation
@@ -44,15 +45,29 @@ def adapt(
     heatmap: HeatmapModel,
     observed: Observation,
     features: FeatureSettings,
+    scans: NDArray[np.intp] | None = None,
 ) -> tuple[FeatureDetector, HeatmapModel]:
     """Return detector and heatmap adapted to an observation of normal scans of a site.
+
+    Parameters
+    ----------
+    detector : FeatureDetector
+    heatmap : HeatmapModel
+    observed : Observation
+        Under the same nuisance as the normals that the detector was fitted on.
+    features : FeatureSettings
+    scans : ndarray (N,) int, optional
+        Images with the same number show the same scan, which counts once; by default every image
+        is a scan of its own.
 
     Raises
     ------
     CalibrationError
         If there are fewer than `FEWEST_SITE_SCANS` scans, or the detector's kind cannot be adapted.
     """
-    count = len(observed.residuals)
+    images = len(observed.residuals)
+    scans = np.arange(images) if scans is None else scans
+    count = len(np.unique(scans))
     if count < FEWEST_SITE_SCANS:
         raise CalibrationError(
             f"{count} normal scans to adapt to: expected at least {FEWEST_SITE_SCANS}"
@@ -67,18 +82,23 @@ def adapt(
     def values(model: HeatmapModel, seen: Observation) -> Array:
         return new_table(seen, features, model).use(detector.names).values
 
-    fold = fold_of(np.arange(count))
-    rest = np.zeros((0, count))
+    fold = fold_of(scans)
+    rest = np.zeros((0, images))
     for number in range(FOLDS):
         out = fold == number
         others, own = observed.select(~out), observed.select(out)
         model = _adapted_heatmap(heatmap, others)
-        mean, partly = _moved(detector, density, values(model, others))
-        found = partly.rest(_judged(detector, mean, values(model, own)))
-        rest = np.zeros((len(found), count)) if not rest.size else rest
-        rest[:, out] = found
+        known = len(np.unique(scans[~out]))
+        mean, partly = _moved(detector, density, values(model, others), known)
+        own_rest = partly.rest(_judged(detector, mean, values(model, own)))
+        rest = np.zeros((len(own_rest), images)) if not rest.size else rest
+        rest[:, out] = own_rest
     model = _adapted_heatmap(heatmap, observed)
-    mean, moved = _moved(detector, density, values(model, observed))
+    mean, moved = _moved(detector, density, values(model, observed), count)
+    if not np.isfinite(mean).all():
+        raise CalibrationError(
+            "a feature of the site's normal scans is not finite: is one of them empty? Leave it out"
+        )
     return replace(detector, mean=mean, density=moved.recentred(rest.mean(1))), model
 
 
@@ -87,12 +107,12 @@ def _adapted_heatmap(heatmap: HeatmapModel, observed: Observation) -> HeatmapMod
 
 
 def _moved(
-    detector: FeatureDetector, density: AdaptableDensity, own: Array
+    detector: FeatureDetector, density: AdaptableDensity, own: Array, scans: int
 ) -> tuple[Array, AdaptableDensity]:
-    """Move mean and covariance towards those of the features (M, F) of a site."""
-    share = len(own) / (len(own) + MEAN_WEIGHT)
+    """Move mean and covariance towards those of the features (M, F) of a number of scans."""
+    share = scans / (scans + MEAN_WEIGHT)
     mean = detector.mean + share * (own.mean(0) - detector.mean)
-    return mean, density.adapted((own - mean) / detector.scale)
+    return mean, density.adapted((own - mean) / detector.scale, scans)
 
 
 def _judged(detector: FeatureDetector, mean: Array, values: Array) -> Array:

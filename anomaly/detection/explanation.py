@@ -10,8 +10,9 @@ The part ``whole`` of a score is a distance over features of cells, levels and g
     \mathrm{spread}(p) = \sum_c w_c(p) \sum_{f \in c} s h_f, \qquad \sum_p \mathrm{spread}(p) = s,
 
 with :math:`w_c` the weights of the pixels in cell :math:`c` (`anomaly.detection.local`). The
-contribution of a single feature can be negative: a feature can make another one less unusual. The
-part ``place`` is explained by the heatmap, which has its peak where it comes from; the part
+contribution of a single feature can be negative: a feature can make another one less unusual. Cells
+and pixels add up to the part if all its features are of cells, in the network's frame. The part
+``place`` is explained by the heatmap, which has its peak where it comes from; the part
 ``guard`` has no place.
 """
 
@@ -52,6 +53,8 @@ class Explanations:
         Contributions by cell, in order of rows.
     spread : ndarray (N, H, W) float32
         Contributions by pixel, in the network's frame; 0 if the detector's kind has no parts.
+    decisive : tuple of N str
+        Part that gives the score; empty if the detector's kind has no parts.
     sentences : tuple of N str
         One sentence for people; empty if the detector's kind has no parts.
     """
@@ -60,6 +63,7 @@ class Explanations:
     levels: Mapping[str, Array]
     cells: Array
     spread: NDArray[np.float32]
+    decisive: tuple[str, ...]
     sentences: tuple[str, ...]
 
 
@@ -89,7 +93,8 @@ def explain(
     shares = detector.shares(features)
     if shares is None:
         none = np.zeros((count, settings.cells))
-        return Explanations({}, {}, none, np.zeros((count, *shape), np.float32), ("",) * count)
+        nowhere = np.zeros((count, *shape), np.float32)
+        return Explanations({}, {}, none, nowhere, ("",) * count, ("",) * count)
     parts = detector.parts(features)
     contributions = shares * parts["whole"][:, None]
     columns = cell_columns(settings)
@@ -103,16 +108,18 @@ def explain(
     grid = Cells.of(placement, shape, settings.grid, settings.border)
     spread = grid.spread(cells).reshape(count, *shape).astype(np.float32)
     z = (features - detector.mean) / detector.scale
-    directions = (contributions * np.sign(z)).sum(1) / np.maximum(
-        np.abs(contributions).sum(1), 1e-12
-    )
+    # Of shares, not of contributions: these change their sign where the part is below 0.
+    directions = (shares * np.sign(z)).sum(1) / np.maximum(np.abs(shares).sum(1), 1e-12)
+    by_cell = np.zeros((count, settings.cells))
+    for name, share in zip(detector.names, shares.T, strict=True):
+        if name in columns:
+            by_cell[:, columns[name][1]] += share
+    decisive = tuple(detector.decisive(features))
     sentences = tuple(
         _sentence(part, *row)
-        for part, row in zip(
-            detector.decisive(features), zip(cells, directions, sides, strict=True), strict=True
-        )
+        for part, row in zip(decisive, zip(by_cell, directions, sides, strict=True), strict=True)
     )
-    return Explanations(parts, levels, cells, spread, sentences)
+    return Explanations(parts, levels, cells, spread, decisive, sentences)
 
 
 def _sentence(part: str, cells: Array, direction: float, sides: Array) -> str:
@@ -133,6 +140,8 @@ def _sentence(part: str, cells: Array, direction: float, sides: Array) -> str:
 def _fields(cells: Array) -> str:
     """Say where the contributions come from, in the picture as displayed."""
     side = round(len(cells) ** 0.5)
+    if side < len(FIELDS) // 2:
+        return "spread over the image"  # too few cells for thirds
     grid = np.maximum(cells, 0).reshape(side, side)
     rows = np.minimum(np.arange(side) * 3 // side, 2)
     columns = np.minimum(np.arange(side) * 2 // side, 1)

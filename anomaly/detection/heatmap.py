@@ -312,17 +312,17 @@ class HeatmapModel:
 def local_features(evidence: NDArray[np.float32], blank: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Logarithms of `LOCAL_FEATURES` of signed evidence (N, H, W): (N, 5) float64.
 
-    Computed over the pixels that are not blank (N, H, W); minus infinity if all are blank.
+    Computed over the pixels that are not blank (N, H, W); minus infinity if all are blank. Nothing
+    counts as a thousandth.
     """
     rows = []
     for evidence_map, visible in zip(evidence, ~blank, strict=True):
         signed = evidence_map[visible].astype(np.float64) if visible.any() else np.zeros(1)
         values = np.sort(np.abs(signed))
         top = max(1, round(TOP_SHARE * len(values)))
-        # One sign may be missing; a thousandth of the rare value is as good as nothing.
-        nothing = 1e-3 if visible.any() else 0.0
-        sides = (max(signed.max(), nothing), max(-signed.min(), nothing))
-        rows.append((values.mean(), values[-top:].mean(), values[-1], *sides))
+        statistics = (values.mean(), values[-top:].mean(), values[-1], signed.max(), -signed.min())
+        # One sign may be missing, or all that is visible lie in the rim.
+        rows.append([max(float(value), 1e-3 if visible.any() else 0.0) for value in statistics])
     # Logarithms, because a maximum has a long tail and the detector is Gaussian.
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(rows))
@@ -346,9 +346,11 @@ def _peaks(relative: NDArray[np.float32]) -> NDArray[np.float32]:
 def _rare(peaks: NDArray[np.float32]) -> NDArray[np.float32]:
     """Value (K, 2) above which a share `RARE` of peaks (N, K, 2) lies, taken as lognormal.
 
-    A quantile of few scans would be their maximum, and depend on their number.
+    A quantile of few scans would be their maximum, and depend on their number. Scans without any
+    visible pixel have no peak, and do not count.
     """
-    logs = np.log(np.maximum(peaks.astype(np.float64), 1e-3))
+    seen = peaks[(peaks != 0).any((1, 2))]
+    logs = np.log(np.maximum(seen.astype(np.float64), 1e-3))
     beyond = float(ndtri(1 - RARE)) * logs.std(0)
     return np.asarray(np.exp(logs.mean(0) + beyond), dtype=np.float32)
 

@@ -13,7 +13,7 @@ differ. Shading depends on exposure, not on anatomy; correlation ignores brightn
 
 The search starts at the best whole-pixel shift of the inner frame and takes damped Gauss-Newton
 steps (Levenberg-Marquardt), first on blurred images, then on sharper ones. Steps that do not help
-are not taken, so the result is never worse than the start.
+are not taken: no round ends worse than it began.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from anomaly.data.images.network_images import ImageReader, read_images
+from anomaly.data.images.network_images import ImageReader, NetworkImages, read_images
+from anomaly.data.synthetic.seeded import nuisance_change
 from anomaly.data.table.manifest import ManifestRow, scan_marks
 from anomaly.detection.adaptation import FEWEST_SITE_SCANS, adapt
 from anomaly.detection.extractor import join
+from anomaly.detection.plausibility import are_negatives
 from anomaly.errors import CalibrationError
 from anomaly.store.bundle import Adapted, Bundle
 
@@ -66,19 +68,28 @@ def adapted_bundle(
 ) -> Bundle:
     """Return a bundle whose detector and heatmap are adapted to normal scans.
 
-    Its former calibration does not apply and is removed.
+    Each scan is seen as it is and, if the detector was fitted on copies under nuisance, in as many
+    such copies. Its former calibration does not apply and is removed.
 
     Raises
     ------
     CalibrationError
-        If there are too few scans, or the detector's kind cannot be adapted.
+        If there are too few scans, one of them is a negative, or the detector's kind cannot be
+        adapted.
     ScanError
         If a scan cannot be read.
     """
-    extract = bundle.extractor(device)
-    images = read_images(reader, rows, bundle.config.data.workers)
-    observed = join([extract(part.images.to(device), part.blank) for part in images.split(BATCH)])
-    detector, heatmap = adapt(bundle.detector, bundle.heatmap, observed, bundle.config.features)
+    config, extract = bundle.config, bundle.extractor(device)
+    parts, workers = [], config.data.workers
+    seed, copies = config.detector.seed, config.detector.nuisance_copies
+    changes = [None, *(nuisance_change(seed, copy) for copy in range(copies))]
+    for change in changes:
+        images = read_images(replace(reader, change=change), rows, workers)
+        if change is None:
+            _refuse_negatives(images, rows, bundle)
+        parts += [extract(part.images.to(device), part.blank) for part in images.split(BATCH)]
+    scans = np.tile(np.arange(len(rows)), len(changes))
+    detector, heatmap = adapt(bundle.detector, bundle.heatmap, join(parts), config.features, scans)
     marks = frozenset(mark for row in rows for mark in scan_marks(row))
     return replace(
         bundle,
@@ -89,3 +100,12 @@ def adapted_bundle(
         calibrated=None,
         hash="",
     )
+
+
+def _refuse_negatives(images: NetworkImages, rows: Sequence[ManifestRow], bundle: Bundle) -> None:
+    negative = are_negatives(images.images.numpy(), bundle.reference.cpu().numpy())
+    if negative.any():
+        raise CalibrationError(
+            f"{rows[int(negative.argmax())].path} looks like the negative of a scan, and "
+            f"{int(negative.sum())} of {len(rows)} do: such scans are not scored, leave them out"
+        )

@@ -265,7 +265,7 @@ class Detector:
         first, second = halves([row for _, row in named], self.bundle.config.detector.seed)
         bundle = adapted_bundle(self.bundle, self._reader, first, self.device, manifest_hash="")
         chosen = {id(row) for row in second}
-        rest = [name for name, row in named if id(row) in chosen]
+        rest = list(dict.fromkeys(name for name, row in named if id(row) in chosen))
         adapted = Detector(bundle, device=self.device)
         return adapted.calibrate(rest, alpha=alpha, workers=workers)
 

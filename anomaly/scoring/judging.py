@@ -42,7 +42,8 @@ def judge(outcome: Outcome, bundle: Bundle, alpha: float, path: str = "") -> Ver
         evidence_peak=outcome.peak,
         features=outcome.features,
         explanation=outcome.explanation,
-        spread=outcome.source.frame.to_source(outcome.spread),
+        part=outcome.part,
+        spread=outcome.source.frame.to_source(outcome.spread) if outcome.explanation else None,
         seen=bundle.has_seen(outcome.source.row),
     )
     if bundle.calibrated is None:

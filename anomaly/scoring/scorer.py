@@ -51,6 +51,8 @@ class ScoredScan:
         0 in blank areas (`anomaly.data.images.blanks`).
     spread : ndarray (size, size) float32
         Contributions to the score of the image as a whole (`anomaly.detection.explanation`).
+    part : str
+        Part that gives the score; empty if the detector has none.
     explanation : str
         Where the score comes from, in one sentence; empty if the detector does not say.
     """
@@ -60,6 +62,7 @@ class ScoredScan:
     features: dict[str, float]
     evidence: NDArray[np.float32]
     spread: NDArray[np.float32]
+    part: str
     explanation: str
 
     @cached_property
@@ -150,6 +153,7 @@ class Scorer:
                 values,
                 scores.evidence[index],
                 explanations.spread[index],
+                explanations.decisive[index],
                 explanations.sentences[index],
             )
             yield _negative(scored) if negative[index] else _finite(scored)

@@ -74,5 +74,6 @@ def _row(item: ScoredScan, verdict: Verdict) -> ScoreRow:
         regions=len(verdict.regions) if verdict.flag is not None else None,
         view=item.source.row.view,
         features=dict(verdict.features),
+        part=verdict.part,
         explanation=verdict.explanation,
     )

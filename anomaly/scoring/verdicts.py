@@ -146,7 +146,15 @@ class OperatingPoint:
             for map_ in (evidence, spread)
         )
         return JudgedScan(
-            ScanScore(row.key, row.score, row.features or {}, on_pixels, row.explanation, where),
+            ScanScore(
+                row.key,
+                row.score,
+                row.features or {},
+                on_pixels,
+                row.part,
+                row.explanation,
+                where,
+            ),
             row.p_value,
             self.alpha,
             self.threshold,

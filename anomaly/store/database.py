@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from anomaly.errors import AnomalyError
-from anomaly.store.rows import TABLE
+from anomaly.store.rows import ADDED, TABLE
 
 __all__ = ["connected", "select"]
 
@@ -63,7 +63,10 @@ def connected(
         allowed = ", ".join(f"'{name}'" for name in names)
         connection.execute(f"SET allowed_directories = [{allowed}]")
         # Do not take a folder named "a=b" for a partition column.
-        connection.read_parquet(paths, hive_partitioning=False).create_view("scores")
+        rows = connection.read_parquet(paths, hive_partitioning=False)
+        # Parts of earlier versions lack the columns that were added since: all of them texts.
+        added = [f"'' AS {name}" for name in ADDED if name not in rows.columns]
+        rows.project(", ".join(["*", *added])).create_view("scores")
         if worklist is not None:
             path = _plain(worklist.absolute())
             connection.read_parquet(path, hive_partitioning=False).create_view("worklist")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-__all__ = ["CSV_TABLE", "SCHEMA", "TABLE", "ScoreRow", "plain_cell", "plain_values"]
+__all__ = ["ADDED", "CSV_TABLE", "SCHEMA", "TABLE", "ScoreRow", "plain_cell", "plain_values"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class ScoreRow:
         Shard whose file of maps contains the map of this scan; None if no map is stored.
     seen : bool
         Whether the scan was used in training or calibration; then no statistic includes it.
+    part : str
+        Part that gives the score, such as ``"place"``; empty if the detector has none.
     explanation : str
         Where the score comes from, in one sentence; empty if the detector does not say.
     features : mapping of str to float
@@ -61,6 +63,7 @@ class ScoreRow:
     patient: str = ""
     map_part: int | None = None
     seen: bool = False
+    part: str = ""
     explanation: str = ""
     features: Mapping[str, float] | None = None
 
@@ -81,6 +84,7 @@ SCHEMA = pa.schema(
         ("patient", pa.string()),
         ("map_part", pa.int64()),
         ("seen", pa.bool_()),
+        ("part", pa.string()),
         ("explanation", pa.string()),
         ("features", pa.map_(pa.string(), pa.float32())),
     ]
@@ -89,6 +93,9 @@ SCHEMA = pa.schema(
 
 TABLE = ", ".join(name for name in SCHEMA.names if name not in ("features", "map_part"))
 """Columns of the worklist: all except features and the shard of the map."""
+
+ADDED = ("part", "explanation")
+"""Columns that parts of versions before 0.2 lack, all of them texts."""
 
 _COMPUTED = "^[\\t\\r\\n]|^[ \u3000\xa0]*[=+\\-@\uff1d\uff0b\uff0d\uff20]"
 """Beginnings of text that spreadsheets read as a formula (OWASP, "CSV injection"). Some programs

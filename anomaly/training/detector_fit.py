@@ -8,12 +8,9 @@ and compared on validation normals by their margin between synthetic perturbatio
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +21,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier
 from anomaly.config import Config
 from anomaly.data.images.network_images import Change, ImageReader, NetworkImages, read_images
-from anomaly.data.synthetic.alterations import random_nuisance, random_perturbation
+from anomaly.data.synthetic.seeded import nuisance_change, perturbation_change
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import FeatureExtractor, Observation, join
@@ -47,7 +44,6 @@ __all__ = [
     "FittedScoring",
     "ScanObserver",
     "calibration_change",
-    "changed",
     "fit_detector",
     "fitting_set",
 ]
@@ -165,7 +161,7 @@ def fitting_set(
     settings = observer.config.detector
     parts = [observer.observe(rows, "observing normals")]
     for copy in range(settings.nuisance_copies):
-        change = partial(changed, "nuisance", settings.seed, copy)
+        change = nuisance_change(settings.seed, copy)
         parts.append(observer.observe(rows, f"under nuisance {copy + 1}", change))
     return join(parts), np.tile(np.arange(len(rows)), len(parts))
 
@@ -185,7 +181,7 @@ def _choose(
             observer.observe(
                 validation,
                 f"perturbed {copy + 1}",
-                partial(changed, "perturbation", observer.config.detector.seed, copy),
+                perturbation_change(observer.config.detector.seed, copy),
             )
             for copy in range(copies)
         ]
@@ -216,19 +212,4 @@ def calibration_change(config: Config) -> Change | None:
     """Change of calibration scans before they are scored; None if they stay unchanged."""
     if not config.detector.calibrate_under_nuisance:
         return None
-    return partial(changed, "nuisance", config.detector.seed, 0)
-
-
-def changed(
-    kind: Literal["nuisance", "perturbation"],
-    seed: int,
-    copy: int,
-    pixels: NDArray[np.float32],
-    row: ManifestRow,
-) -> NDArray[np.float32]:
-    """Change a scan at random, seeded by its content, the seed and the number of the copy."""
-    name = f"{kind} {seed} {copy} {row.sha256} {row.frame}".encode()
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
-    if kind == "nuisance":
-        return random_nuisance(pixels, rng)
-    return random_perturbation(pixels, rng).pixels
+    return nuisance_change(config.detector.seed, 0)

@@ -25,11 +25,11 @@ from anomaly.data.images.network_images import (
 )
 from anomaly.data.images.transforms import Augmentation, Preprocessing, network_image
 from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.synthetic.seeded import changed
 from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.errors import ScanError
-from anomaly.training.detector_fit import changed
 from tests.data.dicom_samples import write_sample
 
 HOW = Preprocessing(8)

@@ -46,10 +46,15 @@ CONFIG = {
         "candidates": [
             {"use": ["energy"]},
             {"use": ["evidence_peak"]},
-            {"use": ["energy", "evidence"], "guard": ["nll"], "kind": "guarded"},
+            {
+                "kind": "combined",
+                "use": ["energy", "texture"],
+                "guard": ["octave", "agreement"],
+                "given": ["scale_rows", "scale_columns", "shift_rows", "shift_columns"],
+            },
         ],
         "fit_on": ["train", "validation"],
-        "nuisance_copies": 1,
+        "nuisance_copies": 3,
     },
     "alpha": 0.1,
     "look_alikes": 5,

@@ -47,8 +47,9 @@ def test_the_page_shows_a_scan_without_its_damaged_map(
     done("report", run.path)
     rows = page_rows(run)
     regions = next(row.regions for row in scored(run) if row.key == key)
-    assert rows[key]["note"] == (
-        f"The evidence map of this scan cannot be read (map damaged); {regions} regions were "
+    # After the sentence that explains the score, which is kept with the row.
+    assert rows[key]["note"].endswith(
+        f" The evidence map of this scan cannot be read (map damaged); {regions} regions were "
         "beyond the limit when it was scored."
     )
     assert rows[key]["status"] == "flagged"

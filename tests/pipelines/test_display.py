@@ -102,7 +102,7 @@ def test_the_overlay_shows_the_same_picture(shown: RunFolder, tmp_path: Path) ->
         grey = made.pixel_array[: row.rows, : row.columns]
         found[Path(row.path).stem] = grey.astype(float)
     plain = (found["wide"] == found["wide"][..., :1]).all(-1)
-    assert plain.mean() > 0.5
+    assert plain.mean() > 0.1  # the spread of the score tints the rest
     assert np.abs(found["wide"] - found["narrow"])[plain].max() <= 2
 
 

@@ -21,13 +21,14 @@ from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import Config, parse_config
 from anomaly.data.images.network_images import ImageReader, framed_images, network_images
 from anomaly.data.readers.intensity import IntensityPolicy
+from anomaly.data.synthetic.seeded import changed
 from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
 from anomaly.training import detector_fit as fit
-from anomaly.training.detector_fit import ScanObserver, changed, fit_detector, fitting_set
+from anomaly.training.detector_fit import ScanObserver, fit_detector, fitting_set
 
 Kind = Literal["nuisance", "perturbation"]
 BOTH: Callable[..., Any] = pytest.mark.parametrize("kind", ["nuisance", "perturbation"])

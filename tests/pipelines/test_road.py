@@ -89,7 +89,8 @@ def test_the_detector_is_a_candidate_chosen_by_its_margin(road: Road) -> None:
     chosen = candidates[bundle.chosen]
     assert max(bundle.margins.values()) - bundle.margins[bundle.chosen] < 0.2
     groups = feature_groups(bundle.config.features).items()
-    used = [n for group, names in groups for n in names if group in chosen.use or n in chosen.use]
+    own = chosen.features
+    used = [n for group, names in groups for n in names if group in own or n in own]
     assert bundle.detector.names == tuple(used)
     assert bundle.detector.kind == chosen.kind
 

@@ -427,7 +427,17 @@ def test_retry_of_an_unknown_reason_names_the_known_ones(scored: RunFolder) -> N
 def test_a_row_says_nothing_but_what_is_documented() -> None:
     assert set(ScoreRow("k", "scored").__dict__) == {
         *("key", "status", "reason", "score", "p_value", "flagged", "evidence_peak", "seen"),
-        *("regions", "view", "site", "study", "patient", "map_part", "features"),
+        *(
+            "regions",
+            "view",
+            "site",
+            "study",
+            "patient",
+            "map_part",
+            "features",
+            "part",
+            "explanation",
+        ),
     }
 
 

@@ -369,11 +369,15 @@ def test_behind_a_shutter_the_overlay_is_black_and_the_rest_keeps_its_place(
     assert pixels[shown].max() > 0
 
 
-def explained(case: DicomCase, whole: float, sentence: str) -> DicomCase:
+def explained(case: DicomCase, part: str, whole: float, sentence: str) -> DicomCase:
     spread = np.zeros(case.image.shape, np.float32)
     spread[10:12, 10:12] = whole / 4
     scan = replace(
-        case.verdict.scan, features={"part_whole": whole}, spread=spread, explanation=sentence
+        case.verdict.scan,
+        features={"part_whole": whole},
+        spread=spread,
+        part=part,
+        explanation=sentence,
     )
     return replace(case, verdict=replace(case.verdict, scan=scan))
 
@@ -381,7 +385,10 @@ def explained(case: DicomCase, whole: float, sentence: str) -> DicomCase:
 def test_objects_say_where_the_score_comes_from(source: Path, tmp_path: Path) -> None:
     plain = make_case(source)
     sentence = "Less texture than in normal scans, spread over the image; no single place decides."
-    whole, place = explained(plain, 1.5, sentence), explained(plain, 0.2, "One place is darker.")
+    whole, place = (
+        explained(plain, "whole", 1.5, sentence),
+        explained(plain, "place", 0.2, "One place is darker."),
+    )
     for name in ("plain", "whole", "place"):
         (tmp_path / name).mkdir()
     before, after = (
@@ -408,5 +415,5 @@ def test_objects_say_where_the_score_comes_from(source: Path, tmp_path: Path) ->
     assert meanings == [
         [],
         ["The image as a whole: texture of many places"],
-        ["Single places, see the regions"],
+        ["A single place, see the regions"],
     ]

@@ -150,8 +150,8 @@ class EvidenceGroup(_Group):
     Attributes
     ----------
     compute : callable
-        ``compute(evidence, blank)``: ndarray (N, F) float64 of maps (N, H, W) and pixels without
-        evidence.
+        ``compute(evidence, blank)``: ndarray (N, F) float64 of maps (N, H, W), positive where a
+        scan is brighter than expected and negative where darker, and pixels without evidence.
     """
 
     compute: Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float64]]

@@ -103,6 +103,11 @@ class KindSettings:
         return ()
 
     @property
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Features by role; a feature may have one role only."""
+        return {"use": self.use, "guard": self.guard}
+
+    @property
     def details(self) -> str:
         """Parameters shown in tables beside kind and features."""
         return ""
@@ -172,8 +177,8 @@ class ExplainedDensity(Density, Protocol):
 class AdaptableDensity(Density, Protocol):
     """A density that can be adapted to the normals of another site."""
 
-    def adapted(self, z: Array) -> Self:
-        """Return the density with the covariance of standardised features (M, F) mixed in."""
+    def adapted(self, z: Array, scans: int) -> Self:
+        """Return the density with the covariance of features (M, F) of some scans mixed in."""
         ...
 
     def rest(self, z: Array) -> Array:

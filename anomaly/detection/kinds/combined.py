@@ -89,6 +89,11 @@ class CombinedSettings(KindSettings):
         """All features used, by name or group."""
         return self.use + self.place + self.guard + self.given
 
+    @property
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Features by role; a feature may have one role only."""
+        return {"use": self.use, "place": self.place, "guard": self.guard, "given": self.given}
+
     def __str__(self) -> str:
         """Return the name for tables."""
         given = f", given {' + '.join(self.given)}" if self.given else ""
@@ -141,7 +146,7 @@ class Combined:
         whole, guard = _log(Blocks.held_out(own, block))
         # The place features of normals are held out already: their heatmap was fitted without them.
         statistics = np.stack([whole, normals.judged[:, role == 1].max(1), guard])
-        terms = _terms(normals.z[:, role == 3])
+        terms = _terms(normals.judged[:, role == 3])
         given = np.linalg.lstsq(terms, statistics.T, rcond=None)[0].T
         rest = statistics - given @ terms.T
         quantile = np.quantile(rest, TAIL, axis=1)
@@ -177,15 +182,19 @@ class Combined:
         statistics = np.stack([whole, z[:, self.role == 1].max(1), guard])
         return np.asarray(statistics - self.given @ _terms(z[:, self.role == 3]).T)
 
-    def adapted(self, z: Array) -> Combined:
-        """Return the density with the covariance of standardised features (M, F) mixed in."""
+    def adapted(self, z: Array, scans: int) -> Combined:
+        """Return the density with the covariance of standardised features (M, F) mixed in.
+
+        `scans` is how many scans they are of, and what the covariance counts as.
+        """
         measured = z[:, _measured(self.role)]
         precision = np.zeros_like(self.blocks.precision)
         for index in range(int(self.blocks.group.max()) + 1):
             inner = np.ix_(self.blocks.group == index, self.blocks.group == index)
             own = measured[:, self.blocks.group == index]
             known = np.linalg.inv(self.blocks.precision[inner])
-            mixed = (COVARIANCE_WEIGHT * known + own.T @ own) / (COVARIANCE_WEIGHT + len(own))
+            site = own.T @ own / len(own)
+            mixed = (COVARIANCE_WEIGHT * known + scans * site) / (COVARIANCE_WEIGHT + scans)
             precision[inner] = np.linalg.inv(mixed)
         return replace(self, blocks=Blocks(self.blocks.group, precision))
 

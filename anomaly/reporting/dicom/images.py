@@ -202,7 +202,7 @@ def parametric_map_object(source: SourceImage) -> pm.ParametricMap:
     evidence, ceiling = source.case.evidence, source.case.evidence_ceiling
     values = pm.RealWorldValueMapping(
         lut_label="EVIDENCE",
-        lut_explanation="Evidence; 1 is usual. " + NOTICE,
+        lut_explanation="Evidence; 1 is rare. " + NOTICE,
         unit=codes.UCUM.NoUnits,
         value_range=(0.0, float(max(evidence.max(), ceiling))),
         slope=1.0,

@@ -25,7 +25,7 @@ from anomaly import __version__
 from anomaly.reporting.dicom.case import SEEN
 from anomaly.reporting.dicom.source import ALGORITHM, MANUFACTURER, SourceImage
 from anomaly.reporting.outlines import region_outlines
-from anomaly.types import DETECTOR_MODEL, NOTICE, JudgedScan, Region
+from anomaly.types import DETECTOR_MODEL, NOTICE, Region
 
 __all__ = ["EVIDENCE", "SCHEME", "private_code", "report_object"]
 
@@ -58,7 +58,8 @@ _SEEN = private_code("seen", SEEN)
 _ORIGIN = private_code("origin", "Where the score comes from")
 _ORIGINS = {
     "whole": private_code("origin-whole", "The image as a whole: texture of many places"),
-    "place": private_code("origin-place", "Single places, see the regions"),
+    "place": private_code("origin-place", "A single place, see the regions"),
+    "guard": private_code("origin-guard", "The acquisition: noise, sharpness or contrast"),
 }
 _UNUSUAL = private_code("unusual", "Place unlike normal scans")
 
@@ -129,7 +130,7 @@ def _number(name: sr.CodedConcept, value: float) -> sr.Measurement:
 def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluations:
     verdict, header = source.case.verdict, source.header
     answer = codes.SCT.Yes if verdict.flagged else codes.SCT.No
-    origin = _ORIGINS.get(_part(verdict)) if verdict.flagged else None
+    origin = _ORIGINS.get(verdict.scan.part) if verdict.flagged else None
     return sr.MeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(source.uid("report", "image"), "whole image"),
         algorithm_id=_algorithm(source),
@@ -153,13 +154,6 @@ def _image_group(source: SourceImage) -> sr.MeasurementsAndQualitativeEvaluation
             )
         ],
     )
-
-
-def _part(verdict: JudgedScan) -> str:
-    """Part of the score that is the largest at the threshold; empty if there are none."""
-    if verdict.spread is not None:
-        return "whole"
-    return "place" if verdict.regions and verdict.scan.explanation else ""
 
 
 def _region_group(
