@@ -559,3 +559,16 @@ def test_a_part_whose_hashes_are_damaged_is_written_again(store: Results) -> Non
     store.write(0, FIRST, MAPS, MADE_OF)
     assert store.checksums(0).read_bytes() == content
     assert store.read()[0] == FIRST + SECOND
+
+
+def test_parts_of_a_version_without_explanations_are_read_and_queried(store: Results) -> None:
+    for index in (0, 1):
+        table = pq.read_table(store.part(index))
+        pq.write_table(table.drop_columns(["part", "explanation"]), store.part(index))
+        store.seal(index)
+    first = store.rows(0)[0]
+    assert (first.key, first.part, first.explanation) == (FIRST[0].key, "", "")
+    found = store.query("SELECT key, part, explanation FROM scores ORDER BY key")
+    assert found["explanation"].to_pylist() == ["", "", ""]
+    worklist = store.query("SELECT explanation FROM worklist")
+    assert len(worklist) == 3
