@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.data.images.network_images import Change
 from anomaly.data.synthetic.alterations.canvas import finished
 from anomaly.data.synthetic.alterations.image_changes import blur, contrast, gamma, moved
 from anomaly.data.synthetic.seeded import nuisance_change
@@ -66,16 +67,19 @@ SITES: dict[str, tuple[Callable[[Pixels], Pixels], ...]] = {
 
 
 def changed(
-    steps: tuple[Callable[[Pixels], Pixels], ...], pixels: Pixels, _: ManifestRow
+    steps: tuple[Callable[[Pixels], Pixels], ...],
+    nuisance: Change | None,
+    pixels: Pixels,
+    row: ManifestRow,
 ) -> Pixels:
-    """Apply the changes of a site."""
+    """Apply the changes of a site, and then those of a nuisance."""
     for step in steps:
         pixels = step(pixels)
-    return pixels
+    return pixels if nuisance is None else nuisance(pixels, row)
 
 
 def main() -> None:
-    """Observe every site once, adapt ten times, print a table."""
+    """Observe every site once, adapt four times, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, default=Path("zhanglab"))

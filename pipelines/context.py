@@ -36,6 +36,7 @@ _OF_THE_LIST = (
 
 _EFFECTIVE = {
     "calibrate": ("alpha", "detector.calibrate_under_nuisance", "detector.seed"),
+    "refit": ("features", "heatmap", "detector", "alpha", "look_alikes", "name"),
     "score": ("alpha", "results"),
     "score a folder": (
         *("alpha", "results", "name", "gate", "intensity", "preprocessing"),

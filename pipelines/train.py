@@ -91,7 +91,7 @@ def trained_bundle(run: RunFolder, config: Config, manifest: Manifest) -> Bundle
     except BundleError:
         log.warning("the run's bundle cannot be read: trained or exported again")
         return None
-    fits = _made_with(bundle.config) == _made_with(config)
+    fits = _made_with(bundle.config) == _made_with(config) and bundle.adapted is None
     return bundle if fits and bundle.manifest_hash == manifest.hash else None
 
 

@@ -29,6 +29,6 @@ def refit(
     from anomaly.store.bundle_files import find_bundle
 
     folder = RunFolder(run)
-    resolved = run_config(folder, set_ or [], data)
+    resolved = run_config(folder, set_ or [], data, stage="refit")
     stage.refit(folder, find_bundle(bundle), resolved, pick_device(device))
     typer.echo(f"the bundle is {folder.bundle}; next: anomaly calibrate {run}")

@@ -17,8 +17,9 @@ from anomaly.errors import CalibrationError
 from anomaly.pipelines.run import RunFolder
 from anomaly.scoring.adapting import halves
 from anomaly.store.bundle import read_bundle
-from tests.pipelines.road import Road, done, refused
+from tests.pipelines.road import Road, copy, done, refused
 
+SIZE = ("--set", "preprocessing.size=32")
 COMBINED = "[{kind: combined, use: [energy], guard: [octave], given: [scale_rows]}]"
 
 
@@ -82,7 +83,20 @@ def test_refit_needs_the_images_of_the_network(road: Road, elsewhere: Site, tmp_
     message = refused(
         *("refit", run.path, "--bundle", road.trained.bundle, "--set", "preprocessing.size=32")
     )
+    assert "--set preprocessing.size has no effect here (refit)" in message
+    other = tmp_path / "other"
+    done("prepare", other, "--config", road.config, "--data", road.scans, *SIZE)
+    message = refused("refit", other, "--bundle", road.trained.bundle)
     assert "preprocessing.size is 32, there 16" in message
+
+
+def test_a_run_keeps_the_bundle_that_it_has_trained(
+    road: Road, elsewhere: Site, tmp_path: Path
+) -> None:
+    run = copy(road.trained, tmp_path / "run")
+    message = refused("refit", run.path, "--bundle", elsewhere.bundle)
+    assert "has trained a bundle of its own, which would be lost" in message
+    done("refit", run.path, "--bundle", run.bundle)  # on its own network it may
 
 
 def test_half_adapts_and_half_calibrates(elsewhere: Site) -> None:
