@@ -299,7 +299,7 @@ def test_an_option_without_effect_is_refused(
         ("score", "data.patient_pattern='(P[0-9]+)'"),
         ("score", "data.masks=others"),
         ("score", "look_alikes=9"),
-        ("score", "detector.nuisance_copies=3"),
+        ("score", "detector.nuisance_copies=4"),
     ],
 )
 def test_a_setting_that_a_stage_does_not_heed_is_refused_and_not_noted_down(
