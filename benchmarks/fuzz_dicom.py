@@ -134,7 +134,8 @@ def main() -> None:
             scans, run = Path(place) / f"scans-{start}", RunFolder(Path(place) / f"run-{start}")
             write_chunk(scans, sources, numbers, options.seed)
             at = time.perf_counter()
-            config, manifest = choose_scans(run, scans, options.bundle, settings)
+            inputs = choose_scans(run, scans, options.bundle, settings)
+            config, manifest = inputs.config, inputs.manifest
             results = score(run, config, run.bundle, manifest, torch.device("cpu"))
             slowest = max(slowest, time.perf_counter() - at)
             said = results.read()[0]

@@ -28,14 +28,11 @@ from anomaly.data.images.network_images import ImageReader
 from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.features import FeatureSettings
 from anomaly.detection.heatmap import HeatmapSettings
-from anomaly.detection.kinds import (
-    GuardedSettings,
-)
+from anomaly.detection.kinds import CombinedSettings
 from anomaly.detection.scoring import fit_scoring, score_observation
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import choose_scans
 from anomaly.scoring.scorer import Scorer
-from anomaly.store.bundle import read_bundle
 from anomaly.store.bundle_files import find_bundle
 
 BATCH = 32
@@ -59,9 +56,9 @@ def files(bundle_name: Path, count: int) -> None:
             coarse = Image.fromarray(rng.integers(0, 256, (14, 14), dtype=np.uint8))
             coarse.resize((224, 224), Image.Resampling.BICUBIC).save(scans / f"{index:05d}.jpg")
         run = RunFolder(Path(place) / "run")
-        config, manifest = choose_scans(run, scans, folder, [])
-        bundle = read_bundle(folder)
-        rows = manifest.select()
+        inputs = choose_scans(run, scans, folder, [])
+        config, bundle = inputs.config, inputs.bundle
+        rows = inputs.manifest.select()
         began = time.perf_counter()
         reader = ImageReader(config.data.root, bundle.config.intensity, bundle.config.preprocessing)
         scored = Scorer(bundle, reader, torch.device("cpu")).score((0, row) for row in rows)
@@ -82,7 +79,7 @@ def arrays(size: int, count: int) -> None:
     network = LevelClassifier(build_network(settings, levels), base).eval()
     features, detector = (
         FeatureSettings(),
-        GuardedSettings(("energy", "texture"), guard=("octave", "score_norm")),
+        CombinedSettings(("energy", "texture"), given=("scale_rows", "scale_columns")),
     )
     observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(images[:BATCH])
     fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)
