@@ -90,7 +90,7 @@ def adapt(
         model = _adapted_heatmap(heatmap, others)
         known = len(np.unique(scans[~out]))
         mean, partly = _moved(detector, density, values(model, others), known)
-        own_rest = partly.rest(_judged(detector, mean, values(model, own)))
+        own_rest = partly.rest(replace(detector, mean=mean).judged(values(model, own)))
         rest = np.zeros((len(own_rest), images)) if not rest.size else rest
         rest[:, out] = own_rest
     model = _adapted_heatmap(heatmap, observed)
@@ -113,8 +113,3 @@ def _moved(
     share = scans / (scans + MEAN_WEIGHT)
     mean = detector.mean + share * (own.mean(0) - detector.mean)
     return mean, density.adapted((own - mean) / detector.scale, scans)
-
-
-def _judged(detector: FeatureDetector, mean: Array, values: Array) -> Array:
-    z = (values - mean) / detector.scale
-    return np.where(detector.one_sided, np.maximum(z, 0), z)

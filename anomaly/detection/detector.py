@@ -111,7 +111,7 @@ class FeatureDetector:
         """Anomaly scores (N,) of features (N, F); higher = more anomalous."""
         z = (features - self.mean) / self.scale
         best = z.max(1)
-        score = self.density.score(np.where(self.one_sided, np.maximum(z, 0), z))
+        score = self.density.score(self.judged(features))
         if self.density.counts_below and self.one_sided.all():
             return np.where(best < 0, best, score)
         return score
@@ -120,21 +120,22 @@ class FeatureDetector:
         """Parts (N,) of the scores of features (N, F), by name; empty if its kind has none."""
         if not isinstance(self.density, ExplainedDensity):
             return {}
-        return self.density.parts(self._judged(features))
+        return self.density.parts(self.judged(features))
 
     def decisive(self, features: Array) -> list[str]:
         """Name of the part that gives the score, of each of N scans; "" if its kind has none."""
         if not isinstance(self.density, ExplainedDensity):
             return [""] * len(features)
-        return self.density.decisive(self._judged(features))
+        return self.density.decisive(self.judged(features))
 
     def shares(self, features: Array) -> Array | None:
         """Shares (N, F) of the features in the part ``whole``; None if its kind has no parts."""
         if not isinstance(self.density, ExplainedDensity):
             return None
-        return self.density.shares(self._judged(features))
+        return self.density.shares(self.judged(features))
 
-    def _judged(self, features: Array) -> Array:
+    def judged(self, features: Array) -> Array:
+        """Standardised features (N, F), with one-sided ones clipped at 0."""
         z = (features - self.mean) / self.scale
         return np.where(self.one_sided, np.maximum(z, 0), z)
 

@@ -96,24 +96,20 @@ def explain(
         nowhere = np.zeros((count, *shape), np.float32)
         return Explanations({}, {}, none, nowhere, ("",) * count, ("",) * count)
     parts = detector.parts(features)
-    contributions = shares * parts["whole"][:, None]
-    columns = cell_columns(settings)
-    cells = np.zeros((count, settings.cells))
+    whole, columns = parts["whole"], cell_columns(settings)
+    by_cell = np.zeros((count, settings.cells))
     levels: dict[str, Array] = {}
-    for name, contribution in zip(detector.names, contributions.T, strict=True):
+    for name, share in zip(detector.names, shares.T, strict=True):
         if name in columns:
             level, cell = columns[name]
-            cells[:, cell] += contribution
-            levels[level] = levels.get(level, np.zeros(count)) + contribution
+            by_cell[:, cell] += share
+            levels[level] = levels.get(level, np.zeros(count)) + share * whole
+    cells = by_cell * whole[:, None]
     grid = Cells.of(placement, shape, settings.grid, settings.border)
     spread = grid.spread(cells).reshape(count, *shape).astype(np.float32)
     z = (features - detector.mean) / detector.scale
     # Of shares, not of contributions: these change their sign where the part is below 0.
     directions = (shares * np.sign(z)).sum(1) / np.maximum(np.abs(shares).sum(1), 1e-12)
-    by_cell = np.zeros((count, settings.cells))
-    for name, share in zip(detector.names, shares.T, strict=True):
-        if name in columns:
-            by_cell[:, columns[name][1]] += share
     decisive = tuple(detector.decisive(features))
     sentences = tuple(
         _sentence(part, *row)

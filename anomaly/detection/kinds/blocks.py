@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from anomaly.detection.kinds.base import FOLDS, Array, Normals, fold_of
 from anomaly.detection.kinds.ledoit_wolf import distances, shrunk_precision
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "log_distances"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,8 @@ class Blocks:
     def arrays(self) -> dict[str, Array]:
         """Return the complete state."""
         return {"group": self.group, "precision": self.precision}
+
+
+def log_distances(distances: Array) -> Array:
+    """Logarithm, with distances clipped at a thousandth of the typical distance of a normal, 1."""
+    return np.asarray(np.log(np.maximum(distances, 1e-3)))

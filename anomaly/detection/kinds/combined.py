@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.detection.kinds.base import Array, Arrays, KindSettings, Normals
-from anomaly.detection.kinds.blocks import Blocks
+from anomaly.detection.kinds.blocks import Blocks, log_distances
 from anomaly.errors import ConfigError
 
 __all__ = ["Combined", "CombinedSettings"]
@@ -143,7 +143,7 @@ class Combined:
             list(compress(normals.groups, measured)),
             normals.scans,
         )
-        whole, guard = _log(Blocks.held_out(own, block))
+        whole, guard = log_distances(Blocks.held_out(own, block))
         # The place features of normals are held out already: their heatmap was fitted without them.
         statistics = np.stack([whole, normals.judged[:, role == 1].max(1), guard])
         terms = _terms(normals.judged[:, role == 3])
@@ -178,7 +178,7 @@ class Combined:
 
     def rest(self, z: Array) -> Array:
         """Statistics (3, N) of the parts less what they are given; 0 on average of normals."""
-        whole, guard = _log(self.blocks.distances(z[:, _measured(self.role)]))
+        whole, guard = log_distances(self.blocks.distances(z[:, _measured(self.role)]))
         statistics = np.stack([whole, z[:, self.role == 1].max(1), guard])
         return np.asarray(statistics - self.given @ _terms(z[:, self.role == 3]).T)
 
@@ -240,8 +240,3 @@ def _terms(given: Array) -> Array:
     count = clipped.shape[1]
     products = [clipped[:, i] * clipped[:, j] for i in range(count) for j in range(i, count)]
     return np.column_stack([np.ones(len(given)), *clipped.T, *products])
-
-
-def _log(distances: Array) -> Array:
-    """Logarithm, with distances clipped at a thousandth of the typical distance of a normal, 1."""
-    return np.asarray(np.log(np.maximum(distances, 1e-3)))

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from anomaly.detection.kinds.base import Array, Arrays, KindSettings, Normals
-from anomaly.detection.kinds.blocks import Blocks
+from anomaly.detection.kinds.blocks import Blocks, log_distances
 from anomaly.errors import ConfigError
 
 __all__ = ["Guarded", "GuardedSettings"]
@@ -80,13 +80,15 @@ class Guarded:
         columns = zip(normals.names, normals.groups, strict=True)
         in_guard = [name in settings.guard or group in settings.guard for name, group in columns]
         block = np.array(in_guard).astype(np.intp)
-        normal = _log(Blocks.held_out(normals, block))
+        normal = log_distances(Blocks.held_out(normals, block))
         limit = np.quantile(normal, GUARD, axis=1)
         return cls(Blocks.fit(normals.z, block), normal.std(1), limit)
 
     def score(self, z: Array) -> Array:
         """Anomaly scores (N,) of standardised features (N, F)."""
-        beyond = (_log(self.blocks.distances(z)) - self.limit[:, None]) / self.spread[:, None]
+        beyond = (log_distances(self.blocks.distances(z)) - self.limit[:, None]) / self.spread[
+            :, None
+        ]
         # Both have the same scale, with the limit at 0; below it the guard does not contribute.
         guards = np.where(beyond[1:] > 0, beyond[1:], -np.inf)
         return np.asarray(np.maximum(beyond[0], guards.max(0, initial=-np.inf)))
@@ -100,8 +102,3 @@ class Guarded:
         """Restore a density from its `arrays`."""
         blocks = Blocks(arrays["group"], arrays["precision"])
         return cls(blocks, arrays["spread"], arrays["limit"])
-
-
-def _log(distances: Array) -> Array:
-    """Logarithm, with distances clipped at a thousandth of the typical distance of a normal, 1."""
-    return np.asarray(np.log(np.maximum(distances, 1e-3)))
