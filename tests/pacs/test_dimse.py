@@ -321,12 +321,14 @@ class Doorman:
                 connection, _ = self._server.accept()
             except OSError:
                 return
-            with connection:
-                connection.recv(65536)
+            with connection, connection.makefile("rb") as stream:
+                # Read the whole request (PS3.8 9.3.1: type, reserved, length, value): closing with
+                # bytes unread would reset the connection, and the peer could lose the rejection.
+                stream.read(int.from_bytes(stream.read(6)[2:], "big"))
                 self.asked += 1
                 # type 3, reserved, length 4, reserved, result, source 3 (presentation), reason 1
                 connection.sendall(bytes([3, 0, 0, 0, 0, 4, 0, self._result, 3, 1]))
-                connection.recv(1)
+                stream.read()  # until the peer has closed
 
     def close(self) -> None:
         self._server.close()

@@ -265,7 +265,16 @@ class Dimse:
         entity.requested_contexts = [
             self._dicom.build_context(sop_class, _offered(syntax)) for sop_class, syntax in contexts
         ]
-        handlers = [(self._dicom.evt.EVT_CONN_OPEN, end_alone)]
+        rejections: list[int] = []
+
+        def note(event: Any) -> None:
+            if isinstance(event.pdu, self._dicom.pdu.A_ASSOCIATE_RJ):
+                rejections.append(event.pdu.result)
+
+        # pynetdicom loses a rejection that arrives, and closes the connection, before the calling
+        # thread has looked whether there is one: note it where it is received.
+        events = self._dicom.evt
+        handlers = [(events.EVT_CONN_OPEN, end_alone), (events.EVT_PDU_RECV, note)]
         association = entity.associate(
             self.host,
             self.port,
@@ -273,9 +282,8 @@ class Dimse:
             evt_handlers=handlers,
             tls_args=self._tls,
         )
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            if answer is not None and answer.result == REJECTED_TRANSIENT:
+        if rejections:
+            if rejections[0] == REJECTED_TRANSIENT:
                 raise ArchiveUnreachable(
                     "rejected", f"{self} lets no association in at present (rejected-transient)"
                 )
