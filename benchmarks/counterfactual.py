@@ -187,7 +187,7 @@ def _sample(bundle: Bundle, images: Tensor, mask: Tensor, generator: torch.Gener
         s = torch.full_like(t, s_index)
         noise = torch.randn(images.shape, generator=generator)
         x = torch.where(mask, x, levels.perturb(images, t, noise))
-        eps_hat, _ = predict_noise(bundle.network, x, t, levels)
+        eps_hat = predict_noise(bundle.network, x, t, levels)
         clean = clean_estimate(x, eps_hat, t, levels).detach().clamp(-1, 1)
         if s_index == 0:
             return torch.where(mask, clean, images)

@@ -74,7 +74,7 @@ def denoising_errors(classifier: nn.Module, fields: Tensor, levels: NoiseLevels)
         t = torch.full((len(fields),), rung)
         eps = torch.randn(fields.shape, generator=torch.Generator().manual_seed(rung))
         eps = eps.to(fields.dtype)
-        eps_hat, _ = predict_noise(classifier, levels.perturb(fields, t, eps), t, levels)
+        eps_hat = predict_noise(classifier, levels.perturb(fields, t, eps), t, levels)
         errors.append(float((eps - eps_hat).square().mean()))
     return errors
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.errors import ConfigError
 
 __all__ = [
+    "HasInputGradient",
     "Network",
     "bits_per_dim",
     "clean_estimate",
@@ -33,7 +35,10 @@ __all__ = [
     "grey_step",
     "log_density",
     "log_ratio",
+    "log_ratio_gradient",
     "log_reference",
+    "logits_and_gradient",
+    "noise_of_gradient",
     "predict_noise",
     "score",
 ]
@@ -71,10 +76,59 @@ def log_density(logits: Tensor, x: Tensor) -> Tensor:
     return log_reference(x)[:, None] + wide - wide[:, -1:]
 
 
-def predict_noise(
-    network: Network, x_t: Tensor, t: Tensor, levels: NoiseLevels, *, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Optimal denoiser ``E[eps | x_t]`` (eq. 8), with the logits it came from.
+@runtime_checkable
+class HasInputGradient(Protocol):
+    """A network that computes its input gradient by forward operations (`anomaly.cdm.layers`)."""
+
+    def log_ratio_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Gradient of ``F(x, t)`` by x: (B, C, H, W)."""
+        ...
+
+    def logits_and_gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T + 2), and the same gradient."""
+        ...
+
+
+def log_ratio_gradient(network: Network, x: Tensor, t: Tensor) -> Tensor:
+    """Gradient of ``F(x, t)`` by x, without a graph: (B, C, H, W).
+
+    Parameters
+    ----------
+    network : callable (B, C, H, W) -> (B, T + 2)
+        Its own `HasInputGradient.log_ratio_gradient` is used if it has one, else autograd.
+    x : Tensor (B, C, H, W)
+    t : Tensor (B,) int64
+    """
+    with torch.no_grad():
+        if isinstance(network, HasInputGradient):
+            return network.log_ratio_gradient(x.detach(), t)
+        return logits_and_gradient(network, x, t)[1]
+
+
+def logits_and_gradient(network: Network, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, T + 2), and the gradient of ``F(x, t)`` by x (B, C, H, W).
+
+    Both can be differentiated by the parameters where gradients are enabled. Parameters as in
+    `log_ratio_gradient`.
+    """
+    if isinstance(network, HasInputGradient):
+        return network.logits_and_gradient(x.detach(), t)
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = network(leaf)
+        ratio = log_ratio(logits, t).sum()
+        (gradient,) = torch.autograd.grad(ratio, leaf, create_graph=differentiable)
+    return (logits if differentiable else logits.detach()), gradient
+
+
+def noise_of_gradient(gradient: Tensor, x_t: Tensor, t: Tensor, levels: NoiseLevels) -> Tensor:
+    """Optimal denoiser ``E[eps | x_t]`` (eq. 8) from the gradient of ``F(x_t, t)``."""
+    return levels.sigma_at(t, x_t) * (gradient + x_t)
+
+
+def predict_noise(network: Network, x_t: Tensor, t: Tensor, levels: NoiseLevels) -> Tensor:
+    """Optimal denoiser ``E[eps | x_t]`` (eq. 8), without a graph: (B, C, H, W).
 
     Parameters
     ----------
@@ -82,27 +136,13 @@ def predict_noise(
     x_t : Tensor (B, C, H, W)
     t : Tensor (B,) int64
     levels : NoiseLevels
-    create_graph : bool
-        Keep the graph, so that a loss can be differentiated through the gradient.
-
-    Returns
-    -------
-    eps_hat : Tensor (B, C, H, W)
-    logits : Tensor (B, T + 2)
     """
-    with torch.enable_grad():
-        x = x_t.detach().requires_grad_()
-        logits = network(x)
-        (gradient,) = torch.autograd.grad(log_ratio(logits, t).sum(), x, create_graph=create_graph)
-    return levels.sigma_at(t, x_t) * (gradient + x_t), logits
+    return noise_of_gradient(log_ratio_gradient(network, x_t, t), x_t, t, levels)
 
 
 def score(network: Network, x: Tensor, t: Tensor) -> Tensor:
     """``grad_x log p_t(x) = -(grad_x F(x, t) + x)``: (B, C, H, W); defined at level 0 too."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(log_ratio(network(leaf), t).sum(), leaf)
-    return -(gradient + x)
+    return -(log_ratio_gradient(network, x, t) + x.detach())
 
 
 def clean_estimate(x_t: Tensor, eps_hat: Tensor, t: Tensor, levels: NoiseLevels) -> Tensor:

@@ -18,12 +18,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomaly.cdm.layers import (
+    Normalized,
+    Residual,
+    Stage,
+    convolution,
+    convolution_gradient,
+    normalize,
+    normalize_gradient,
+    silu_gradient,
+)
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.shapes import check_size, refuse_less
 
@@ -92,16 +102,15 @@ class Encoder(nn.Module):
         self.stride = settings.stride
         self.level_count = len(levels)
         inputs = settings.channels * settings.patch**2 + 2
-        self.stem = _convolution(inputs, settings.widths[0], 3, padding=1)
+        self.stem = convolution(inputs, settings.widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            nn.Sequential(*[_Residual(width) for _ in range(settings.blocks)])
-            for width in settings.widths
+            Stage(*[Residual(width) for _ in range(settings.blocks)]) for width in settings.widths
         )
         self.reads = nn.ModuleList(
-            _convolution(width, settings.features, 1) for width in settings.widths
+            convolution(width, settings.features, 1) for width in settings.widths
         )
         self.downs = nn.ModuleList(
-            _convolution(fine, coarse, 2, stride=2)
+            convolution(fine, coarse, 2, stride=2)
             for fine, coarse in zip(settings.widths[:-1], settings.widths[1:], strict=True)
         )
         sums = settings.features * len(settings.widths)
@@ -126,79 +135,119 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, T + 2)."""
-        check_size(x, self.stride)
-        h = functional.pixel_unshuffle(x, self.patch)
-        h = self.stem(torch.cat([h, _position(h)], 1))
-        sums = []
-        for scale, (stage, read) in enumerate(zip(self.stages, self.reads, strict=True)):
-            # The finest scale is not normalised, because contrast distinguishes noise levels.
-            if scale:
-                h = self._normalized(self.downs[scale - 1](h))
-            h = stage(h)
-            if scale:
-                h = self._normalized(h)
-            sums.append(self._summed(read(h), scale))
-        dims = x[0].numel()
-        pooled = torch.cat([*sums, torch.full_like(sums[0][:, :1], dims)], 1)
-        with torch.autocast(x.device.type, enabled=False):  # sums over an image exceed bfloat16
-            weights: Tensor = self.level_weights(self.embedding)
-            pooled = pooled.to(weights.dtype)
-            return pooled @ weights.T * self.gain + self.offset * math.sqrt(dims)
+        return self._logits(self._scales(x), x[0].numel())
+
+    def logits_and_gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T + 2), and the gradient of ``F(x, t)`` (B, C, H, W) without autograd."""
+        scales = self._scales(x)
+        return self._logits(scales, x[0].numel()), self._gradient(scales, t)
+
+    def log_ratio_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Gradient of ``F(x, t)`` (B, C, H, W), for levels `t` (B,), without autograd."""
+        return self._gradient(self._scales(x), t)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """Parts of the network whose health is checked: the residual blocks of every scale."""
         return {f"scale {scale}": stage for scale, stage in enumerate(self.stages, start=1)}
 
-    def _normalized(self, h: Tensor) -> Tensor:
-        """Features with root mean square 1 over the channels of every position.
+    def _scales(self, x: Tensor) -> list[_Scale]:
+        """Run the convolutions."""
+        check_size(x, self.stride)
+        h = functional.pixel_unshuffle(x, self.patch)
+        # With channels innermost, convolutions and their gradients need no copies of features.
+        h = torch.cat([h, _position(h)], 1).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
+        scales = []
+        for number, (stage, read) in enumerate(zip(self.stages, self.reads, strict=True)):
+            entry = end = None
+            # The finest scale is not normalised, because contrast distinguishes noise levels.
+            if number:
+                h = self.downs[number - 1](h)
+                if self.normalize:
+                    entry = normalize(h)
+                    h = entry.features
+            hidden: list[Tensor] = []
+            h = stage(h, hidden)
+            if number and self.normalize:
+                end = normalize(h)
+                h = end.features
+            scales.append(_Scale(entry, hidden, end, read(h)))
+        return scales
 
-        This is the pixel norm of Karras et al. 2018 (arXiv 1710.10196, section 4.2). Its second
-        derivative takes a few products only, while that of group norm is slow.
+    def _logits(self, scales: list[_Scale], dims: int) -> Tensor:
+        sums = []
+        for number, (_, _, _, read) in enumerate(scales):
+            linear, weight = self._read_slopes(number)
+            wide = torch.promote_types(read.dtype, torch.float32)
+            total = weight * functional.silu(read).sum((2, 3), dtype=wide)
+            if linear:
+                total = total + linear * read.sum((2, 3), dtype=wide)
+            sums.append(total)
+        pooled = torch.cat([*sums, torch.full_like(sums[0][:, :1], dims)], 1)
+        device = pooled.device.type
+        with torch.autocast(device, enabled=False):  # sums over an image exceed bfloat16
+            weights: Tensor = self.level_weights(self.embedding)
+            pooled = pooled.to(weights.dtype)
+            return pooled @ weights.T * self.gain + self.offset * math.sqrt(dims)
+
+    def _gradient(self, scales: list[_Scale], t: Tensor) -> Tensor:
+        """Run the convolutions backwards, from the weights of ``F(x, t)`` on the sums."""
+        with torch.autocast(t.device.type, enabled=False):
+            weights = self.level_weights(self.embedding) * self.gain[:, None]
+            of_sums = (weights[-1] - weights[t])[:, :-1, None, None].chunk(len(scales), 1)
+        g = self._sum_gradient(len(scales) - 1, scales[-1].read, of_sums[-1])
+        for number in reversed(range(len(scales))):
+            scale = scales[number]
+            if scale.end is not None:
+                g = normalize_gradient(g, scale.end)
+            g = cast(Stage, self.stages[number]).gradient(g, scale.hidden)
+            if scale.entry is not None:
+                g = normalize_gradient(g, scale.entry)
+            if number:
+                finer = number - 1
+                g = convolution_gradient(g, cast(nn.Conv2d, self.downs[finer]))
+                g = g + self._sum_gradient(finer, scales[finer].read, of_sums[finer])
+        of_input = convolution_gradient(g, self.stem)[:, :-2]  # without the position
+        return functional.pixel_shuffle(of_input, self.patch)
+
+    def _sum_gradient(self, number: int, read: Tensor, of_sums: Tensor) -> Tensor:
+        """Gradient by the features of a scale, through its sums (B, features, 1, 1) alone."""
+        linear, weight = self._read_slopes(number)
+        g = silu_gradient(weight * of_sums, read)
+        if linear:
+            g = g + linear * of_sums
+        return convolution_gradient(g, cast(nn.Conv2d, self.reads[number]))
+
+    def _read_slopes(self, number: int) -> tuple[float, float]:
+        """Weights of the sums of the features of a scale and of their SiLU.
+
+        The linear part has a slope where SiLU is flat. Every scale has a quarter of the positions
+        of the previous one. A factor of 2 per scale compensates in part; otherwise the coarsest
+        scale, with 16 positions for 64x64 pixels, would contribute very little.
         """
         if not self.normalize:
-            return h
-        normalized: Tensor = h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-4)
-        return normalized
-
-    def _summed(self, h: Tensor, scale: int) -> Tensor:
-        """Sum over the image of SiLU with a linear part against saturation: (B, features)."""
-        if not self.normalize:
-            return functional.silu(h).sum((2, 3), dtype=torch.float32)
-        active = (1 - READ_SLOPE) * functional.silu(h) + READ_SLOPE * h
-        # Every scale has a quarter of the positions of the previous one. A factor of 2 per scale
-        # compensates in part; otherwise the coarsest scale, with 16 positions for 64x64 pixels,
-        # would contribute very little.
-        sums: Tensor = 2**scale * active.sum((2, 3), dtype=torch.float32)
-        return sums
+            return 0.0, 1.0
+        return 2**number * READ_SLOPE, 2**number * (1 - READ_SLOPE)
 
 
-class _Residual(nn.Module):
-    """``h + conv(silu(conv(h)))``."""
+class _Scale(NamedTuple):
+    """Values of one scale, for the sums and for the input gradient.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = _convolution(width, width, 3, padding=1)
-        self.second = _convolution(width, width, 3, padding=1)
-        # A small initial branch preserves the size of the features without a norm layer.
-        self.second.weight.data.mul_(0.3)
-
-    def forward(self, h: Tensor) -> Tensor:
-        branch: Tensor = self.second(functional.silu(self.first(h)))
-        return h + branch
-
-
-def _convolution(
-    inputs: int, outputs: int, side: int, *, stride: int = 1, padding: int = 0
-) -> nn.Conv2d:
-    """Convolution with an initialisation that preserves the size of features (He et al. 2015).
-
-    With PyTorch's default, features shrink layer by layer. Near zero SiLU is a parabola, so the
-    input gradient of its sums is linear in x, and non-linear denoising is learned late.
+    Attributes
+    ----------
+    entry, end : Normalized or None
+        Before and after the residual blocks.
+    hidden : list of Tensor
+        Values before the activation of every residual block.
+    read : Tensor (B, features, H, W)
+        Values before the activation that is summed.
     """
-    layer = nn.Conv2d(inputs, outputs, side, stride=stride, padding=padding)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return layer
+
+    entry: Normalized | None
+    hidden: list[Tensor]
+    end: Normalized | None
+    read: Tensor
 
 
 def _position(h: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ class _DiagonalGaussianCDM(nn.Module):
         """Return (B, T + 2) from coordinates (B, d)."""
         return z.square() @ self.quadratic.T + z @ self.linear.T + self.constant
 
+    def log_ratio_slopes(self, z: Tensor, t: Tensor) -> Tensor:
+        """Gradient of ``F(., t) = f_{T+1} - f_t`` by the coordinates: (B, d)."""
+        curvature = self.quadratic[-1] - self.quadratic[t]
+        return 2 * z * curvature + (self.linear[-1] - self.linear[t])
+
 
 class GaussianCDM(_DiagonalGaussianCDM):
     """Optimal classifier for ``N(mean, covariance)`` data.
@@ -134,7 +139,17 @@ class CosineGaussianCDM(_DiagonalGaussianCDM):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, T + 2) of images (B, C, H, W)."""
-        return self.logits((self.rows @ x @ self.columns.T).flatten(1))
+        return self.logits(self._coefficients(x).flatten(1))
+
+    def log_ratio_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Gradient of ``F(x, t)`` by x: (B, C, H, W), for levels `t` (B,)."""
+        z = self._coefficients(x)
+        slopes = self.log_ratio_slopes(z.flatten(1), t).view_as(z)
+        return self.rows.T @ slopes @ self.columns
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        """Coefficients (B, C, H, W) of images in the cosine basis."""
+        return self.rows @ x @ self.columns.T
 
 
 def cosine_basis(size: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly.cdm.density import predict_noise
+from anomaly.cdm.density import logits_and_gradient, noise_of_gradient
 from anomaly.cdm.levels import NoiseLevels
 
 __all__ = ["POWERS", "CDMLoss", "LossTerms", "inverse_error_weights", "stratified_levels"]
@@ -72,9 +72,8 @@ class CDMLoss(nn.Module):
         t : Tensor (B,) int64
         """
         x_t = self.levels.perturb(x_0, t, eps)
-        eps_hat, logits = predict_noise(
-            self.network, x_t, t, self.levels, create_graph=torch.is_grad_enabled()
-        )
+        logits, gradient = logits_and_gradient(self.network, x_t, t)
+        eps_hat = noise_of_gradient(gradient, x_t, t, self.levels)
         cross_entropy = functional.cross_entropy(logits, t, reduction="none")
         denoising = (eps - eps_hat).square().flatten(1).mean(1)
         weights = self.weights.to(denoising)[t]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anomaly.cdm.density import log_ratio_gradient, logits_and_gradient
 from anomaly.cdm.encoder import Encoder, EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
@@ -68,3 +69,24 @@ class LevelClassifier(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 logits = logits + self.base(x)
         return logits
+
+    def logits_and_gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T + 2), and the gradient of ``F(x, t)`` by x (B, C, H, W).
+
+        Both can be differentiated by the parameters.
+        """
+        logits, gradient = logits_and_gradient(self.network, x, t)
+        logits = logits + self.intercept
+        if self.base is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                logits = logits + self.base(x)
+                gradient = gradient + self.base.log_ratio_gradient(x, t)
+        return logits, gradient
+
+    def log_ratio_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """Gradient of ``F(x, t)`` by x, without a graph: (B, C, H, W)."""
+        gradient = log_ratio_gradient(self.network, x, t)
+        if self.base is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                gradient = gradient + self.base.log_ratio_gradient(x, t)
+        return gradient

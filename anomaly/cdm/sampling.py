@@ -85,7 +85,7 @@ def sample(
     for t_index, s_index in pairwise(ladder):
         t = torch.full((len(x),), t_index, device=x.device)
         s = torch.full_like(t, s_index)
-        eps_hat, _ = predict_noise(network, x, t, levels)
+        eps_hat = predict_noise(network, x, t, levels)
         x_0 = clean_estimate(x, eps_hat, t, levels)
         alpha_t, sigma_t = levels.alpha_at(t, x), levels.sigma_at(t, x)
         alpha_s, sigma_s = levels.alpha_at(s, x), levels.sigma_at(s, x)

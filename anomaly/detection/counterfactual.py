@@ -172,5 +172,5 @@ def _expect(
 def _denoised(network: Network, levels: NoiseLevels, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """``E[x_0 | x_t]`` of images noised to level `t` with the same noise (C, H, W) for all."""
     x_t = levels.perturb(x, t, noise.expand_as(x))
-    eps_hat, _ = predict_noise(network, x_t, t, levels)
+    eps_hat = predict_noise(network, x_t, t, levels)
     return clean_estimate(x_t, eps_hat.detach(), t, levels)

@@ -77,7 +77,7 @@ def test_denoiser_and_score_are_the_analytic_ones_at_all_levels(
     # (eps, x_t) are jointly normal, with covariance sigma I:
     # E[eps | x_t] = sigma (alpha^2 Sigma + sigma^2 I)^-1 (x_t - alpha m).
     pulled = torch.linalg.solve(spread, x.flatten(1) - centre).reshape(x.shape)
-    eps_hat, _ = predict_noise(network, x, t, levels)
+    eps_hat = predict_noise(network, x, t, levels)
     sigma = levels.sigma.reshape(-1, 1, 1, 1)
     torch.testing.assert_close(eps_hat, sigma * pulled, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(score(network, x, t), -pulled, rtol=1e-6, atol=1e-6)
@@ -99,7 +99,7 @@ def test_denoising_error_is_the_bayes_optimum(name: str) -> None:
         t = torch.full((count,), level)
         eps = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
         x_t = levels.perturb(clean, t, eps)
-        eps_hat, _ = predict_noise(GaussianCDM(mean, covariance, levels), x_t, t, levels)
+        eps_hat = predict_noise(GaussianCDM(mean, covariance, levels), x_t, t, levels)
         error = (eps - eps_hat).square().flatten(1).mean(1)
         signal = levels.alpha[level] ** 2 * eigen
         expected = (signal / (signal + levels.sigma[level] ** 2)).mean()
