@@ -144,11 +144,12 @@ class Residual(nn.Module):
 class Stage(nn.Sequential):
     """The residual blocks of one scale."""
 
-    def forward(self, h: Tensor, hidden: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """Return the features; append to `hidden` what `gradient` needs of every block."""
+    def forward(self, h: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Return the features; append to `hidden`, if given, what `gradient` needs of blocks."""
         for block in self:
             h, values = block(h)
-            hidden.append(values)
+            if hidden is not None:
+                hidden.append(values)
         return h
 
     def gradient(self, g: Tensor, hidden: list[Tensor]) -> Tensor:

@@ -97,13 +97,14 @@ def explain(
         return Explanations({}, {}, none, nowhere, ("",) * count, ("",) * count)
     parts = detector.parts(features)
     whole, columns = parts["whole"], cell_columns(settings)
-    by_cell = np.zeros((count, settings.cells))
-    levels: dict[str, Array] = {}
-    for name, share in zip(detector.names, shares.T, strict=True):
-        if name in columns:
-            level, cell = columns[name]
-            by_cell[:, cell] += share
-            levels[level] = levels.get(level, np.zeros(count)) + share * whole
+    local = [index for index, name in enumerate(detector.names) if name in columns]
+    places = [columns[detector.names[index]] for index in local]
+    of_cell = np.zeros((len(local), settings.cells))
+    of_cell[np.arange(len(local)), [cell for _, cell in places]] = 1
+    by_cell = shares[:, local] @ of_cell
+    names = list(dict.fromkeys(level for level, _ in places))
+    of_level = np.array([[level == name for name in names] for level, _ in places], dtype=float)
+    levels = dict(zip(names, (whole[:, None] * (shares[:, local] @ of_level)).T, strict=True))
     cells = by_cell * whole[:, None]
     grid = Cells.of(placement, shape, settings.grid, settings.border)
     spread = grid.spread(cells).reshape(count, *shape).astype(np.float32)

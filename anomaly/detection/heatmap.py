@@ -31,9 +31,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.special import ndtri
 
+from anomaly.detection.blur import blurred
 from anomaly.detection.placement import Placement
 from anomaly.errors import CalibrationError, ConfigError
 
@@ -208,7 +208,7 @@ class HeatmapModel:
         aligned = placement.aligned(channels)
         # The variance is smoothed: an estimate from few scans at one pixel is noisy, and one
         # that is too small would give evidence on every new scan.
-        variance = _smooth(aligned.var(0, dtype=np.float64), 2.0)
+        variance = blurred(aligned.var(0, dtype=np.float64), 2.0)
         # A border without variation would divide by zero; a hundredth of the mean deviation
         # is far below anything visible.
         scale = np.sqrt(np.maximum(variance, 1e-4 * variance.mean((1, 2), keepdims=True)))
@@ -234,9 +234,9 @@ class HeatmapModel:
         aligned = placement.aligned(channels)
         share = len(aligned) / (len(aligned) + SITE_WEIGHT)
         # Of few scans, only what neighbouring places share is known.
-        change = _smooth(aligned.mean(0, dtype=np.float64) - self.mean, 2.0)
+        change = blurred(aligned.mean(0, dtype=np.float64) - self.mean, 2.0)
         mean = (self.mean + share * change).astype(np.float32)
-        spread = _smooth(np.square(aligned - mean).mean(0, dtype=np.float64), 2.0)
+        spread = blurred(np.square(aligned - mean).mean(0, dtype=np.float64), 2.0)
         count = 10 * SITE_WEIGHT
         variance = (count * np.square(self.scale) + len(aligned) * spread) / (count + len(aligned))
         scale = np.sqrt(variance).astype(np.float32)
@@ -273,17 +273,17 @@ class HeatmapModel:
     ) -> NDArray[np.float32]:
         """Channels (N, K, H, W) relative to normal scans, the whole scan and the surroundings."""
         visible = ~(blank | _rim(blank.shape[1:], self.rim))
-        result = np.zeros(channels.shape, dtype=np.float32)
-        for index, (maps, seen) in enumerate(zip(channels, visible, strict=True)):
-            if not seen.any():
-                continue
-            place = placement.select(slice(index, index + 1))
-            mean, scale = place.in_images(self.mean)[0], place.in_images(self.scale)[0]
-            z = (maps - mean) / scale
-            # Normal scans have 0.6 to 0.9; a scan equal to the mean would divide by zero.
-            usual = max(float(np.median(np.sqrt(np.square(z).mean(0))[seen])), 1e-3)
-            result[index] = _against_surroundings(z / usual, seen, self.smoothing)
-        return result
+        count = len(self.mean)
+        read = placement.in_images(np.concatenate([self.mean, self.scale]))
+        z = (channels - read[:, :count]) / read[:, count:]
+        size = np.sqrt(np.square(z).mean(1))
+        # Normal scans have 0.6 to 0.9; a scan equal to the mean would divide by zero.
+        usual = [
+            max(float(np.median(own[seen])), 1e-3) if seen.any() else 1.0
+            for own, seen in zip(size, visible, strict=True)
+        ]
+        z /= np.array(usual, dtype=np.float32)[:, None, None, None]
+        return _against_surroundings(z, visible, self.smoothing)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return everything but the settings, for saving."""
@@ -360,30 +360,19 @@ def _channels(
 ) -> NDArray[np.float32]:
     """Weighted and smoothed sums (N, K, H, W) of residuals (N, L, H, W)."""
     added: NDArray[np.float32] = np.einsum("nlhw,kl->nkhw", residuals, weights)
-    return np.stack([_smooth(added[:, k], scale) for k, scale in enumerate(smoothing)], 1)
+    return np.stack([blurred(added[:, k], scale) for k, scale in enumerate(smoothing)], 1)
 
 
 def _against_surroundings(
     relative: NDArray[np.float32], seen: NDArray[np.bool_], smoothing: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Divide channels (K, H, W) by the root mean square of their surroundings, half and half."""
+    """Divide channels (N, K, H, W) by the root mean square of their surroundings, half and half."""
     weight = seen.astype(np.float32)
     result = np.empty_like(relative)
     for k, scale in enumerate(smoothing):
         sigma = SURROUNDINGS * max(scale, 0.5)
-        power = _wide(np.square(relative[k]) * weight, sigma) / np.maximum(
-            _wide(weight, sigma), 1e-3
-        )
-        result[k] = np.where(seen, relative[k] / np.sqrt(0.5 + 0.5 * power), 0)
+        # Nothing lies beyond the border.
+        around = blurred(np.square(relative[:, k]) * weight, sigma, "constant", reach=3)
+        power = around / np.maximum(blurred(weight, sigma, "constant", reach=3), 1e-3)
+        result[:, k] = np.where(seen, relative[:, k] / np.sqrt(0.5 + 0.5 * power), 0)
     return result
-
-
-def _wide(map_: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Gaussian blur of a map (H, W); nothing lies beyond the border."""
-    return np.asarray(ndimage.gaussian_filter(map_, sigma, mode="constant", truncate=3))
-
-
-def _smooth(maps: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
-    """Gaussian blur over the last two axes; the border repeats."""
-    widths = (0.0,) * (maps.ndim - 2) + (sigma, sigma)
-    return np.asarray(ndimage.gaussian_filter(maps, widths, mode="nearest"))

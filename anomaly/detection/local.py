@@ -26,10 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped, unused-ignore]
-from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor
 
+from anomaly.detection.blur import blurred
 from anomaly.detection.placement import Placement
 
 __all__ = [
@@ -94,9 +95,9 @@ class Cells:
         # Distances to the middle of a cell, in units of the blur of its edge.
         away = np.abs(places[:, None] - centres[:, None, None]) * (grid / SOFTNESS)
         half = 0.5 / SOFTNESS
+        near = torch.from_numpy(np.minimum(away, _FARTHEST).astype(np.float32))
         # In this form the difference of two nearly equal values never vanishes far outside.
-        away = np.minimum(away, _FARTHEST).astype(np.float32)
-        inside = ndtr(half - away) - ndtr(-half - away)
+        inside = (_beyond(near - half) - _beyond(near + half)).numpy()
         return cls(inside[..., 0], inside[..., 1])
 
     def means(self, maps: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -111,11 +112,16 @@ class Cells:
 
     def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Share values (N, G G) of cells out over their pixels, (N, H W); the sums are kept."""
-        result = []
-        for own, rows, columns in zip(values, self.rows, self.columns, strict=True):
-            total = rows.astype(np.float64) @ columns.T.astype(np.float64)
-            result.append((rows * ((own.reshape(total.shape) / total) @ columns)).sum(0))
-        return np.asarray(result, dtype=np.float64)
+        rows, columns = (torch.from_numpy(part).double() for part in (self.rows, self.columns))
+        total = rows @ columns.mT
+        shares = torch.from_numpy(values).reshape(total.shape) / total
+        return np.asarray((rows * (shares @ columns)).sum(1).numpy(), dtype=np.float64)
+
+
+def _beyond(z: Tensor) -> Tensor:
+    """Share of a standard Gaussian above z, with full relative precision in the upper tail."""
+    share: Tensor = torch.special.erfc(z * 0.5**0.5) * 0.5
+    return share
 
 
 def cell_energies(maps: NDArray[np.float32], cells: Cells) -> NDArray[np.float64]:
@@ -133,10 +139,9 @@ def image_bands(images: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     Band ``k`` is the difference of two Gaussian blurs, of sigma `FINEST` ``2**(k - 1)`` and
     ``2**k`` pixels; the first uses the image itself as the sharper one. Borders repeat.
     """
-    sigmas = FINEST * 2.0 ** np.arange(count)
-    blurred = [gaussian_filter(images, (0, sigma, sigma), mode="nearest") for sigma in sigmas]
-    sharper = [images, *blurred]
-    bands = [fine - coarse for fine, coarse in zip(sharper, blurred, strict=False)]
+    blurrier = [blurred(images, FINEST * 2.0**number) for number in range(count)]
+    sharper = [images, *blurrier]
+    bands = [fine - coarse for fine, coarse in zip(sharper, blurrier, strict=False)]
     return np.stack(bands, 1).astype(np.float32)
 
 

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped, unused-ignore]
-from scipy.signal import fftconvolve  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
+from anomaly.detection.blur import blurred
 from anomaly.detection.placement import Placement, frame_positions, matrices, sample
 from anomaly.errors import ConfigError
 
@@ -80,17 +79,18 @@ def register(images: NDArray[np.float32], reference: NDArray[np.float32]) -> Pla
             "size that the network was trained at"
         )
     height, width = reference.shape
-    places = frame_positions(min(height, SAMPLES), min(width, SAMPLES))
+    # Single precision: a step is judged by whether it helps, not by how exact it is.
+    places = frame_positions(min(height, SAMPLES), min(width, SAMPLES)).float()
     window = ((0.5 - places.abs()) / FADE).clamp(0, 1).prod(1)
     window = window / window.sum()
     start = whole_pixel_shifts(images, reference) / (height, width)
-    parameters = torch.zeros((len(images), len(USUAL)), dtype=torch.float64)
+    parameters = torch.zeros(len(images), len(USUAL))
     parameters[:, :2] = torch.from_numpy(start)
     for blur in BLURS:
         pair = (_details(images, blur), _details(reference[None], blur))
         fit = _refined(_Comparison(*pair, places, window), parameters)
         parameters = fit.parameters
-    return Placement(parameters.numpy(), fit.agreement.numpy())
+    return Placement(parameters.double().numpy(), fit.agreement.double().numpy())
 
 
 def whole_pixel_shifts(
@@ -99,18 +99,24 @@ def whole_pixel_shifts(
     """Shift (N, 2) of every image in whole pixels with the best correlation of the inner frame."""
     height, width = reference.shape
     rows, columns = int(height * MARGIN), int(width * MARGIN)
-    inner = _unshaded(reference)[rows : height - rows, columns : width - columns]
+    inner = torch.from_numpy(_unshaded(reference)[rows : height - rows, columns : width - columns])
     inner = inner - inner.mean()
-    mirrored, ones = inner[None, ::-1, ::-1], np.ones((1, *inner.shape))
-    detail = _unshaded(images)
-    product = fftconvolve(detail, mirrored, "valid", axes=(1, 2))
-    mean = fftconvolve(detail, ones, "valid", axes=(1, 2)) / inner.size
-    power = fftconvolve(detail**2, ones, "valid", axes=(1, 2)) / inner.size
+    detail = torch.from_numpy(_unshaded(images))
+    # Correlation at shifts 0 .. 2 margin; nothing wraps around, because the rest of the frame is 0.
+    spectrum = torch.fft.rfft2(detail) * torch.fft.rfft2(inner, s=(height, width)).conj()
+    product = torch.fft.irfft2(spectrum, s=(height, width))[:, : 2 * rows + 1, : 2 * columns + 1]
+    down, across = (_window_sums(side, 2 * m) for side, m in ((height, rows), (width, columns)))
+    mean, power = (down @ part @ across.T / inner.numel() for part in (detail, detail.square()))
     # The floor avoids 0 / 0 for a window without any detail.
-    correlation = product / np.sqrt(np.maximum(power - mean**2, 1e-9))
-    best = correlation.reshape(len(images), -1).argmax(1)
+    correlation = product / (power - mean.square()).clamp_min(1e-9).sqrt()
+    best = correlation.flatten(1).argmax(1).numpy()
     peaks = np.unravel_index(best, correlation.shape[1:])
     return np.stack(peaks, 1).astype(np.float64) - (rows, columns)
+
+
+def _window_sums(side: int, shifts: int) -> Tensor:
+    """Matrix (shifts + 1, side) float64: sums over all but `shifts` values, from every start."""
+    return torch.ones(side, side, dtype=torch.float64).triu().tril(side - shifts - 1)[: shifts + 1]
 
 
 @dataclass(frozen=True)
@@ -162,10 +168,10 @@ class _Comparison:
     ) -> None:
         height, width = images.shape[1:]
         rows, columns = np.gradient(images, axis=(1, 2))
-        self.maps = torch.from_numpy(np.stack([images, rows * height, columns * width], 1))
+        self.maps = torch.from_numpy(np.stack([images, rows * height, columns * width], 1)).float()
         self.places, self.window = places, window
-        self.usual = torch.tensor(USUAL, dtype=torch.float64)
-        values = sample(torch.from_numpy(reference)[:, None], places[None])[0, 0]
+        self.usual = torch.tensor(USUAL)
+        values = sample(torch.from_numpy(reference)[:, None].float(), places[None])[0, 0]
         values = values - (values * window).sum()
         self.reference = values / (values.square() * window).sum().sqrt().clamp_min(1e-6)
 
@@ -186,8 +192,8 @@ class _Comparison:
 def _refined(comparison: _Comparison, parameters: Tensor) -> _Fit:
     """Take `STEPS` damped Gauss-Newton steps; each image has its own damping."""
     prior = 1 / (comparison.usual.square() * TRUST)
-    largest = torch.tensor(LARGEST, dtype=torch.float64)
-    damping = torch.full((len(parameters), 1), 1e-2, dtype=torch.float64)
+    largest = torch.tensor(LARGEST)
+    damping = torch.full((len(parameters), 1), 1e-2)
     fit = comparison.at(parameters)
     for _ in range(STEPS):
         slopes = _slopes(comparison, fit)
@@ -221,15 +227,14 @@ def _slopes(comparison: _Comparison, fit: _Fit) -> Tensor:
 
 def _details(images: NDArray[np.float32], blur: float) -> NDArray[np.float64]:
     """Images (N, H, W) blurred by a share of their sides, minus their slow shading."""
-    return _unshaded(_blurred(images.astype(np.float64), blur))
+    return _unshaded(_share_blurred(images.astype(np.float64), blur))
 
 
 def _unshaded(images: NDArray[np.floating]) -> NDArray[np.float64]:
     wide = images.astype(np.float64)
-    return np.asarray(wide - _blurred(wide, SHADING))
+    return wide - _share_blurred(wide, SHADING)
 
 
-def _blurred(images: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    sides = images.shape[-2:]
-    sigmas = [0.0] * (images.ndim - 2) + [share * side for side in sides]
-    return np.asarray(gaussian_filter(images, sigmas, mode="nearest"))
+def _share_blurred(images: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    height, width = images.shape[-2:]
+    return blurred(images, (share * height, share * width))

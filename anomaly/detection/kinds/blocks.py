@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.detection.kinds.base import FOLDS, Array, Normals, fold_of
-from anomaly.detection.kinds.ledoit_wolf import distances, shrunk_precision
+from anomaly.detection.kinds.ledoit_wolf import shrunk_precision
 
 __all__ = ["Blocks", "log_distances"]
 
@@ -49,12 +49,15 @@ class Blocks:
         return result
 
     def distances(self, z: Array) -> Array:
-        """Distances (G, N) of standardised features (N, F)."""
-        rows = []
-        for index in range(int(self.group.max()) + 1):
-            columns = np.flatnonzero(self.group == index)
-            rows.append(distances(z[:, columns], self.precision[np.ix_(columns, columns)]))
-        return np.stack(rows)
+        """Root mean square distances (G, N) of standardised features (N, F)."""
+        terms = self.terms(z)
+        groups = [self.group == index for index in range(int(self.group.max()) + 1)]
+        return np.sqrt([terms[:, own].sum(1) / own.sum() for own in groups])
+
+    def terms(self, z: Array) -> Array:
+        """Terms (N, F) of the squared distances: those of a block add up to its own."""
+        terms: Array = z * (z @ self.precision)
+        return terms
 
     def arrays(self) -> dict[str, Array]:
         """Return the complete state."""

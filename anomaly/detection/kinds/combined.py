@@ -205,12 +205,10 @@ class Combined:
     def shares(self, z: Array) -> Array:
         """Share of every feature (N, F) in the squared whole-image distance; 0 for the others."""
         measured = np.flatnonzero(_measured(self.role))
-        columns = measured[self.blocks.group == 0]
         inner = self.blocks.group == 0
-        own = z[:, columns]
-        products = own * (own @ self.blocks.precision[np.ix_(inner, inner)])
+        terms = self.blocks.terms(z[:, measured])[:, inner]
         shares = np.zeros_like(z)
-        shares[:, columns] = products / np.maximum(products.sum(1, keepdims=True), 1e-12)
+        shares[:, measured[inner]] = terms / np.maximum(terms.sum(1, keepdims=True), 1e-12)
         return shares
 
     def arrays(self) -> dict[str, Array]:
