@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
-__all__ = ["blurred"]
+__all__ = ["blurred", "blurred_box"]
 
 Maps = TypeVar("Maps", bound=NDArray[np.floating])
 
@@ -46,6 +46,27 @@ def blurred(
         for side, width in zip(maps.shape[-2:], (rows, columns), strict=True)
     )
     return cast(Maps, (down @ (values @ across.T)).numpy())
+
+
+def blurred_box(distance: NDArray[np.float32], half: float) -> NDArray[np.float32]:
+    """Return the value of a box of height 1, blurred by a Gaussian, at distances from its middle.
+
+    Parameters
+    ----------
+    distance : ndarray of float32, >= 0
+        In standard deviations of the Gaussian.
+    half : float
+        Half the width of the box, likewise.
+    """
+    away = torch.from_numpy(distance)
+    # In this form the difference of two nearly equal values never vanishes far outside.
+    return cast(NDArray[np.float32], (_beyond(away - half) - _beyond(away + half)).numpy())
+
+
+def _beyond(z: Tensor) -> Tensor:
+    """Share of a standard Gaussian above z, with full relative precision in the upper tail."""
+    share: Tensor = torch.special.erfc(z * 0.5**0.5) * 0.5
+    return share
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ effect of noise on a residual cancels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,15 @@ from anomaly.detection.features.settings import FeatureSettings
 from anomaly.detection.local import Cells
 from anomaly.detection.placement import Placement
 from anomaly.detection.registration import register
+from anomaly.parallel import in_parallel
 
-__all__ = ["FeatureExtractor", "Observation", "join"]
+__all__ = ["BATCH", "FeatureExtractor", "Observation", "join"]
+
+BATCH = 16
+"""Images observed together."""
+
+ROWS = 16
+"""Noisy images in one pass of the network; more are no faster on a CPU, whose caches hold few."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,22 @@ class FeatureExtractor:
             blank = np.zeros(grey.shape, dtype=np.bool_)
         return Observation(groups, residuals, placement, blank)
 
+    def batches(
+        self, images: Tensor, blank: NDArray[np.bool_], device: torch.device
+    ) -> Iterator[Observation]:
+        """Yield the observations of images in batches, in order, computed in parallel on a device.
+
+        Parameters as in a call. The residual maps of all images may not fit in memory.
+        """
+        parts = zip(
+            images.split(BATCH), np.split(blank, range(BATCH, len(blank), BATCH)), strict=True
+        )
+
+        def observe(part: tuple[Tensor, NDArray[np.bool_]]) -> Observation:
+            return self(part[0].to(device), part[1])
+
+        return (observed for _, observed in in_parallel(observe, parts, device))
+
     def _draw(self, images: Tensor, number: int) -> tuple[NoiseDraw, Tensor]:
         """Evaluate the network under one noise draw; return residual maps (N, L, H, W) too."""
         levels, settings = self.levels, self.settings
@@ -143,24 +167,34 @@ class FeatureExtractor:
             logits = self.network(x_0)
             log_p = log_density(logits, x_0)
             log_posterior = torch.log_softmax(logits.double(), 1)
-        norms, errors, maps = [], [], []
-        for ratio in settings.noise_to_signal:
-            t = torch.full((len(images),), levels.nearest(ratio), device=images.device)
-            noise = torch.randn(shape, generator=generator).to(images)
-            eps = (-noise if mirrored else noise).expand_as(images)
-            x_t = levels.perturb(x_0, t, eps)
-            eps_hat = predict_noise(self.network, x_t, t, levels)
-            norms.append(eps_hat.square().flatten(1).mean(1))
-            errors.append((eps_hat - eps).square().flatten(1).mean(1))
-            residual = x_0 - clean_estimate(x_t, eps_hat, t, levels)
-            maps.append(residual.mean(1))
+        t = torch.tensor([levels.nearest(ratio) for ratio in settings.noise_to_signal])
+        noise = torch.randn((len(t), *shape), generator=generator).to(images)
+        # One row per level and image: the network sees no difference, and large batches are faster.
+        count = len(images)
+        t = t.to(images.device).repeat_interleave(count)
+        eps = (-noise if mirrored else noise).repeat_interleave(count, 0)
+        clean = x_0.repeat(len(noise), *[1] * len(shape))
+        x_t = levels.perturb(clean, t, eps)
+        eps_hat = torch.cat(
+            [
+                predict_noise(self.network, rows, of_rows, levels)
+                for rows, of_rows in zip(x_t.split(ROWS), t.split(ROWS), strict=True)
+            ]
+        )
+        residual = (clean - clean_estimate(x_t, eps_hat, t, levels)).mean(1)
+
+        def by_level(rows: Tensor) -> Tensor:
+            return rows.reshape(len(noise), count, *rows.shape[1:]).transpose(0, 1)
+
+        norms = by_level(eps_hat.square().flatten(1).mean(1))
+        errors = by_level((eps_hat - eps).square().flatten(1).mean(1))
         draw = NoiseDraw(
             log_p,
             log_posterior,
-            torch.stack(norms, 1),
-            torch.stack(errors, 1),
+            norms,
+            errors,
             dims=x_0[0].numel(),
             grey_levels=self.grey_levels,
             last_level=levels.last,
         )
-        return draw, torch.stack(maps, 1)
+        return draw, by_level(residual)

@@ -26,11 +26,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from anomaly.detection.blur import blurred
+from anomaly.detection.blur import blurred, blurred_box
 from anomaly.detection.placement import Placement
 
 __all__ = [
@@ -94,10 +92,7 @@ class Cells:
         places = placement.reference_positions(*shape)
         # Distances to the middle of a cell, in units of the blur of its edge.
         away = np.abs(places[:, None] - centres[:, None, None]) * (grid / SOFTNESS)
-        half = 0.5 / SOFTNESS
-        near = torch.from_numpy(np.minimum(away, _FARTHEST).astype(np.float32))
-        # In this form the difference of two nearly equal values never vanishes far outside.
-        inside = (_beyond(near - half) - _beyond(near + half)).numpy()
+        inside = blurred_box(np.minimum(away, _FARTHEST).astype(np.float32), 0.5 / SOFTNESS)
         return cls(inside[..., 0], inside[..., 1])
 
     def means(self, maps: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -112,16 +107,10 @@ class Cells:
 
     def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Share values (N, G G) of cells out over their pixels, (N, H W); the sums are kept."""
-        rows, columns = (torch.from_numpy(part).double() for part in (self.rows, self.columns))
-        total = rows @ columns.mT
-        shares = torch.from_numpy(values).reshape(total.shape) / total
-        return np.asarray((rows * (shares @ columns)).sum(1).numpy(), dtype=np.float64)
-
-
-def _beyond(z: Tensor) -> Tensor:
-    """Share of a standard Gaussian above z, with full relative precision in the upper tail."""
-    share: Tensor = torch.special.erfc(z * 0.5**0.5) * 0.5
-    return share
+        rows, columns = self.rows.astype(np.float64), self.columns.astype(np.float64)
+        total = rows @ columns.swapaxes(1, 2)
+        shares = values.reshape(total.shape) / total
+        return np.asarray((rows * (shares @ columns)).sum(1))
 
 
 def cell_energies(maps: NDArray[np.float32], cells: Cells) -> NDArray[np.float64]:

@@ -74,11 +74,11 @@ class FeatureTable:
 
     def use(self, features: Sequence[str]) -> FeatureTable:
         """Return the columns of the given features or groups."""
-        wanted = frozenset(features)
+        named = frozenset(features)
         keep = [
             i
             for i, (name, group) in enumerate(zip(self.names, self.groups, strict=True))
-            if name in wanted or group in wanted
+            if name in named or group in named
         ]
         return FeatureTable(
             tuple(self.names[i] for i in keep),

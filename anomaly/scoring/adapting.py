@@ -12,7 +12,7 @@ from anomaly.data.images.network_images import ImageReader, NetworkImages, read_
 from anomaly.data.synthetic.seeded import nuisance_change
 from anomaly.data.table.manifest import ManifestRow, scan_marks
 from anomaly.detection.adaptation import FEWEST_SITE_SCANS, adapt
-from anomaly.detection.extractor import join
+from anomaly.detection.extractor import Observation, join
 from anomaly.detection.plausibility import are_negatives
 from anomaly.errors import CalibrationError
 from anomaly.store.bundle import Adapted, Bundle
@@ -21,8 +21,6 @@ __all__ = ["FEWEST_NORMALS_TO_ADAPT", "adapted_bundle", "halves"]
 
 FEWEST_NORMALS_TO_ADAPT = 2 * FEWEST_SITE_SCANS
 """Smallest number of normal scans of a site, half of which adapt and half of which calibrate."""
-
-BATCH = 32
 
 
 def halves(
@@ -80,14 +78,16 @@ def adapted_bundle(
         If a scan cannot be read.
     """
     config, extract = bundle.config, bundle.extractor(device)
-    parts, workers = [], config.data.workers
+    parts: list[Observation] = []
+    workers = config.data.workers
+
     seed, copies = config.detector.seed, config.detector.nuisance_copies
     changes = [None, *(nuisance_change(seed, copy) for copy in range(copies))]
     for change in changes:
         images = read_images(replace(reader, change=change), rows, workers)
         if change is None:
             _refuse_negatives(images, rows, bundle)
-        parts += [extract(part.images.to(device), part.blank) for part in images.split(BATCH)]
+        parts += extract.batches(images.images, images.blank, device)
     scans = np.tile(np.arange(len(rows)), len(changes))
     detector, heatmap = adapt(bundle.detector, bundle.heatmap, join(parts), config.features, scans)
     marks = frozenset(mark for row in rows for mark in scan_marks(row))

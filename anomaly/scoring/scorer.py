@@ -1,20 +1,18 @@
 """Scans -> scores, features and evidence maps, batch by batch.
 
-Three steps run concurrently: scans are decoded ahead of time (in decoder processes, if there are
-any), a separate thread runs the network on a batch, and this thread computes the scores and maps of
-the previous batch. All queues are bounded, so memory does not grow with the number of scans.
+Scans are decoded ahead of time (in decoder processes, if there are any), and as many batches as
+there are processor cores are scored at once (`anomaly.parallel`). All queues are bounded, so memory
+does not grow with the number of scans.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,19 +21,15 @@ from numpy.typing import NDArray
 from anomaly.data.images.network_images import ImageReader, ListedReader, NetworkImage
 from anomaly.data.readers.isolation import Lost, Workers
 from anomaly.data.table.manifest import ManifestRow
-from anomaly.detection.extractor import Observation
+from anomaly.detection.extractor import BATCH, FeatureExtractor
 from anomaly.detection.features import reported_names
 from anomaly.detection.plausibility import are_negatives
 from anomaly.detection.scoring import score_observation
 from anomaly.errors import Reason, ScanError, UnsupportedScan
+from anomaly.parallel import in_parallel
 from anomaly.store.bundle import Bundle
 
-__all__ = ["BATCH", "Outcome", "ReadScan", "ScoredScan", "Scorer"]
-
-BATCH = 32
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+__all__ = ["Outcome", "ReadScan", "ScoredScan", "Scorer"]
 
 
 @dataclass(frozen=True)
@@ -117,31 +111,29 @@ class Scorer:
             for group, members in groupby(images, itemgetter(0))
             for batch in _batches(members)
         )
-        for (group, batch), observed in _one_ahead(self._observe, batches):
-            yield from ((group, outcome) for outcome in self._outcomes(batch, observed))
-
-    def _observe(self, work: tuple[int, list[ReadScan]]) -> Observation | None:
-        good = [item for item in work[1] if isinstance(item, NetworkImage)]
-        if not good:
-            return None
-        images = torch.from_numpy(np.stack([item.image for item in good])).to(self.device)
         extract = self.bundle.extractor(self.device)
-        return extract(images, np.stack([item.blank for item in good]))
 
-    def _outcomes(self, batch: list[ReadScan], observed: Observation | None) -> Iterator[Outcome]:
-        bundle = self.bundle
-        names = reported_names(bundle.config.features)
-        if observed is not None:
-            scores = score_observation(
-                observed, bundle.config.features, bundle.detector, bundle.heatmap
-            )
-            images = np.stack([item.image for item in batch if isinstance(item, NetworkImage)])
-            negative = are_negatives(images, bundle.reference.cpu().numpy())
-        index = 0
-        for item in batch:
-            if not isinstance(item, NetworkImage):
-                yield item
-                continue
+        def score(work: tuple[int, list[ReadScan]]) -> list[Outcome]:
+            return self._outcomes(work[1], extract)
+
+        for (group, _), outcomes in in_parallel(score, batches, self.device):
+            yield from ((group, outcome) for outcome in outcomes)
+
+    def _outcomes(self, batch: list[ReadScan], extract: FeatureExtractor) -> list[Outcome]:
+        good = [item for item in batch if isinstance(item, NetworkImage)]
+        scored = iter(self._scored(good, extract) if good else [])
+        return [next(scored) if isinstance(item, NetworkImage) else item for item in batch]
+
+    def _scored(self, batch: list[NetworkImage], extract: FeatureExtractor) -> Iterator[Outcome]:
+        bundle, features = self.bundle, self.bundle.config.features
+        images = np.stack([item.image for item in batch])
+        observed = extract(
+            torch.from_numpy(images).to(self.device), np.stack([item.blank for item in batch])
+        )
+        scores = score_observation(observed, features, bundle.detector, bundle.heatmap)
+        negative = are_negatives(images, bundle.reference.cpu().numpy())
+        names = reported_names(features)
+        for index, item in enumerate(batch):
             values = dict(zip(names, scores.features[index].tolist(), strict=True))
             explanations = scores.explanations
             values |= {
@@ -157,7 +149,6 @@ class Scorer:
                 explanations.sentences[index],
             )
             yield _negative(scored) if negative[index] else _finite(scored)
-            index += 1
 
 
 def _without_loss(
@@ -173,21 +164,6 @@ def _batches(images: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]
     iterator = iter(images)
     while batch := [item for _, item in islice(iterator, BATCH)]:
         yield batch
-
-
-def _one_ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[tuple[_Item, _Result]]:
-    """Apply a function in a separate thread, one item ahead of the consumer."""
-    with ThreadPoolExecutor(1) as thread:
-        flight: deque[tuple[_Item, Future[_Result]]] = deque()
-        for item in items:
-            flight.append((item, thread.submit(function, item)))
-            if len(flight) > 1:
-                first, result = flight.popleft()
-                yield first, result.result()
-        for item, result in flight:
-            yield item, result.result()
 
 
 def _negative(scan: ScoredScan) -> Outcome:

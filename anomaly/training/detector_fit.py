@@ -50,8 +50,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BATCH = 32
-
 
 @dataclass(frozen=True)
 class FittedScoring:
@@ -118,9 +116,9 @@ class ScanObserver:
             self.reference,
         )
         with progress_bar(len(images), what, "scan") as bar:
-            for part in images.split(BATCH):
-                yield extract(part.images.to(self.device), part.blank)
-                bar.update(len(part))
+            for observed in extract.batches(images.images, images.blank, self.device):
+                yield observed
+                bar.update(len(observed.blank))
 
 
 def fit_detector(

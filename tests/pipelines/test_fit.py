@@ -25,9 +25,9 @@ from anomaly.data.synthetic.seeded import changed
 from anomaly.data.table.inspection import Inspection
 from anomaly.data.table.listing import PathNames, build_manifest
 from anomaly.data.table.manifest import ManifestRow
+from anomaly.detection import extractor
 from anomaly.detection.selection import choose, standard_error
 from anomaly.errors import CalibrationError
-from anomaly.training import detector_fit as fit
 from anomaly.training.detector_fit import ScanObserver, fit_detector, fitting_set
 
 Kind = Literal["nuisance", "perturbation"]
@@ -173,7 +173,7 @@ def test_batches_do_not_matter(scans: Scans, monkeypatch: pytest.MonkeyPatch) ->
     root, rows = scans
     observer = watch(root, rows)
     whole = observer.observe(rows[:7], "whole")
-    monkeypatch.setattr(fit, "BATCH", 3)
+    monkeypatch.setattr(extractor, "BATCH", 3)
     parts = observer.observe(rows[:7], "parts")
     for group, values in whole.groups.items():
         np.testing.assert_allclose(parts.groups[group], values, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,77 @@
+"""Work in parallel threads, each of which computes with one thread of PyTorch and of BLAS.
+
+PyTorch by itself divides every operation among its threads, which wait for each other at the end of
+each. With the small images of this project the waiting is as long as the work, and on a busy
+machine every operation waits for the slowest thread. Here every thread has items of its own, waits
+for no other, and on a busy machine loses only its share (`benchmarks/threads.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
+
+import torch
+from threadpoolctl import ThreadpoolController
+
+__all__ = ["in_parallel"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_parallel(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
+) -> Iterator[tuple[_Item, _Result]]:
+    """Apply a function to items, and yield each with its result, in order.
+
+    Uses as many threads as PyTorch (`torch.get_num_threads`) on a CPU, and one on another device.
+    At most one item more than threads is in work, so memory does not grow with the number of items;
+    they are taken in the calling thread. An exception of the function ends the iteration.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+    device : torch.device
+        Where the function computes.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    with _one_thread_each(), ThreadPoolExecutor(threads, initializer=_use_one_thread) as pool:
+        flight: deque[tuple[_Item, Future[_Result]]] = deque()
+        try:
+            for item in items:
+                flight.append((item, pool.submit(function, item)))
+                if len(flight) > threads:
+                    first, result = flight.popleft()
+                    yield first, result.result()
+            while flight:
+                first, result = flight.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Limit BLAS to one thread, and restore it and PyTorch afterwards."""
+    before = torch.get_num_threads()
+    with _libraries().limit(limits=1, user_api="blas"):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _use_one_thread() -> None:
+    # For this thread; the number that later threads start with is restored by `_one_thread_each`.
+    torch.set_num_threads(1)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
