@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from threadpoolctl import ThreadpoolController
 
-__all__ = ["in_parallel"]
+__all__ = ["in_parallel", "one_ahead"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -56,11 +55,25 @@ def in_parallel(
             pool.shutdown(cancel_futures=True)
 
 
+def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield items, each of which a thread has taken while the one before was used."""
+    iterator, end = iter(items), object()
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=_use_one_thread) as thread:
+        coming = thread.submit(next, iterator, end)
+        try:
+            while (item := coming.result()) is not end:
+                coming = thread.submit(next, iterator, end)
+                yield cast(_Item, item)
+        finally:
+            torch.set_num_threads(before)
+
+
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Limit BLAS to one thread, and restore it and PyTorch afterwards."""
     before = torch.get_num_threads()
-    with _libraries().limit(limits=1, user_api="blas"):
+    with _one_thread_of_blas():
         try:
             yield
         finally:
@@ -72,6 +85,16 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def _one_thread_of_blas() -> AbstractContextManager[Any]:
+    libraries = _libraries()
+    return nullcontext() if libraries is None else libraries.limit(limits=1, user_api="blas")
+
+
 @cache
-def _libraries() -> ThreadpoolController:
+def _libraries() -> Any:
+    """Return threadpoolctl's handle on the libraries in use; None beside PyTorch alone."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
     return ThreadpoolController()

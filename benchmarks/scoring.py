@@ -81,11 +81,11 @@ def arrays(size: int, count: int) -> None:
         FeatureSettings(),
         CombinedSettings(("energy", "texture"), given=("scale_rows", "scale_columns")),
     )
-    observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(images[:BATCH])
+    observed = FeatureExtractor.of(network, levels, features, 256, images.mean(0))(images[:BATCH])
     fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)
     began = time.perf_counter()
     for part in images.split(BATCH):
-        observed = FeatureExtractor(network, levels, features, 256, images.mean(0))(part)
+        observed = FeatureExtractor.of(network, levels, features, 256, images.mean(0))(part)
         score_observation(observed, features, fitted, heatmap)
     seconds = time.perf_counter() - began
     ladder = len(features.noise_to_signal)

@@ -123,14 +123,14 @@ def test_the_walk_sees_imports_inside_functions() -> None:
             (
                 *("anomaly.cdm", "anomaly.training.checkpoint", "anomaly.training.processes"),
                 *("anomaly.training.settings", "anomaly.training.state"),
-                *("anomaly.errors", "anomaly.logs"),
+                *("anomaly.errors", "anomaly.logs", "anomaly.parallel"),
             ),
         ),
         (
             "anomaly.training.state",
             (
                 *("anomaly.cdm", "anomaly.training.processes", "anomaly.training.settings"),
-                *("anomaly.errors", "anomaly.logs"),
+                *("anomaly.errors", "anomaly.logs", "anomaly.parallel"),
             ),
         ),
         ("anomaly.training.processes", ()),
@@ -188,7 +188,7 @@ def test_the_walk_sees_imports_inside_functions() -> None:
             (
                 *("anomaly.training", "anomaly.config", "anomaly.detection", "anomaly.cdm"),
                 *("anomaly.data", "anomaly.types", "anomaly.errors", "anomaly.files"),
-                *("anomaly.logs", "anomaly.progress"),
+                *("anomaly.logs", "anomaly.progress", "anomaly.parallel"),
             ),
         ),
         (

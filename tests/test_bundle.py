@@ -73,7 +73,9 @@ def make(network: dict[str, Any], detector: dict[str, Any] | None = None) -> Bun
     classifier.intercept.copy_(torch.linspace(-1, 1, len(levels)))
     classifier.eval().requires_grad_(False)
     reference = images(40, 1).mean(0)
-    observed = FeatureExtractor(classifier, levels, config.features, 256, reference)(images(40, 2))
+    observed = FeatureExtractor.of(classifier, levels, config.features, 256, reference)(
+        images(40, 2)
+    )
     settings = config.detector.candidates[0]
     fitted, heatmap = fit_scoring(observed, config.features, config.heatmap, settings)
     seen = frozenset({"a", "b"})

@@ -171,7 +171,7 @@ class Bundle:
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
         """Return a feature extractor that runs the network on a device."""
-        return FeatureExtractor(
+        return FeatureExtractor.of(
             self.network.to(device),
             self.levels,
             self.config.features,

@@ -108,7 +108,7 @@ class ScanObserver:
 
     def parts(self, images: NetworkImages, what: str) -> Iterator[Observation]:
         """Observe images batch by batch, because the residuals of all do not fit in memory."""
-        extract = FeatureExtractor(
+        extract = FeatureExtractor.of(
             self.network.to(self.device),
             self.levels,
             self.config.features,

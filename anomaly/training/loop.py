@@ -19,6 +19,7 @@ from torch import nn
 
 from anomaly.cdm.loss import CDMLoss
 from anomaly.errors import ConfigError
+from anomaly.parallel import one_ahead
 from anomaly.training.checkpoint import (
     Metrics,
     append_metrics,
@@ -144,7 +145,7 @@ def fit(
     record.resume(state)
     if state.step == 0:
         record.measure(state)  # start of the curve: the closed-form base alone
-    for batch in batches(state.step) if state.step < settings.steps else ():
+    for batch in one_ahead(batches(state.step) if state.step < settings.steps else ()):
         terms, levels, norm = state.train_on(batch, rank, world, grey_levels)
         if observers.on_step is not None:
             observers.on_step(state.step, float(terms.total.detach()))

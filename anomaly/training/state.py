@@ -24,12 +24,16 @@ from anomaly.cdm.health import HasParts, network_health
 from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
 from anomaly.errors import CheckpointError, NonFiniteLoss
 from anomaly.logs import Public
+from anomaly.parallel import in_parallel
 from anomaly.training.processes import rank_and_world
 from anomaly.training.settings import TrainingSettings
 
 __all__ = ["Batch", "TrainingState", "refuse_non_finite"]
 
 log = logging.getLogger(__name__)
+
+PART = 8
+"""Images of a batch that one thread differentiates at a time: a processor's cache holds few."""
 
 EXAMINED = 4
 """Number of images of a batch that are used to check the network's health during training."""
@@ -62,7 +66,12 @@ class TrainingState:
         # for a loss that differentiates through a gradient.
         self.module = DistributedDataParallel(loss) if rank_and_world()[1] > 1 else loss
         self.parameters = [p for p in loss.network.parameters() if p.requires_grad]
+        # Not fused: on a CPU it takes gradients with channels innermost for gradients with channels
+        # outermost, and learns something else without a word (PyTorch 2.13).
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
+        # Parts of a batch share the global generator, from which dropout draws.
+        draws = any(isinstance(module, nn.Dropout) and module.p for module in loss.modules())
+        self._divides = self.device.type == "cpu" and self.module is loss and not draws
         network = loss.network
         self.parts = network.parts if isinstance(network, HasParts) else {}
         self.dead: set[str] = set()  # parts that were reported
@@ -81,13 +90,11 @@ class TrainingState:
         self.loss.ce_weight = self.settings.ce_weight if joined else 0.0
         if grey_levels is not None:
             images = dequantize(images, grey_levels, uniform)
-        forked = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(forked), _autocast(self.settings.precision, self.device):
-            # Dropout uses the global generator, which must also depend only on seed and step.
-            torch.manual_seed(self._stream() * world + rank)
-            terms: LossTerms = self.module(images, t, eps)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
+        if self._divides:
+            terms = self._backpropagate_parts(images, t, eps)
+        else:
+            terms = self._backpropagate(images, t, eps, self._stream() * world + rank)
         # Processes share the gradient, not the loss, so its norm lets them stop together.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if _is_finite(terms, norm):  # else the caller raises; the weights stay usable
@@ -95,6 +102,46 @@ class TrainingState:
         self.step += 1
         self._average()
         return terms, t, norm
+
+    def _backpropagate(self, images: Tensor, t: Tensor, eps: Tensor, seed: int) -> LossTerms:
+        """Compute the loss of a batch and its gradient as one."""
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(forked), _autocast(self.settings.precision, self.device):
+            # Dropout uses the global generator, which must also depend only on seed and step.
+            torch.manual_seed(seed)
+            terms: LossTerms = self.module(images, t, eps)
+        terms.total.backward()
+        return terms
+
+    def _backpropagate_parts(self, images: Tensor, t: Tensor, eps: Tensor) -> LossTerms:
+        """Compute the same in parts of a batch, in parallel threads.
+
+        The parts do not depend on the number of threads, and their gradients are added in order, so
+        the result does not depend on it either.
+        """
+        count = len(images)
+
+        def differentiate(rows: slice) -> tuple[LossTerms, Sequence[Tensor | None]]:
+            with torch.enable_grad(), _autocast(self.settings.precision, self.device):
+                terms: LossTerms = self.loss(images[rows], t[rows], eps[rows])
+                share = len(terms.denoising) / count
+                terms = terms._replace(total=terms.total * share)
+            gradients = torch.autograd.grad(terms.total, self.parameters, allow_unused=True)
+            return terms._replace(total=terms.total.detach()), gradients
+
+        rows = (slice(start, start + PART) for start in range(0, count, PART))
+        parts = []
+        for _, (terms, gradients) in in_parallel(differentiate, rows, self.device):
+            parts.append(terms)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is not None:
+                    known = parameter.grad
+                    parameter.grad = gradient if known is None else known + gradient
+        return LossTerms(
+            torch.stack([part.total for part in parts]).sum(),
+            torch.cat([part.cross_entropy for part in parts]),
+            torch.cat([part.denoising for part in parts]),
+        )
 
     def _update(self) -> None:
         """Do the optimiser step; before a validation also measure the relative update by part."""
@@ -158,7 +205,7 @@ class TrainingState:
         for averaged, current in zip(
             self.averaged.parameters(), self.loss.network.parameters(), strict=True
         ):
-            averaged.lerp_(current.detach(), 1 - decay)
+            averaged.lerp_(current, 1 - decay)
 
     def is_due(self, every: int) -> bool:
         """Whether an action that is done every `every` steps, and at the end, is due now."""

@@ -62,7 +62,7 @@ def look(
     **settings: Any,
 ) -> Observation:
     network, mean, _ = oracle()
-    extract = FeatureExtractor(
+    extract = FeatureExtractor.of(
         network.to(device), LEVELS, chosen(**settings), grey_levels, mean.to(device)
     )
     return extract(images.to(device))
@@ -241,7 +241,7 @@ def test_colour_channels_share_one_map() -> None:
     settings = chosen(noise_to_signal=(2.0,), draws=2)
     image = torch.zeros(1, *shape, dtype=torch.float64)
     image[0, 0, 1, 0] = 0.9
-    seen = FeatureExtractor(isotropic(shape, 0.1), LEVELS, settings, GREY, image[0])(image)
+    seen = FeatureExtractor.of(isotropic(shape, 0.1), LEVELS, settings, GREY, image[0])(image)
     level = LEVELS.nearest(2.0)
     noise = LEVELS.sigma[level] ** 2
     shrink = float(noise / (0.1 * LEVELS.alpha[level] ** 2 + noise))
@@ -257,7 +257,7 @@ def test_grids_and_octaves_are_of_the_residual_maps() -> None:
     image[0, 0, :2, :2] = 0.8
     image[0, 0, 2:, 2:] = torch.tensor([[0.2, -0.2], [-0.2, 0.2]])
     settings = chosen(grid=2, draws=2)
-    seen = FeatureExtractor(isotropic((1, 4, 4), 0.1), LEVELS, settings, GREY, image[0])(image)
+    seen = FeatureExtractor.of(isotropic((1, 4, 4), 0.1), LEVELS, settings, GREY, image[0])(image)
     for ratio in RATIOS:
         level = LEVELS.nearest(ratio)
         noise = float(LEVELS.sigma[level] ** 2)
@@ -279,8 +279,10 @@ def test_grids_and_octaves_are_of_the_residual_maps() -> None:
 
 def test_texture_is_of_the_image_and_no_network_changes_it() -> None:
     images = draw_images(3)
-    one = FeatureExtractor(isotropic(SHAPE, 0.1), LEVELS, chosen(grid=2), GREY, images[0])(images)
-    other = FeatureExtractor(oracle()[0], LEVELS, chosen(grid=2), GREY, images[0])(images)
+    one = FeatureExtractor.of(isotropic(SHAPE, 0.1), LEVELS, chosen(grid=2), GREY, images[0])(
+        images
+    )
+    other = FeatureExtractor.of(oracle()[0], LEVELS, chosen(grid=2), GREY, images[0])(images)
     assert_array_equal(one.groups["texture"], other.groups["texture"])
     plain = images[:, 0].numpy().astype(np.float32)
     weights = Cells.of(register(plain, plain[0]), SHAPE[1:], 2, 0)
@@ -299,7 +301,7 @@ def test_the_grid_moves_with_the_anatomy() -> None:
     shape = (1, 64, 64)
     zero = torch.zeros(shape, dtype=torch.float64)
     white = CosineGaussianCDM(zero, torch.full(shape, 0.1, dtype=torch.float64), LEVELS)
-    seen = FeatureExtractor(white, LEVELS, settings, GREY, pair[0])(pair)
+    seen = FeatureExtractor.of(white, LEVELS, settings, GREY, pair[0])(pair)
     for group in ("energy", "texture", "signed"):
         still, moved = seen.groups[group]
         assert_allclose(moved, still, atol=1e-2)
@@ -318,7 +320,9 @@ def test_excess_is_the_code_length_less_that_of_the_png(
     values = np.stack([np.broadcast_to(v, shape) for v in (smooth, rough)])
     images = torch.as_tensor(values / (grey_levels - 1) * 2 - 1)
     settings = chosen(noise_to_signal=(2.0,))
-    seen = FeatureExtractor(isotropic(shape, 0.1), LEVELS, settings, grey_levels, images[0])(images)
+    seen = FeatureExtractor.of(isotropic(shape, 0.1), LEVELS, settings, grey_levels, images[0])(
+        images
+    )
     saved = []
     for index, value in enumerate((smooth, rough)):
         path = tmp_path / f"{index}.png"
@@ -386,7 +390,9 @@ def test_half_precision_of_the_layers_is_close_and_everything_else_stays_whole()
     found = {}
     for precision in ("float32", "bfloat16"):
         settings = FeatureSettings(noise_to_signal=(0.25, 1.0), precision=precision)
-        found[precision] = FeatureExtractor(network, levels, settings, 256, images.mean(0))(images)
+        found[precision] = FeatureExtractor.of(network, levels, settings, 256, images.mean(0))(
+            images
+        )
     whole, half = found["float32"], found["bfloat16"]
     assert half.residuals.dtype == np.float32
     assert not np.array_equal(half.residuals, whole.residuals)
@@ -401,7 +407,7 @@ def test_observing_leaves_no_gradients_on_the_network() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 42)).double()
     settings = chosen(noise_to_signal=(1.0,))
     images = draw_images(2)
-    FeatureExtractor(network, LEVELS, settings, 256, images[0])(images)
+    FeatureExtractor.of(network, LEVELS, settings, 256, images[0])(images)
     assert all(p.grad is None for p in network.parameters())
 
 

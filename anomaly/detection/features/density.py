@@ -28,13 +28,15 @@ def _nll_excess(scans: ObservedScans) -> NDArray[np.float64]:
 
 
 def _profile(draw: NoiseDraw) -> Tensor:
-    levels = torch.linspace(1, draw.last_level - 1, PROFILE_LEVELS).round().long()
+    last = draw.log_density.shape[1] - 1
+    levels = torch.linspace(1, last - 1, PROFILE_LEVELS).round().long()
     chosen = draw.log_density[:, levels.to(draw.log_density.device)]
     return bits_per_dim(chosen, draw.dims, draw.grey_levels)
 
 
 def _posterior(draw: NoiseDraw) -> Tensor:
-    log_posterior = draw.log_posterior
+    # A level's log density is its logit plus what is the same at all levels.
+    log_posterior = torch.log_softmax(draw.log_density, 1)
     count = log_posterior.shape[1]
     place = torch.linspace(0, 1, count, dtype=torch.float64, device=log_posterior.device)
     return torch.cat([(log_posterior.exp() @ place)[:, None], -log_posterior[:, :1]], 1)

@@ -40,10 +40,8 @@ class NoiseDraw:
 
     Attributes
     ----------
-    log_density : Tensor (N, T + 1)
+    log_density : Tensor (N, T + 2) float64
         Log density at every noise level, nats.
-    log_posterior : Tensor (N, T + 1) float64
-        Log probability of every level, given the image.
     noise_norms, noise_errors : Tensor (N, L)
         Mean square of the predicted noise, and of its error, at each of the L levels of
         `FeatureSettings.noise_to_signal`.
@@ -51,17 +49,13 @@ class NoiseDraw:
         Pixel values per image.
     grey_levels : int
         Grey values of an image, for bits/dim.
-    last_level : int
-        T.
     """
 
     log_density: Tensor
-    log_posterior: Tensor
     noise_norms: Tensor
     noise_errors: Tensor
     dims: int
     grey_levels: int
-    last_level: int
 
 
 @dataclass(frozen=True)
