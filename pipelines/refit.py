@@ -20,7 +20,8 @@ from anomaly.logs import Public
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.train import fit_bundle, normals_of
 from anomaly.scoring.job import check_same_grey
-from anomaly.store.bundle import NETWORK_SETTINGS, Bundle, read_network
+from anomaly.store.bundle import Bundle
+from anomaly.store.trained_network import NETWORK_SETTINGS, read_network
 from anomaly.training.detector_fit import ScanObserver
 
 __all__ = ["refit"]

@@ -27,8 +27,9 @@ from anomaly.detection.features import reported_names
 from anomaly.detection.look_alikes import LookAlikes
 from anomaly.detection.scoring import Scores, fit_scoring, score_observation
 from anomaly.errors import AnomalyError, BundleError, NotCalibrated
-from anomaly.store.bundle import Bundle, Calibrated, read_bundle, read_network, write_bundle
+from anomaly.store.bundle import Bundle, Calibrated, read_bundle, write_bundle
 from anomaly.store.bundle_files import _seal, bundle_problems
+from anomaly.store.trained_network import read_network
 
 CANARY = "/secret/hospital/archive"
 NAMES = [

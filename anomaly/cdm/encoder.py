@@ -255,7 +255,7 @@ def _position(h: Tensor) -> Tensor:
     rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)
     columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return grid.expand(len(h), -1, -1, -1)
+    return grid.expand(h.shape[0], -1, -1, -1)
 
 
 def _finite_noise_to_signal(levels: NoiseLevels) -> Tensor:

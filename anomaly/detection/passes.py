@@ -68,8 +68,8 @@ class NetworkPasses(nn.Module):
         Grey values of the images.
     shape : (int, int, int)
         Channels, height and width of an image.
-    rows : int, optional
-        Noisy images in one pass; by default `ROWS` on a CPU and all elsewhere.
+    rows : int or None
+        Noisy images in one pass on a CPU; all if None, and on other devices.
     """
 
     uniform: Tensor
@@ -83,7 +83,7 @@ class NetworkPasses(nn.Module):
         settings: FeatureSettings,
         grey_levels: int,
         shape: tuple[int, ...],
-        rows: int | None = None,
+        rows: int | None = ROWS,
     ) -> None:
         super().__init__()
         self.network = network
@@ -143,9 +143,10 @@ class NetworkPasses(nn.Module):
         return PassResults(density, *by_level)
 
     def _predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        rows = self.rows or (ROWS if x_t.device.type == "cpu" else len(x_t))
+        if self.rows is None or x_t.device.type != "cpu":
+            return predict_noise(self.network, x_t, t, self.levels)
         parts = [
             predict_noise(self.network, x, level, self.levels)
-            for x, level in zip(x_t.split(rows), t.split(rows), strict=True)
+            for x, level in zip(x_t.split(self.rows), t.split(self.rows), strict=True)
         ]
         return torch.cat(parts)

@@ -33,6 +33,7 @@ from anomaly.scoring.judging import judge
 from anomaly.scoring.scorer import Outcome, ReadScan, ScoredScan, Scorer
 from anomaly.store.bundle import Bundle, read_bundle, write_bundle
 from anomaly.store.bundle_files import find_bundle
+from anomaly.store.onnx_model import read_model
 from anomaly.store.signatures import check_signature
 from anomaly.types import Scan, ScanIdentity, StudyVerdict, Verdict
 
@@ -47,6 +48,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     signer: str | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
 ) -> Detector:
     """Load a detector.
 
@@ -58,17 +60,23 @@ def load(
         Device of the network.
     signer : path, optional
         Public Ed25519 key, PEM. If given, the bundle must have a signature by this key.
+    model : path, optional
+        File of `anomaly export-model` of this bundle, which runs in place of PyTorch.
 
     Raises
     ------
     BundleError
         If there is no such bundle, one of its files is damaged, or the signature by `signer` is
-        missing or invalid.
+        missing or invalid, or `model` is of another network.
     """
     folder = find_bundle(Path(name))
     if signer is not None:
         check_signature(folder, Path(signer))
-    return Detector(read_bundle(folder), device=device)
+    bundle = read_bundle(folder)
+    if model is not None:
+        passes = read_model(Path(model), bundle, torch.device(device))
+        bundle = replace(bundle, passes=passes)
+    return Detector(bundle, device=device)
 
 
 class Detector:

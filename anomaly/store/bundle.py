@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
-from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.cdm.network import LevelClassifier
 from anomaly.config import Config, parse_config, plain
 from anomaly.data.table.manifest import ManifestRow, scan_marks
 from anomaly.detection.calibration import Calibration, Spread
@@ -32,6 +30,7 @@ from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.extractor import FeatureExtractor
 from anomaly.detection.heatmap import HeatmapModel
 from anomaly.detection.look_alikes import LookAlikes
+from anomaly.detection.passes import Passes
 from anomaly.errors import BundleError, ConfigError, NotCalibrated
 from anomaly.store.bundle_files import (
     CALIBRATION,
@@ -43,17 +42,15 @@ from anomaly.store.bundle_files import (
     read_files,
     write_files,
 )
+from anomaly.store.trained_network import network_of
 from anomaly.types import NOTICE
 from anomaly.version import __version__
 
 __all__ = [
-    "NETWORK_SETTINGS",
     "Adapted",
     "Bundle",
     "Calibrated",
-    "TrainedNetwork",
     "read_bundle",
-    "read_network",
     "write_bundle",
 ]
 
@@ -145,6 +142,9 @@ class Bundle:
     calibrated : Calibrated or None
     adapted : Adapted or None
         Adaptation to a site; None if the detector is as it was fitted.
+    passes : callable or None
+        Passes of an exported model (`anomaly.store.onnx_model`), used instead of the network; never
+        saved.
     hash : str
         SHA-256 of ``bundle.json``; empty before it is written.
     """
@@ -162,6 +162,7 @@ class Bundle:
     look_alikes: LookAlikes | None = None
     calibrated: Calibrated | None = None
     adapted: Adapted | None = None
+    passes: Passes | None = None
     hash: str = ""
 
     def has_seen(self, row: ManifestRow) -> bool:
@@ -170,14 +171,12 @@ class Bundle:
         return not scan_marks(row).isdisjoint(self.seen | calibrated)
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
-        """Return a feature extractor that runs the network on a device."""
-        return FeatureExtractor.of(
-            self.network.to(device),
-            self.levels,
-            self.config.features,
-            self.config.preprocessing.grey_levels,
-            self.reference,
-        )
+        """Return a feature extractor that runs the network, or the exported model, on a device."""
+        features, grey = self.config.features, self.config.preprocessing.grey_levels
+        if self.passes is not None:
+            return FeatureExtractor(self.passes, features, grey, self.reference)
+        network = self.network.to(device)
+        return FeatureExtractor.of(network, self.levels, features, grey, self.reference)
 
     def has_learned(self, row: ManifestRow) -> bool:
         """Whether a scan was used in training."""
@@ -278,7 +277,7 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle(
             config=config,
             levels=levels,
-            network=_read_network(files[WEIGHTS], config, levels, has_base=record["has_base"]),
+            network=network_of(files[WEIGHTS], config, levels, has_base=record["has_base"]),
             detector=FeatureDetector.from_arrays(
                 record["feature_names"], record["detector_kind"], _under("detector.", arrays)
             ),
@@ -298,77 +297,6 @@ def read_bundle(folder: Path) -> Bundle:
             f"bundle {folder} was written by version {record.get('versions')} and does not fit "
             f"this one ({__version__}): {error}"
         ) from error
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """The network of a bundle, without its detector.
-
-    Attributes
-    ----------
-    config : Config
-        Settings of the network; defaults for everything else.
-    levels : NoiseLevels
-    network : LevelClassifier
-    reference : Tensor (1, S, S)
-        Mean training image.
-    seen : frozenset of str
-        As in `Bundle`.
-    hash : str
-        SHA-256 of the bundle's ``bundle.json``.
-    """
-
-    config: Config
-    levels: NoiseLevels
-    network: LevelClassifier
-    reference: Tensor
-    seen: frozenset[str]
-    hash: str
-
-
-NETWORK_SETTINGS = ("preprocessing", "levels", "network", "augmentation", "training", "intensity")
-"""Sections of the configuration that belong to the network."""
-
-
-def read_network(folder: Path) -> TrainedNetwork:
-    """Load the network of a bundle of any readable format.
-
-    Raises
-    ------
-    BundleError
-        If a file is missing or differs from its recorded hash, or the format is not supported.
-    """
-    digest, record, files = read_files(folder)
-    try:
-        own = {name: record["config"][name] for name in NETWORK_SETTINGS}
-        config = parse_config({"name": record["config"]["name"], **own})
-        levels = NoiseLevels.from_name(config.levels.schedule, config.levels.steps)
-        seen = json.loads(files[SEEN])
-        return TrainedNetwork(
-            config,
-            levels,
-            _read_network(files[WEIGHTS], config, levels, has_base=record["has_base"]),
-            torch.from_numpy(load_arrays(files[DETECTOR])["reference"]),
-            frozenset(seen if isinstance(seen, list) else seen["training"]),  # list: format < 7
-            digest,
-        )
-    except (KeyError, RuntimeError, SafetensorError, ConfigError) as error:
-        raise BundleError(
-            f"bundle {folder} was written by version {record.get('versions')}; its network does "
-            f"not fit this one ({__version__}): {error}"
-        ) from error
-
-
-def _read_network(
-    weights: bytes, config: Config, levels: NoiseLevels, *, has_base: bool
-) -> LevelClassifier:
-    state = load_tensors(weights)
-    base = None
-    if has_base:
-        base = CosineGaussianCDM(state["base.mean"], state["base.spectrum"], levels)
-    network = LevelClassifier(build_network(config.network, levels), base)
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
 
 
 def _read_look_alikes(folder: Path, files: Mapping[str, bytes], size: int) -> LookAlikes | None:

@@ -17,6 +17,7 @@ from anomaly.pipelines.cli.dicom import dicom
 from anomaly.pipelines.cli.doctor import doctor
 from anomaly.pipelines.cli.evaluate import evaluate
 from anomaly.pipelines.cli.export import export
+from anomaly.pipelines.cli.export_model import export_model
 from anomaly.pipelines.cli.feedback import feedback
 from anomaly.pipelines.cli.figures import figures
 from anomaly.pipelines.cli.node import node
@@ -45,6 +46,7 @@ COMMANDS = (
     verify,
     query,
     export,
+    export_model,
     feedback,
     retry,
     evaluate,

@@ -67,6 +67,12 @@ SignerOption = Annotated[
     ),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Run the network by this file of `anomaly export-model`, not PyTorch."
+    ),
+]
 SendOption = Annotated[
     str | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from anomaly.pipelines.cli.options import (
     CallingOption,
     DataOption,
     DeviceOption,
+    ModelOption,
     SendOption,
     SetOption,
     SignerOption,
@@ -72,6 +74,7 @@ def score(
     ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
+    model: ModelOption = None,
 ) -> None:
     """Score scans: p-values, flags and heatmaps where the bundle is calibrated.
 
@@ -95,6 +98,7 @@ def score(
             and (scans is not None or dicomweb is not None or is_new_folder),
             "--calling": calling is not None and (send is None or "@" not in send),
             "--shard": shard is not None and ray is not None,
+            "--model": model is not None and ray is not None,
         }
     )
     assignment = None if shard is None else ShardAssignment.parse(shard)
@@ -111,6 +115,11 @@ def score(
     inputs = choose_scans(
         folder, scans, source, overrides, data=data, may_have_grown=dicomweb is not None
     )
+    if model is not None:
+        from anomaly.store.onnx_model import read_model
+
+        passes = read_model(model, inputs.bundle, pick_device(device))
+        inputs = replace(inputs, bundle=replace(inputs.bundle, passes=passes))
     if ray is not None:
         from anomaly.pipelines.cluster import score_on_ray
 
