@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,16 +211,17 @@ def _exported(bundle: Bundle) -> bytes:
         one = op.Constant(value_float=1.0)
         return op.Mul(op.Mul(g, s), op.Add(op.Mul(a, op.Sub(one, s)), one))
 
-    program = torch.onnx.export(
-        _Graph(passes.eval()),
-        (torch.zeros(2, *bundle.reference.shape),),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4096)},),
-        input_names=["images"],
-        output_names=list(PassResults._fields),
-        custom_translation_table={torch.ops.aten.silu_backward.default: silu_gradient},
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _Graph(passes).eval(),
+            (torch.zeros(2, *bundle.reference.shape),),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4096)},),
+            input_names=["images"],
+            output_names=list(PassResults._fields),
+            custom_translation_table={torch.ops.aten.silu_backward.default: silu_gradient},
+        )
     if program is None:  # only without dynamo
         raise BundleError("PyTorch exported nothing")
     model = program.model_proto
@@ -225,6 +230,21 @@ def _exported(bundle: Bundle) -> bytes:
         model.metadata_props.add(key=name, value=value)
     content: bytes = model.SerializeToString()
     return content
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Suppress what PyTorch's exporter says of its own insides, and of torchvision."""
+    exporter = logging.getLogger("torch.onnx")
+    before = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        exporter.setLevel(before)
 
 
 def _largest_error(passes: OnnxPasses, bundle: Bundle) -> float:
