@@ -1,11 +1,14 @@
 """Measure the cost of scoring: scans per second and memory, from files and from arrays.
 
-    python benchmarks/scoring.py --bundle zhanglab --files 5000
-    python benchmarks/scoring.py --size 128 --images 64
+    python benchmarks/scoring.py --bundle zhanglab --files 2000
+    python benchmarks/scoring.py --size 64
+    python benchmarks/scoring.py --size 128 --images 128
 
 The first command scores JPEG files with a bundle, by the scorer behind `anomaly score`, and prints
-resident memory during the run. The second measures an untrained default network and its detector on
-random images: the cost of a pass does not depend on the weights.
+resident memory during the run. The others measure an untrained default network with the levels and
+draws of `configs/zhanglab-64.yaml`, and its detector, on random images: the cost of a pass does not
+depend on the weights. They print images per second of the forward pass (likelihood only), of the
+input gradient, and of the full verdict, on as many threads as PyTorch uses; `--repeat` times each.
 """
 
 from __future__ import annotations
@@ -14,28 +17,28 @@ import argparse
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from anomaly.cdm.density import log_density, log_ratio_gradient
 from anomaly.cdm.encoder import EncoderSettings
 from anomaly.cdm.gaussian import CosineGaussianCDM
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
+from anomaly.config import load_config
 from anomaly.data.images.network_images import ImageReader
-from anomaly.detection.extractor import FeatureExtractor
-from anomaly.detection.features import FeatureSettings
-from anomaly.detection.heatmap import HeatmapSettings
-from anomaly.detection.kinds import CombinedSettings
-from anomaly.detection.scoring import fit_scoring, score_observation
+from anomaly.detection.extractor import BATCH, FeatureExtractor
+from anomaly.detection.scoring import Scores, fit_scoring, score_observation
+from anomaly.parallel import in_parallel
 from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import choose_scans
 from anomaly.scoring.scorer import Scorer
 from anomaly.store.bundle_files import find_bundle
-
-BATCH = 32
 
 
 def resident_mib() -> float:
@@ -69,31 +72,54 @@ def files(bundle_name: Path, count: int) -> None:
                 print(f"{done:>7} {resident_mib():>13.0f} {rate:>9.2f}", flush=True)
 
 
-def arrays(size: int, count: int) -> None:
+def arrays(size: int, count: int, repeat: int) -> None:
     """Time an untrained default network and detector on random images."""
     torch.manual_seed(0)
+    config = load_config(Path("configs/zhanglab-64.yaml"))
     levels = NoiseLevels.from_name("log_snr", 400)
     images = torch.rand(count, 1, size, size) * 2 - 1
     base = CosineGaussianCDM.fit(images, levels, floor=1e-5)
-    settings = EncoderSettings(widths=(32, 48, 64, 64))
-    network = LevelClassifier(build_network(settings, levels), base).eval()
-    features, detector = (
-        FeatureSettings(),
-        CombinedSettings(("energy", "texture"), given=("scale_rows", "scale_columns")),
+    assert isinstance(config.network, EncoderSettings)
+    network = LevelClassifier(build_network(config.network, levels), base).eval()
+    network.requires_grad_(False)
+    features, detector = config.features, config.detector.candidates[0]
+    extract = FeatureExtractor.of(network, levels, features, 256, images.mean(0))
+    observed = extract(images[: 2 * BATCH])
+    fitted, heatmap = fit_scoring(observed, features, config.heatmap, detector)
+    t = torch.full((BATCH,), 200)
+
+    def likelihood(part: Tensor) -> Tensor:
+        with torch.no_grad():
+            return log_density(network(part), part)
+
+    def gradient(part: Tensor) -> Tensor:
+        return log_ratio_gradient(network, part, t[: len(part)])
+
+    def verdict(part: Tensor) -> Scores:
+        return score_observation(extract(part), features, fitted, heatmap)
+
+    passes: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
+        ("forward pass: likelihood only", likelihood),
+        ("input gradient", gradient),
+        ("full verdict", verdict),
     )
-    observed = FeatureExtractor.of(network, levels, features, 256, images.mean(0))(images[:BATCH])
-    fitted, heatmap = fit_scoring(observed, features, HeatmapSettings(), detector)
-    began = time.perf_counter()
-    for part in images.split(BATCH):
-        observed = FeatureExtractor.of(network, levels, features, 256, images.mean(0))(part)
-        score_observation(observed, features, fitted, heatmap)
-    seconds = time.perf_counter() - began
+    device = torch.device("cpu")
+    print(f"{size}x{size}, {torch.get_num_threads()} threads, {count} images, images per second")
+    for name, function in passes:
+        rates = []
+        for _ in range(repeat + 1):
+            began = time.perf_counter()
+            for _ in in_parallel(function, images.split(BATCH), device):
+                pass
+            rates.append(count / (time.perf_counter() - began))
+        rates = sorted(rates[1:])  # the first fills caches
+        middle = rates[len(rates) // 2]
+        print(f"  {name:<30} {middle:8.1f}  ({rates[0]:.1f} to {rates[-1]:.1f})", flush=True)
     ladder = len(features.noise_to_signal)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(
-        f"{size}x{size}: {count / seconds:.2f} images/s on {torch.get_num_threads()} threads, "
-        f"{features.draws * (1 + ladder)} forward passes and {features.draws * ladder} gradients "
-        f"an image, peak {peak:.0f} MiB"
+        f"  a verdict: {features.draws * (1 + ladder)} forward passes and "
+        f"{features.draws * ladder} gradients; peak {peak:.0f} MiB"
     )
 
 
@@ -101,14 +127,15 @@ def main() -> None:
     """Parse the options and measure scoring from files or from arrays."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--files", type=int, default=5000)
+    parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     if options.bundle is not None:
         files(options.bundle, options.files)
     else:
-        arrays(options.size, options.images)
+        arrays(options.size, options.images, options.repeat)
 
 
 if __name__ == "__main__":
