@@ -150,9 +150,9 @@ def test_a_device_without_support_is_refused(bundle: Bundle, model: Path) -> Non
 
 
 def test_the_rows_of_a_pass_do_not_matter(bundle: Bundle) -> None:
-    batch, shape = images(3, 5), tuple(bundle.reference.shape)
+    batch, reference = images(3, 5), bundle.reference
     results = [
-        NetworkPasses(bundle.network, bundle.levels, bundle.config.features, 256, shape, rows)(
+        NetworkPasses(bundle.network, bundle.levels, bundle.config.features, 256, reference, rows)(
             batch
         )
         for rows in (1, 4, None)

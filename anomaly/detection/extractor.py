@@ -97,8 +97,7 @@ class FeatureExtractor:
         reference: Tensor,
     ) -> FeatureExtractor:
         """Return the extractor of a network in evaluation mode."""
-        shape = tuple(reference.shape)
-        passes = NetworkPasses(network, levels, settings, grey_levels, shape)
+        passes = NetworkPasses(network, levels, settings, grey_levels, reference)
         return cls(passes, settings, grey_levels, reference)
 
     def __call__(self, images: Tensor, blank: NDArray[np.bool_] | None = None) -> Observation:

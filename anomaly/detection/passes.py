@@ -15,6 +15,7 @@ effect of noise on a residual cancels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,11 +25,17 @@ from torch import Tensor, nn
 from anomaly.cdm.density import clean_estimate, dequantize, log_density, predict_noise
 from anomaly.cdm.levels import NoiseLevels
 from anomaly.detection.features.settings import FeatureSettings
+from anomaly.logs import Public
 
-__all__ = ["NetworkPasses", "PassResults", "Passes"]
+__all__ = ["NetworkPasses", "PassResults", "Passes", "multiplies_bfloat16"]
+
+log = logging.getLogger(__name__)
 
 ROWS = 16
 """Noisy images in one pass on a CPU, whose caches hold few."""
+
+PARITY = 0.03
+"""Largest error of residual maps in bfloat16, relative to their own size, at any level."""
 
 
 class PassResults(NamedTuple):
@@ -66,12 +73,13 @@ class NetworkPasses(nn.Module):
     settings : FeatureSettings
     grey_levels : int
         Grey values of the images.
-    shape : (int, int, int)
-        Channels, height and width of an image.
+    reference : Tensor (C, H, W)
+        Mean normal image.
     rows : int or None
         Noisy images in one pass on a CPU; all if None, and on other devices.
     """
 
+    reference: Tensor
     uniform: Tensor
     noise: Tensor
     t: Tensor
@@ -82,7 +90,7 @@ class NetworkPasses(nn.Module):
         levels: NoiseLevels,
         settings: FeatureSettings,
         grey_levels: int,
-        shape: tuple[int, ...],
+        reference: Tensor,
         rows: int | None = ROWS,
     ) -> None:
         super().__init__()
@@ -90,8 +98,8 @@ class NetworkPasses(nn.Module):
         self.levels = levels
         self.grey_levels = grey_levels
         self.rows = rows
-        self.in_bfloat16 = settings.precision == "bfloat16"
-        ratios = settings.noise_to_signal
+        self.precision = settings.precision
+        ratios, shape = settings.noise_to_signal, reference.shape
         uniform: list[Tensor] = []
         noise: list[Tensor] = []
         for number in range(settings.draws):
@@ -103,14 +111,43 @@ class NetworkPasses(nn.Module):
             uniform.append(torch.rand(shape, generator=generator))
             noise.append(torch.randn((len(ratios), *shape), generator=generator))
         t = torch.tensor([levels.nearest(ratio) for ratio in ratios])
+        self.register_buffer("reference", reference, persistent=False)
         self.register_buffer("uniform", torch.stack(uniform), persistent=False)
         self.register_buffer("noise", torch.stack(noise), persistent=False)
         self.register_buffer("t", t, persistent=False)
 
-    @torch.no_grad()
+        self._agrees: dict[torch.device, bool] = {}
+
     def forward(self, images: Tensor) -> PassResults:
         """Return the results for images (N, C, H, W) in [-1, 1], quantised."""
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
+        half = self.precision == "bfloat16"
+        if self.precision == "auto" and multiplies_bfloat16(images.device):
+            half = self._has_parity(images.device)
+        return self._compute(images, half=half)
+
+    def _has_parity(self, device: torch.device) -> bool:
+        """Whether bfloat16 gives the same residual maps on a device; looked at once."""
+        if device not in self._agrees:
+            noise = torch.randn(self.reference.shape, generator=torch.Generator().manual_seed(0))
+            probe = self.reference.cpu() + torch.tensor([0.03, 0.3])[:, None, None, None] * noise
+            steps = self.grey_levels - 1
+            probe = ((probe.clamp(-1, 1) + 1) / 2 * steps).round() / steps * 2 - 1
+            exact, near = (
+                self._compute(probe.to(device), half=half).residuals for half in (False, True)
+            )
+            size = exact.square().mean((2, 3)).sqrt()
+            error = float(((near - exact).square().mean((2, 3)).sqrt() / size).max())
+            self._agrees[device] = error <= PARITY
+            log.info(
+                "bfloat16 on this processor: residual maps differ by %.2g of their size; %s",
+                error,
+                Public("it is used" if self._agrees[device] else "float32 is used"),
+            )
+        return self._agrees[device]
+
+    @torch.no_grad()
+    def _compute(self, images: Tensor, *, half: bool) -> PassResults:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
             draws = [
                 self._draw(images, uniform, noise)
                 for uniform, noise in zip(
@@ -150,3 +187,11 @@ class NetworkPasses(nn.Module):
             for x, level in zip(x_t.split(self.rows), t.split(self.rows), strict=True)
         ]
         return torch.cat(parts)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16, which is several times as fast there."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = getattr(torch.cpu, "get_capabilities", None)  # of PyTorch 2.9 and later
+    return device.type == "cpu" and known is not None and bool(known().get("amx_bf16"))

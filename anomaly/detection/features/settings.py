@@ -27,8 +27,9 @@ class FeatureSettings:
         Number of cells excluded on every side.
     bands : int
         Octave bands of the image itself.
-    precision : {"float32", "bfloat16"}
-        Precision of the network's layers; fitting, calibration and scoring use the same.
+    precision : {"float32", "bfloat16", "auto"}
+        Precision of the network's layers. "auto" is bfloat16 where the processor multiplies it and
+        its residual maps agree with those in float32 (`anomaly.detection.passes`), else float32.
     seed : int
     """
 
@@ -37,7 +38,7 @@ class FeatureSettings:
     grid: int = 8
     border: int = 1
     bands: int = 4
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
