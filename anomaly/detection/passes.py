@@ -160,7 +160,9 @@ class NetworkPasses(nn.Module):
     def _draw(self, images: Tensor, uniform: Tensor, noise: Tensor) -> PassResults:
         """Compute the results of one draw."""
         x_0 = dequantize(images, self.grey_levels, uniform)
-        density = log_density(self.network(x_0), x_0)
+        with torch.autocast(images.device.type, enabled=False):
+            # In full precision: a likelihood is thousands of nats, and its differences are few.
+            density = log_density(self.network(x_0), x_0)
         # One row per level and image: the network sees no difference.
         many = (len(self.t), *x_0.shape)
         clean = x_0.expand(many).flatten(0, 1)

@@ -145,7 +145,8 @@ class _Denoiser(nn.Module):
         """Return ``eps_hat`` (B, 1, S, S) of images noised to levels ``t`` (B,)."""
         level = self.level(self.embedding[t])
         h = functional.pixel_unshuffle(x_t, self.patch)
-        h = self.stem(torch.cat([h, _place(h)], 1))
+        h = torch.cat([h, _place(h)], 1).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
         skips: list[Tensor] = []
         for scale, (stage, shift) in enumerate(zip(self.stages, self.shifts, strict=True)):
             h = self.downs[scale - 1](h) if scale else h

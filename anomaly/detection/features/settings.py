@@ -28,7 +28,8 @@ class FeatureSettings:
     bands : int
         Octave bands of the image itself.
     precision : {"float32", "bfloat16", "auto"}
-        Precision of the network's layers. "auto" is bfloat16 where the processor multiplies it and
+        Precision of the network's layers for the predicted noise; densities are always computed in
+        float32. "auto" is bfloat16 where the processor multiplies it and
         its residual maps agree with those in float32 (`anomaly.detection.passes`), else float32.
     seed : int
     """
