@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from anomaly.detection.scoring import Scores, score_observation
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.bundle_files import SHIPPED, find_bundle
 
-SCORES, PEAKS, LIMIT = [29.2664, 10.0251], [1.03171, 0.631757], 0.996738076
+SCORES, PEAKS, LIMIT = [30.5539, 10.1445], [0.991536, 0.725168], 1.0126577615737917
 
 NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
@@ -78,6 +79,9 @@ def test_it_flags_noise_and_a_blank_gradient(name: str) -> None:
 def test_what_it_is_calibrated_for_has_not_changed() -> None:
     """Whoever changes what scores or maps are must calibrate the bundle again, and this."""
     bundle = read_bundle(SHIPPED / "zhanglab")
+    # In float32, which every processor computes alike.
+    features = replace(bundle.config.features, precision="float32")
+    bundle = replace(bundle, config=replace(bundle.config, features=features))
     blank = np.zeros((2, 64, 64), np.bool_)
     blank[:, :2] = blank[:, -2:] = blank[:, :, :2] = blank[:, :, -2:] = True
     said = look(bundle, blank)

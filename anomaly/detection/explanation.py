@@ -28,7 +28,6 @@ from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.features import FeatureSettings, cell_columns
 from anomaly.detection.kinds.base import Array
 from anomaly.detection.local import Cells
-from anomaly.detection.placement import Placement
 
 __all__ = ["Explanations", "explain"]
 
@@ -71,7 +70,7 @@ def explain(
     detector: FeatureDetector,
     features: Array,
     sides: Array,
-    placement: Placement,
+    grid: Cells,
     settings: FeatureSettings,
     shape: tuple[int, int],
 ) -> Explanations:
@@ -84,7 +83,8 @@ def explain(
         The detector's features.
     sides : ndarray (N, 2)
         Largest evidence where a scan is brighter, and where it is darker, than expected.
-    placement : Placement
+    grid : Cells
+        The grid of cells over the images.
     settings : FeatureSettings
     shape : (int, int)
         Pixels of an image.
@@ -106,7 +106,6 @@ def explain(
     of_level = np.array([[level == name for name in names] for level, _ in places], dtype=float)
     levels = dict(zip(names, (whole[:, None] * (shares[:, local] @ of_level)).T, strict=True))
     cells = by_cell * whole[:, None]
-    grid = Cells.of(placement, shape, settings.grid, settings.border)
     spread = grid.spread(cells).reshape(count, *shape).astype(np.float32)
     z = (features - detector.mean) / detector.scale
     # Of shares, not of contributions: these change their sign where the part is below 0.

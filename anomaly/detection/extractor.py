@@ -22,7 +22,7 @@ from anomaly.parallel import in_parallel
 
 __all__ = ["BATCH", "FeatureExtractor", "Observation", "join"]
 
-BATCH = 16
+BATCH = 32
 """Images observed together."""
 
 
@@ -41,12 +41,15 @@ class Observation:
         Where the anatomy lies (`anomaly.detection.placement`).
     blank : ndarray (N, H, W) bool
         Pixels without evidence (`anomaly.data.images.blanks`).
+    cells : Cells or None
+        The grid of cells over the images, if it is at hand; it is as large as all maps together.
     """
 
     groups: dict[str, NDArray[np.float64]]
     residuals: NDArray[np.float32]
     placement: Placement
     blank: NDArray[np.bool_]
+    cells: Cells | None = None
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Observation:
         """Return the observation of a subset of the images."""
@@ -139,7 +142,7 @@ class FeatureExtractor:
         groups = {name: groups[name] for name in GROUPS if name in groups}
         if blank is None:
             blank = np.zeros(grey.shape, dtype=np.bool_)
-        return Observation(groups, residuals, placement, blank)
+        return Observation(groups, residuals, placement, blank, cells)
 
     def batches(
         self, images: Tensor, blank: NDArray[np.bool_], device: torch.device

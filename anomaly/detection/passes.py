@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +33,8 @@ __all__ = ["NetworkPasses", "PassResults", "Passes", "multiplies_bfloat16"]
 
 log = logging.getLogger(__name__)
 
-ROWS = 16
-"""Noisy images in one pass on a CPU, whose caches hold few."""
+ROWS, HALF_ROWS = 16, 48
+"""Noisy images in one pass on a CPU, whose caches hold few; in bfloat16."""
 
 PARITY = 0.03
 """Largest error of residual maps in bfloat16, relative to their own size, at any level."""
@@ -44,7 +46,8 @@ class PassResults(NamedTuple):
     Attributes
     ----------
     log_density : Tensor (D, N, T + 2) float64
-        Log density of the dequantised image at every noise level, nats.
+        Log density of the dequantised image at every noise level, nats; a draw and its negative
+        share theirs.
     noise_norms, noise_errors : Tensor (D, N, L) float32
         Mean square of the predicted noise, and of its error, at each of the L levels of
         `FeatureSettings.noise_to_signal`.
@@ -75,8 +78,8 @@ class NetworkPasses(nn.Module):
         Grey values of the images.
     reference : Tensor (C, H, W)
         Mean normal image.
-    rows : int or None
-        Noisy images in one pass on a CPU; all if None, and on other devices.
+    whole : bool
+        Do all noisy images in one pass on a CPU too, as on other devices, for export.
     """
 
     reference: Tensor
@@ -91,13 +94,14 @@ class NetworkPasses(nn.Module):
         settings: FeatureSettings,
         grey_levels: int,
         reference: Tensor,
-        rows: int | None = ROWS,
+        *,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.levels = levels
         self.grey_levels = grey_levels
-        self.rows = rows
+        self.whole = whole
         self.precision = settings.precision
         ratios, shape = settings.noise_to_signal, reference.shape
         uniform: list[Tensor] = []
@@ -116,8 +120,6 @@ class NetworkPasses(nn.Module):
         self.register_buffer("noise", torch.stack(noise), persistent=False)
         self.register_buffer("t", t, persistent=False)
 
-        self._agrees: dict[torch.device, bool] = {}
-
     def forward(self, images: Tensor) -> PassResults:
         """Return the results for images (N, C, H, W) in [-1, 1], quantised."""
         half = self.precision == "bfloat16"
@@ -126,43 +128,52 @@ class NetworkPasses(nn.Module):
         return self._compute(images, half=half)
 
     def _has_parity(self, device: torch.device) -> bool:
-        """Whether bfloat16 gives the same residual maps on a device; looked at once."""
-        if device not in self._agrees:
-            noise = torch.randn(self.reference.shape, generator=torch.Generator().manual_seed(0))
-            probe = self.reference.cpu() + torch.tensor([0.03, 0.3])[:, None, None, None] * noise
-            steps = self.grey_levels - 1
-            probe = ((probe.clamp(-1, 1) + 1) / 2 * steps).round() / steps * 2 - 1
-            exact, near = (
-                self._compute(probe.to(device), half=half).residuals for half in (False, True)
-            )
-            size = exact.square().mean((2, 3)).sqrt()
-            error = float(((near - exact).square().mean((2, 3)).sqrt() / size).max())
-            self._agrees[device] = error <= PARITY
-            log.info(
-                "bfloat16 on this processor: residual maps differ by %.2g of their size; %s",
-                error,
-                Public("it is used" if self._agrees[device] else "float32 is used"),
-            )
-        return self._agrees[device]
+        """Whether bfloat16 gives the same residual maps on a device; examined once a network."""
+        with _examining:
+            known = _has_parity.setdefault(self.network, {})
+            key = (device, tuple(self.t.tolist()))
+            if key not in known:
+                error = self._error_in_bfloat16(device)
+                known[key] = error <= PARITY
+                log.info(
+                    "bfloat16 on this processor: residual maps differ by %.2g of their size; %s",
+                    error,
+                    Public("it is used" if known[key] else "float32 is used"),
+                )
+            return known[key]
+
+    def _error_in_bfloat16(self, device: torch.device) -> float:
+        """Largest error of a residual map, relative to its size, on noisy mean normal images."""
+        noise = torch.randn(self.reference.shape, generator=torch.Generator().manual_seed(0))
+        probe = self.reference.cpu() + torch.tensor([0.03, 0.3])[:, None, None, None] * noise
+        steps = self.grey_levels - 1
+        probe = ((probe.clamp(-1, 1) + 1) / 2 * steps).round() / steps * 2 - 1
+        exact, near = (
+            self._compute(probe.to(device), half=half).residuals for half in (False, True)
+        )
+        size = exact.square().mean((2, 3)).sqrt()
+        return float(((near - exact).square().mean((2, 3)).sqrt() / size).max())
 
     @torch.no_grad()
     def _compute(self, images: Tensor, *, half: bool) -> PassResults:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
-            draws = [
-                self._draw(images, uniform, noise)
-                for uniform, noise in zip(
-                    self.uniform.to(images), self.noise.to(images), strict=True
-                )
-            ]
+            draws: list[PassResults] = []
+            noises = zip(self.uniform.to(images), self.noise.to(images), strict=True)
+            for number, (uniform, noise) in enumerate(noises):
+                known = draws[-1].log_density if number % 2 else None
+                draws.append(self._draw(images, uniform, noise, known))
         density, norms, errors, residuals = (torch.stack(part) for part in zip(*draws, strict=True))
         return PassResults(density, norms, errors, residuals.mean(0))
 
-    def _draw(self, images: Tensor, uniform: Tensor, noise: Tensor) -> PassResults:
-        """Compute the results of one draw."""
+    def _draw(
+        self, images: Tensor, uniform: Tensor, noise: Tensor, density: Tensor | None
+    ) -> PassResults:
+        """Compute the results of one draw; its log density if it is not known."""
         x_0 = dequantize(images, self.grey_levels, uniform)
-        with torch.autocast(images.device.type, enabled=False):
+        if density is None:
             # In full precision: a likelihood is thousands of nats, and its differences are few.
-            density = log_density(self.network(x_0), x_0)
+            with torch.autocast(images.device.type, enabled=False):
+                density = log_density(self.network(x_0), x_0)
         # One row per level and image: the network sees no difference.
         many = (len(self.t), *x_0.shape)
         clean = x_0.expand(many).flatten(0, 1)
@@ -182,13 +193,19 @@ class NetworkPasses(nn.Module):
         return PassResults(density, *by_level)
 
     def _predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        if self.rows is None or x_t.device.type != "cpu":
+        if self.whole or x_t.device.type != "cpu":
             return predict_noise(self.network, x_t, t, self.levels)
+        rows = HALF_ROWS if torch.is_autocast_enabled("cpu") else ROWS
         parts = [
             predict_noise(self.network, x, level, self.levels)
-            for x, level in zip(x_t.split(self.rows), t.split(self.rows), strict=True)
+            for x, level in zip(x_t.split(rows), t.split(rows), strict=True)
         ]
         return torch.cat(parts)
+
+
+_examining = Lock()
+_has_parity: WeakKeyDictionary[nn.Module, dict[tuple[torch.device, tuple[int, ...]], bool]]
+_has_parity = WeakKeyDictionary()
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -23,6 +23,7 @@ from anomaly.detection.kinds import (
     KindSettings,
 )
 from anomaly.detection.kinds.base import FOLDS, fold_of
+from anomaly.detection.local import Cells
 
 __all__ = [
     "FeatureTable",
@@ -208,11 +209,13 @@ def score_observation(
     table = FeatureTable.assemble(observed, of_evidence, features)
     own = table.use(detector.names).values
     sides = table.use(("evidence_bright", "evidence_dark")).values
+    shape = evidence.shape[1:]
+    grid = observed.cells or Cells.of(observed.placement, shape, features.grid, features.border)
     return Scores(
         detector.score(own),
         table.use(reported_names(features)).values,
         np.asarray(np.abs(evidence)),
-        explain(detector, own, sides, observed.placement, features, evidence.shape[1:]),
+        explain(detector, own, sides, grid, features, shape),
     )
 
 

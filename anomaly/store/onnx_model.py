@@ -199,7 +199,7 @@ def _exported(bundle: Bundle) -> bytes:
         replace(bundle.config.features, precision="float32"),
         bundle.config.preprocessing.grey_levels,
         bundle.reference.cpu(),
-        rows=None,
+        whole=True,
     )
     try:
         from onnxscript import opset18 as op

@@ -11,6 +11,7 @@ from anomaly.detection.detector import FeatureDetector
 from anomaly.detection.explanation import Explanations, explain
 from anomaly.detection.features import FeatureSettings, feature_groups
 from anomaly.detection.kinds import CombinedSettings, KindSettings, LedoitWolfSettings
+from anomaly.detection.local import Cells
 from anomaly.detection.placement import Placement
 
 SETTINGS = FeatureSettings(noise_to_signal=(0.25, 1.0), grid=6, border=0, bands=2)
@@ -45,7 +46,8 @@ def told(
     detector = FeatureDetector.fit(features(800, 0), NAMES, kind, GROUPS)
     where = placement or Placement.unmoved(len(new))
     both = np.tile(sides, (len(new), 1))
-    return detector, explain(detector, new, both, where, SETTINGS, (SIDE, SIDE))
+    grid = Cells.of(where, (SIDE, SIDE), SETTINGS.grid, SETTINGS.border)
+    return detector, explain(detector, new, both, grid, SETTINGS, (SIDE, SIDE))
 
 
 def test_cells_levels_and_pixels_add_up_to_the_part_and_to_the_score() -> None:
