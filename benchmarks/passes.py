@@ -129,7 +129,7 @@ def main() -> None:
         return {
             "levels": features.noise_to_signal,
             "draws": features.draws,
-            "gradients": features.draws * len(features.noise_to_signal),
+            "gradients": features.gradients,
             "margin": margin(calm, disturbed),
             "auroc": float(
                 roc_auc_score(

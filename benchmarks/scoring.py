@@ -115,11 +115,10 @@ def arrays(size: int, count: int, repeat: int) -> None:
         rates = sorted(rates[1:])  # the first fills caches
         middle = rates[len(rates) // 2]
         print(f"  {name:<30} {middle:8.1f}  ({rates[0]:.1f} to {rates[-1]:.1f})", flush=True)
-    ladder = len(features.noise_to_signal)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(
-        f"  a verdict: {features.draws * (1 + ladder)} forward passes and "
-        f"{features.draws * ladder} gradients; peak {peak:.0f} MiB"
+        f"  a verdict: {features.forward_passes} forward passes, {features.gradients} of them with "
+        f"a gradient; peak {peak:.0f} MiB"
     )
 
 

@@ -60,6 +60,16 @@ class FeatureSettings:
             )
 
     @property
+    def gradients(self) -> int:
+        """Number of input gradients an image."""
+        return self.draws * len(self.noise_to_signal)
+
+    @property
+    def forward_passes(self) -> int:
+        """Number of forward passes an image: of gradients, and one density of two draws."""
+        return self.gradients + (self.draws + 1) // 2
+
+    @property
     def cells(self) -> int:
         """Number of cells, without the excluded border."""
         return (self.grid - 2 * self.border) ** 2

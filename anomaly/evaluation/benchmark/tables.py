@@ -213,13 +213,12 @@ def cost(bench: Bench, evaluator: Evaluator) -> Row:
     _score_all(evaluator, images)
     seconds = time.perf_counter() - began
     features = evaluator.observer.config.features
-    levels = len(features.noise_to_signal)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "scans": len(images),
         "scans_per_second": len(images) / seconds,
-        "forward_passes": features.draws * (1 + levels),
-        "gradients": features.draws * levels,
+        "forward_passes": features.forward_passes,
+        "gradients": features.gradients,
         "threads": torch.get_num_threads(),
         # kilobytes on Linux, bytes on macOS
         "peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10),
