@@ -156,6 +156,7 @@ class FeatureExtractor:
         )
 
         def observe(part: tuple[Tensor, NDArray[np.bool_]]) -> Observation:
-            return self(part[0].to(device), part[1])
+            images = part[0].pin_memory() if device.type == "cuda" else part[0]
+            return self(images.to(device, non_blocking=True), part[1])
 
         return (observed for _, observed in in_parallel(observe, parts, device))
