@@ -39,11 +39,11 @@ from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
-from anomaly.scoring.scorer import BATCH
+
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.bundle_files import find_bundle
 
-STEPS = 10
+STEPS, BATCH = 10, 32
 REPEATS = 4
 MILLION = 1_000_000
 THREADS = torch.get_num_threads()

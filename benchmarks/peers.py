@@ -130,7 +130,7 @@ def ours(what: str, images: Tensor) -> Ready:
     from anomaly.cdm.levels import NoiseLevels
     from anomaly.cdm.network import LevelClassifier, build_network
     from anomaly.config import load_config
-    from anomaly.detection.extractor import BATCH, FeatureExtractor, join
+    from anomaly.detection.extractor import FeatureExtractor, batch_size, join
     from anomaly.detection.scoring import fit_scoring, score_observation
     from anomaly.parallel import in_parallel
     from anomaly.store.bundle import Bundle
@@ -145,6 +145,7 @@ def ours(what: str, images: Tensor) -> Ready:
     network = LevelClassifier(build_network(config.network, levels), base).eval()
     network.requires_grad_(False)
     device, reference = torch.device("cpu"), images.mean(0)
+    batch = batch_size(size)
     kept = _state_bytes(network)
     if what == "likelihood":
 
@@ -152,7 +153,7 @@ def ours(what: str, images: Tensor) -> Ready:
             with torch.no_grad():
                 return log_density(network(part), part)
 
-        return Ready(lambda part: list(in_parallel(likelihood, part.split(BATCH), device)), kept)
+        return Ready(lambda part: list(in_parallel(likelihood, part.split(batch), device)), kept)
     extract = FeatureExtractor.of(network, levels, config.features, 256, reference)
     blank = np.zeros((len(images), size, size), dtype=np.bool_)
     observed = join(list(extract.batches(images, blank, device)))
@@ -170,7 +171,7 @@ def ours(what: str, images: Tensor) -> Ready:
     def verdict(part: Tensor) -> object:
         return score_observation(extract(part), config.features, detector, heatmap)
 
-    return Ready(lambda part: list(in_parallel(verdict, part.split(BATCH), device)), kept)
+    return Ready(lambda part: list(in_parallel(verdict, part.split(batch), device)), kept)
 
 
 METHODS: dict[str, tuple[Callable[[Tensor], Ready], int | None]] = {

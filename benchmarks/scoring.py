@@ -32,7 +32,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import load_config
 from anomaly.data.images.network_images import ImageReader
-from anomaly.detection.extractor import BATCH, FeatureExtractor
+from anomaly.detection.extractor import FeatureExtractor, batch_size, join
 from anomaly.detection.scoring import Scores, fit_scoring, score_observation
 from anomaly.parallel import in_parallel
 from anomaly.pipelines.run import RunFolder
@@ -74,6 +74,7 @@ def files(bundle_name: Path, count: int) -> None:
 
 def arrays(size: int, count: int, repeat: int) -> None:
     """Time an untrained default network and detector on random images."""
+    device = torch.device("cpu")
     torch.manual_seed(0)
     config = load_config(Path("configs/zhanglab-64.yaml"))
     levels = NoiseLevels.from_name("log_snr", 400)
@@ -84,9 +85,10 @@ def arrays(size: int, count: int, repeat: int) -> None:
     network.requires_grad_(False)
     features, detector = config.features, config.detector.candidates[0]
     extract = FeatureExtractor.of(network, levels, features, 256, images.mean(0))
-    observed = extract(images[: 2 * BATCH])
+    batch = batch_size(size)
+    observed = join(list(extract.batches(images[:64], np.zeros((64, size, size), bool), device)))
     fitted, heatmap = fit_scoring(observed, features, config.heatmap, detector)
-    t = torch.full((BATCH,), 200)
+    t = torch.full((batch,), 200)
 
     def likelihood(part: Tensor) -> Tensor:
         with torch.no_grad():
@@ -103,13 +105,14 @@ def arrays(size: int, count: int, repeat: int) -> None:
         ("input gradient", gradient),
         ("full verdict", verdict),
     )
-    device = torch.device("cpu")
     print(f"{size}x{size}, {torch.get_num_threads()} threads, {count} images, images per second")
     for name, function in passes:
         rates = []
         for _ in range(repeat + 1):
             began = time.perf_counter()
-            for _ in in_parallel(function, images.split(BATCH), device):
+            # A pass alone takes fewer images than a verdict, which divides its own.
+            own = batch if function is verdict else max(1, batch // 2)
+            for _ in in_parallel(function, images.split(own), device):
                 pass
             rates.append(count / (time.perf_counter() - began))
         rates = sorted(rates[1:])  # the first fills caches

@@ -153,7 +153,7 @@ def test_the_rows_of_a_pass_do_not_matter(bundle: Bundle, monkeypatch: pytest.Mo
     batch, reference = images(3, 5), bundle.reference
     features, results = bundle.config.features, []
     for rows, whole in ((1, False), (4, False), (4, True)):
-        monkeypatch.setattr("anomaly.detection.passes.ROWS", rows)
+        monkeypatch.setattr("anomaly.detection.passes.PIXELS", rows * 64)
         passes = NetworkPasses(bundle.network, bundle.levels, features, 256, reference, whole=whole)
         results.append(passes(batch))
     for other in results[1:]:

@@ -20,10 +20,10 @@ from anomaly.detection.placement import Placement
 from anomaly.detection.registration import register
 from anomaly.parallel import in_parallel
 
-__all__ = ["BATCH", "FeatureExtractor", "Observation", "join"]
+__all__ = ["FeatureExtractor", "Observation", "batch_size", "join"]
 
-BATCH = 32
-"""Images observed together."""
+BATCH_PIXELS = 24 * 64**2
+"""Pixels of the images that are observed together."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Observation:
         return Observation(
             groups, self.residuals[rows], self.placement.select(rows), self.blank[rows]
         )
+
+
+def batch_size(side: int) -> int:
+    """Return the number of images with a side of that many pixels that are observed together."""
+    return max(1, BATCH_PIXELS // side**2)
 
 
 def join(parts: list[Observation]) -> Observation:
@@ -151,9 +156,9 @@ class FeatureExtractor:
 
         Parameters as in a call. The residual maps of all images may not fit in memory.
         """
-        parts = zip(
-            images.split(BATCH), np.split(blank, range(BATCH, len(blank), BATCH)), strict=True
-        )
+        size = batch_size(images.shape[-1])
+        cuts = range(size, len(blank), size)
+        parts = zip(images.split(size), np.split(blank, cuts), strict=True)
 
         def observe(part: tuple[Tensor, NDArray[np.bool_]]) -> Observation:
             images = part[0].pin_memory() if device.type == "cuda" else part[0]

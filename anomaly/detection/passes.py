@@ -33,8 +33,8 @@ __all__ = ["NetworkPasses", "PassResults", "Passes", "multiplies_bfloat16"]
 
 log = logging.getLogger(__name__)
 
-ROWS, HALF_ROWS = 16, 48
-"""Noisy images in one pass on a CPU, whose caches hold few; in bfloat16."""
+PIXELS, HALF_PIXELS = 16 * 64**2, 48 * 64**2
+"""Pixels in one pass on a CPU, whose caches hold few; in bfloat16."""
 
 PARITY = 0.03
 """Largest error of residual maps in bfloat16, relative to their own size, at any level."""
@@ -173,14 +173,16 @@ class NetworkPasses(nn.Module):
         if density is None:
             # In full precision: a likelihood is thousands of nats, and its differences are few.
             with torch.autocast(images.device.type, enabled=False):
-                density = log_density(self.network(x_0), x_0)
+                density = self._in_rows(lambda x: log_density(self.network(x), x), x_0)
         # One row per level and image: the network sees no difference.
         many = (len(self.t), *x_0.shape)
         clean = x_0.expand(many).flatten(0, 1)
         eps = noise[:, None].expand(many).flatten(0, 1)
         t = self.t.to(images.device)[:, None].expand(many[:2]).flatten()
         x_t = self.levels.perturb(clean, t, eps)
-        eps_hat = self._predict_noise(x_t, t)
+        eps_hat = self._in_rows(
+            lambda x, level: predict_noise(self.network, x, level, self.levels), x_t, t
+        )
         residual = (clean - clean_estimate(x_t, eps_hat, t, self.levels)).mean(1)
         by_level = [
             rows.reshape(*many[:2], *rows.shape[1:]).transpose(0, 1)
@@ -192,15 +194,14 @@ class NetworkPasses(nn.Module):
         ]
         return PassResults(density, *by_level)
 
-    def _predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        if self.whole or x_t.device.type != "cpu":
-            return predict_noise(self.network, x_t, t, self.levels)
-        rows = HALF_ROWS if torch.is_autocast_enabled("cpu") else ROWS
-        parts = [
-            predict_noise(self.network, x, level, self.levels)
-            for x, level in zip(x_t.split(rows), t.split(rows), strict=True)
-        ]
-        return torch.cat(parts)
+    def _in_rows(self, function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        """Apply a function to a few rows at a time on a CPU, and to all at once elsewhere."""
+        if self.whole or x.device.type != "cpu":
+            return function(x, *others)
+        pixels = HALF_PIXELS if torch.is_autocast_enabled("cpu") else PIXELS
+        rows = max(1, pixels // x[0, 0].numel())
+        parts = zip(*(values.split(rows) for values in (x, *others)), strict=True)
+        return torch.cat([function(*part) for part in parts])
 
 
 _examining = Lock()

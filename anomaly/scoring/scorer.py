@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from anomaly.data.images.network_images import ImageReader, ListedReader, NetworkImage
 from anomaly.data.readers.isolation import Lost, Workers
 from anomaly.data.table.manifest import ManifestRow
-from anomaly.detection.extractor import BATCH, FeatureExtractor
+from anomaly.detection.extractor import FeatureExtractor, batch_size
 from anomaly.detection.features import reported_names
 from anomaly.detection.plausibility import are_negatives
 from anomaly.detection.scoring import score_observation
@@ -109,7 +109,7 @@ class Scorer:
         batches = (
             (group, batch)
             for group, members in groupby(images, itemgetter(0))
-            for batch in _batches(members)
+            for batch in _batches(members, batch_size(self.bundle.config.preprocessing.size))
         )
         extract = self.bundle.extractor(self.device)
 
@@ -160,9 +160,9 @@ def _without_loss(
     return group, result if isinstance(result, NetworkImage) else (row, result)
 
 
-def _batches(images: Iterable[tuple[int, ReadScan]]) -> Iterator[list[ReadScan]]:
+def _batches(images: Iterable[tuple[int, ReadScan]], size: int) -> Iterator[list[ReadScan]]:
     iterator = iter(images)
-    while batch := [item for _, item in islice(iterator, BATCH)]:
+    while batch := [item for _, item in islice(iterator, size)]:
         yield batch
 
 

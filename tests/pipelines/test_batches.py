@@ -92,7 +92,7 @@ def test_a_batch_holds_scans_of_one_group(road: Road, scorer: Scorer) -> None:
 def test_rows_are_taken_a_bounded_number_ahead(
     road: Road, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "batch_size", lambda side: 4)
     taken = 0
 
     def endless() -> Iterator[tuple[int, ManifestRow]]:

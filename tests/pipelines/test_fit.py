@@ -173,7 +173,7 @@ def test_batches_do_not_matter(scans: Scans, monkeypatch: pytest.MonkeyPatch) ->
     root, rows = scans
     observer = watch(root, rows)
     whole = observer.observe(rows[:7], "whole")
-    monkeypatch.setattr(extractor, "BATCH", 3)
+    monkeypatch.setattr(extractor, "batch_size", lambda side: 3)
     parts = observer.observe(rows[:7], "parts")
     for group, values in whole.groups.items():
         np.testing.assert_allclose(parts.groups[group], values, rtol=1e-4, atol=1e-4)
