@@ -10,49 +10,64 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = ["in_parallel", "one_ahead"]
+__all__ = ["ParallelThreads", "in_parallel", "one_ahead"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def in_parallel(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
-) -> Iterator[tuple[_Item, _Result]]:
-    """Apply a function to items, and yield each with its result, in order.
+class ParallelThreads:
+    """As many threads as PyTorch has (`torch.get_num_threads`) on a CPU, and one elsewhere.
 
-    Uses as many threads as PyTorch (`torch.get_num_threads`) on a CPU, and one on another device.
-    At most one item more than threads is in work, so memory does not grow with the number of items;
-    they are taken in the calling thread. An exception of the function ends the iteration.
+    They end with the object.
 
     Parameters
     ----------
-    function : callable
-    items : iterable
     device : torch.device
-        Where the function computes.
+        Where the functions that they apply compute.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    with _one_thread_each(), ThreadPoolExecutor(threads, initializer=_use_one_thread) as pool:
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.get_num_threads() if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.count, initializer=_use_one_thread)
+
+    def map(
+        self, function: Callable[[_Item], _Result], items: Iterable[_Item]
+    ) -> Iterator[tuple[_Item, _Result]]:
+        """Apply a function to items, and yield each with its result, in order.
+
+        At most one item more than threads is in work, so memory does not grow with the number of
+        items; they are taken in the calling thread. An exception of the function ends the
+        iteration.
+        """
         flight: deque[tuple[_Item, Future[_Result]]] = deque()
-        try:
-            for item in items:
-                flight.append((item, pool.submit(function, item)))
-                if len(flight) > threads:
+        with _one_thread_each():
+            try:
+                for item in items:
+                    flight.append((item, self._pool.submit(function, item)))
+                    if len(flight) > self.count:
+                        first, result = flight.popleft()
+                        yield first, result.result()
+                while flight:
                     first, result = flight.popleft()
                     yield first, result.result()
-            while flight:
-                first, result = flight.popleft()
-                yield first, result.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            finally:
+                # What is in work ends before the caller goes on; what waits is not begun.
+                wait([result for _, result in flight if not result.cancel()])
+
+
+def in_parallel(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
+) -> Iterator[tuple[_Item, _Result]]:
+    """Apply a function to items by `ParallelThreads` that end with the iteration."""
+    yield from ParallelThreads(device).map(function, items)
 
 
 def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:

@@ -39,7 +39,6 @@ from anomaly.pipelines.run import RunFolder
 from anomaly.pipelines.score import finish
 from anomaly.progress import progress_bar
 from anomaly.scoring.job import Job
-
 from anomaly.store.bundle import Bundle, read_bundle
 from anomaly.store.bundle_files import find_bundle
 

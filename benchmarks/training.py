@@ -52,7 +52,7 @@ def compare(loss: CDMLoss, framed: Tensor) -> None:
     t = torch.randint(1, levels.last, (BATCH,), generator=generator)
     x_t = levels.perturb(x_0, t, eps)
     trunk = {"widths": (32, 48, 64, 64), "blocks": 1, "patch": 2}
-    plain = PlainDenoiser(levels, **trunk, steps=1, batch_size=4).fit(x_0, 0)  # type: ignore[arg-type]
+    plain = PlainDenoiser(levels, **trunk, steps=1, batch_size=4).fit(x_0, 0).requires_grad_(True)  # type: ignore[arg-type]
 
     def forward() -> None:
         with torch.no_grad():

@@ -24,7 +24,7 @@ from anomaly.cdm.health import HasParts, network_health
 from anomaly.cdm.loss import CDMLoss, LossTerms, stratified_levels
 from anomaly.errors import CheckpointError, NonFiniteLoss
 from anomaly.logs import Public
-from anomaly.parallel import in_parallel
+from anomaly.parallel import ParallelThreads
 from anomaly.training.processes import rank_and_world
 from anomaly.training.settings import TrainingSettings
 
@@ -71,6 +71,8 @@ class TrainingState:
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, (0.9, 0.99))
         # Parts of a batch share the global generator, from which dropout draws.
         draws = any(isinstance(module, nn.Dropout) and module.p for module in loss.modules())
+        # Kept from step to step: a new thread has no memory yet, and has to ask for all of it.
+        self._threads = ParallelThreads(self.device)
         self._divides = self.device.type == "cpu" and self.module is loss and not draws
         network = loss.network
         self.parts = network.parts if isinstance(network, HasParts) else {}
@@ -131,7 +133,7 @@ class TrainingState:
 
         rows = (slice(start, start + PART) for start in range(0, count, PART))
         parts = []
-        for _, (terms, gradients) in in_parallel(differentiate, rows, self.device):
+        for _, (terms, gradients) in self._threads.map(differentiate, rows):
             parts.append(terms)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 if gradient is not None:
