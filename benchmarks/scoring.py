@@ -32,6 +32,7 @@ from anomaly.cdm.levels import NoiseLevels
 from anomaly.cdm.network import LevelClassifier, build_network
 from anomaly.config import load_config
 from anomaly.data.images.network_images import ImageReader
+from anomaly.data.readers.isolation import Workers
 from anomaly.detection.extractor import FeatureExtractor, batch_size, join
 from anomaly.detection.scoring import Scores, fit_scoring, score_observation
 from anomaly.parallel import in_parallel
@@ -47,7 +48,7 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def files(bundle_name: Path, count: int) -> None:
+def files(bundle_name: Path, count: int, workers: int) -> None:
     """Score `count` files and print memory and rate ten times."""
     folder = find_bundle(bundle_name)
     rng = np.random.default_rng(0)
@@ -64,12 +65,13 @@ def files(bundle_name: Path, count: int) -> None:
         rows = inputs.manifest.select()
         began = time.perf_counter()
         reader = ImageReader(config.data.root, bundle.config.intensity, bundle.config.preprocessing)
-        scored = Scorer(bundle, reader, torch.device("cpu")).score((0, row) for row in rows)
-        print(f"{'scans':>7} {'resident MiB':>13} {'scans/s':>9}")
-        for done, _ in enumerate(scored, start=1):
-            if done % max(1, count // 10) == 0:
-                rate = done / (time.perf_counter() - began)
-                print(f"{done:>7} {resident_mib():>13.0f} {rate:>9.2f}", flush=True)
+        with Workers(workers) as processes:
+            scorer = Scorer(bundle, reader, torch.device("cpu"), processes)
+            print(f"{'scans':>7} {'resident MiB':>13} {'scans/s':>9}")
+            for done, _ in enumerate(scorer.score((0, row) for row in rows), start=1):
+                if done % max(1, count // 10) == 0:
+                    rate = done / (time.perf_counter() - began)
+                    print(f"{done:>7} {resident_mib():>13.0f} {rate:>9.2f}", flush=True)
 
 
 def arrays(size: int, count: int, repeat: int) -> None:
@@ -130,12 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     if options.bundle is not None:
-        files(options.bundle, options.files)
+        files(options.bundle, options.files, options.workers)
     else:
         arrays(options.size, options.images, options.repeat)
 
