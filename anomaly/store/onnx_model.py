@@ -77,7 +77,7 @@ class OnnxPasses:
         options = runtime.SessionOptions()
         # Batches are scored in parallel threads already (`anomaly.parallel`).
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self.device]
+        provider = f"{self.device.upper()}ExecutionProvider"
         if provider not in runtime.get_available_providers():
             raise AnomalyError(
                 f"ONNX Runtime has no {provider} here, only {runtime.get_available_providers()}: "
